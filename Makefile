@@ -1,0 +1,21 @@
+# Each target sets up all it needs, from the Debian packages on, and is cheap when repeated.
+RELEASE = build/release
+
+build: configure
+	cmake --build --preset release
+
+demo: configure  # asks the shipped model about 32,000 tokens, dense and by entropy
+	cmake --build --preset release --target entropyinfer
+	$(RELEASE)/apps/entropyinfer demo models/needle-8m
+
+test: build
+	ctest --preset release
+
+configure:
+	tools/install_packages build
+	cmake --preset release
+
+clean:
+	rm -rf build
+
+.PHONY: build demo test configure clean

@@ -1,0 +1,133 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+
+#include "apps/bench/measure.h"
+#include "apps/bench/prompt.h"
+#include "apps/bench/report.h"
+#include "apps/cli/command.h"
+#include "apps/cli/report.h"
+#include "apps/cli/units.h"
+#include "ei/base/fail.h"
+#include "ei/engine/named_shapes.h"
+
+namespace ei::cli {
+namespace {
+
+// What runs now, on stderr: one line that changes, or a line each where that is not a terminal.
+void announce(const std::string& text) {
+  static const bool terminal = isatty(STDERR_FILENO) != 0;
+  fmt::print(stderr, "{}{}{}", terminal ? "\r\033[K" : "", text, terminal ? "" : "\n");
+  std::fflush(stderr);
+}
+
+// Ctrl-C ends the program: there is nothing here to be kept.
+class Bench {
+ public:
+  explicit Bench(CLI::App& command) {
+    const CLI::Range any_count(int64_t{0}, int64_t{1} << 24);
+    command.add_option("model", model_, "Directory of a Hugging Face checkpoint")
+        ->option_text("MODEL");
+    command.add_option("--shape", shape_, "Random weights in the shape of this model instead")
+        ->check(CLI::IsMember(shape_names()));
+    command.add_flag("--kernels", kernels_,
+                     "Every kernel on its own, against the machine's limits");
+    command.add_option("--only", kernel_options_.only,
+                       "With --kernels: those whose name has this in it");
+    const auto list = [&](const char* flag, auto& values, const char* text, const char* help) {
+      return command.add_option(flag, values, help)->delimiter(',')->option_text(text);
+    };
+    list("-p,--prompt", options_.prompts, "N,... [512,8192]",
+         "Read prompts of so many tokens; 0: none")
+        ->check(any_count);
+    list("-n,--answer", options_.answers, "N,... [32]", "Write so many tokens; 0: none")
+        ->check(any_count);
+    list("-d,--depth", options_.depths, "N,... [0]", "Write them after a prompt of so many tokens")
+        ->check(any_count);
+    list("--prefill", options_.prefills, "dense,entropy [both]", "How prompts are read")
+        ->check(CLI::IsMember({"dense", "entropy"}));
+    list("--decode", options_.decodes, "full,latent [full]",
+         "The cache that answers are written from")
+        ->check(CLI::IsMember({"full", "latent"}));
+    list("--dense-layers", options_.dense_layers, "N,... [1]",
+         "First layers that --prefill entropy reads densely")
+        ->check(CLI::Range(int64_t{0}, int64_t{1000}));
+    command
+        .add_option("-r,--repetitions", options_.repetitions, "Runs of each, after one to warm up")
+        ->check(CLI::Range(int64_t{1}, int64_t{1000}))
+        ->option_text("N [3]");
+    command.add_option("-t,--threads", engine_options_.threads, "CPU threads; 0: all cores")
+        ->check(CLI::Range(0, 4096))
+        ->option_text("N [0]");
+    command
+        .add_option_function<std::string>(
+            "-o,--output",
+            [this](const std::string& name) {
+              format_ = name == "md"    ? bench::Format::kMd
+                        : name == "csv" ? bench::Format::kCsv
+                                        : bench::Format::kJson;
+            },
+            "How the table is written")
+        ->check(CLI::IsMember({"md", "csv", "json"}))
+        ->option_text("md|csv|json [md]");
+  }
+
+  int operator()() {
+    const std::string text = kernels_ ? kernels() : models();
+    if (isatty(STDERR_FILENO)) announce("");
+    print(text);
+    return kExitOk;
+  }
+
+ private:
+  std::string kernels() {
+    kernel_options_.threads = engine_options_.threads;
+    const KernelReport report =
+        bench_kernels(kernel_options_, [](const std::string& kernel, const std::string& size) {
+          announce(kernel + (size.empty() ? "" : ": " + size));
+        });
+    return bench::report(bench::facts(bench::this_machine(), report.device), report, format_);
+  }
+
+  std::string models() {
+    require(model_.empty() != shape_.empty(), "bench: give either MODEL or --shape NAME");
+    const std::vector<bench::Group> plan = bench::make_plan(options_);
+    int64_t longest = 0;
+    for (const bench::Group& group : plan) longest = std::max(longest, group.work.prompt_tokens());
+
+    announce("loading");
+    Engine engine =
+        model_.empty() ? Engine::random(shape_, engine_options_) : Engine(model_, engine_options_);
+    const std::vector<int32_t> tokens = model_.empty() ? bench::random_prompt(engine, longest)
+                                                       : bench::text_prompt(engine, longest);
+    const std::vector<bench::Row> rows = bench::measure(
+        engine, plan, options_.repetitions, tokens, [](const std::string& what, double left) {
+          announce(left < 0 ? what : fmt::format("{}, {} left", what, clock_time(left)));
+        });
+    const ModelInfo info = engine.info();
+    bench::Facts facts = bench::facts(bench::this_machine(), info.device);
+    facts.emplace_back("model", model_.empty() ? shape_ + ", random weights" : model_);
+    facts.emplace_back("parameters", grouped(info.n_parameters));
+    return bench::report(facts, rows, format_);
+  }
+
+  std::string model_, shape_;
+  bool kernels_ = false;
+  KernelBenchOptions kernel_options_;
+  EngineOptions engine_options_;
+  bench::Options options_;
+  bench::Format format_ = bench::Format::kMd;
+};
+
+}  // namespace
+
+Command add_bench(CLI::App& program) {
+  CLI::App* command = program.add_subcommand(
+      "bench", "Tokens per second of reading and writing, or the speed of every kernel");
+  return {command, [bench = std::make_shared<Bench>(*command)] { return (*bench)(); }};
+}
+
+}  // namespace ei::cli

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace ei::cli {
+
+class Interrupts;
+
+// A subcommand: its options hang on `app`; run() does the work once they are parsed and returns the
+// exit code. It throws Error (exit code 1) and CLI::ParseError (2).
+struct Command {
+  CLI::App* app;
+  std::function<int()> run;
+};
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitError = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInterrupted = 130;
+
+// One file each.
+Command add_run(CLI::App& program, Interrupts& interrupts);
+Command add_info(CLI::App& program);
+Command add_tokenize(CLI::App& program);
+Command add_score(CLI::App& program, Interrupts& interrupts);
+Command add_demo(CLI::App& program);
+Command add_bench(CLI::App& program);
+
+}  // namespace ei::cli

@@ -1,0 +1,275 @@
+#include "apps/cli/options.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <random>
+#include <type_traits>
+
+namespace ei::cli {
+namespace {
+
+constexpr const char* kModelGroup = "Model";
+constexpr const char* kPolicyGroup = "Policy";
+constexpr const char* kPrefillGroup = "Policy of reading the prompt (--prefill entropy)";
+constexpr const char* kDecodeGroup = "Policy of writing the answer (--decode latent)";
+constexpr const char* kSamplingGroup =
+    "Sampling (default: as the checkpoint's generation_config.json says)";
+
+std::string setting_name(const std::string& flag) {
+  std::string name = flag.substr(2);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+}  // namespace
+
+ModelOptions::ModelOptions(CLI::App& command) {
+  command.add_option("MODEL", path_, "Directory of a Hugging Face checkpoint")->required();
+  command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
+      ->check(CLI::Range(0, 4096))
+      ->option_text("N [0]")
+      ->group(kModelGroup);
+  command
+      .add_option_function<std::string>(
+          "--kv-type",
+          [this](const std::string& name) {
+            options_.kv_type = name == "f32" ? DType::kF32 : DType::kBF16;
+          },
+          "How the KV cache stores its numbers")
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->option_text("bf16|f32 [bf16]")
+      ->group(kModelGroup);
+  command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->option_text("N [2048]")
+      ->group(kModelGroup);
+}
+
+template <class T>
+CLI::Option* PolicyOptions::number(Loop loop, const std::string& flag, Field<T> field,
+                                   const std::string& help) {
+  // By the digits that give back the number: 0.4, not the 0.4000000059604645 that a float holds.
+  settings_.push_back({loop, setting_name(flag), [field](Policies& p) {
+                         return nlohmann::ordered_json::parse(fmt::format("{}", field(p)));
+                       }});
+  Policies defaults;
+  return command_
+      .add_option_function<T>(
+          flag,
+          [this, field](const T& value) {
+            overrides_.push_back([field, value](Policies& p) { field(p) = value; });
+          },
+          help)
+      ->option_text(
+          fmt::format("{} [{}]", std::is_floating_point_v<T> ? "X" : "N", field(defaults)))
+      ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
+}
+
+template <class T>
+void PolicyOptions::choice(Loop loop, const std::string& flag, Field<T> field,
+                           std::vector<std::pair<std::string, T>> names, const std::string& help) {
+  const auto name_of = [names](T value) {
+    return std::find_if(names.begin(), names.end(), [&](auto& n) { return n.second == value; })
+        ->first;
+  };
+  settings_.push_back(
+      {loop, setting_name(flag), [field, name_of](Policies& p) { return name_of(field(p)); }});
+  std::vector<std::string> allowed;
+  std::string text;
+  for (const auto& [name, value] : names) {
+    allowed.push_back(name);
+    text += (text.empty() ? "" : "|") + name;
+  }
+  Policies defaults;
+  command_
+      .add_option_function<std::string>(
+          flag,
+          [this, field, names](const std::string& name) {
+            for (const auto& [n, value] : names)
+              if (n == name)
+                overrides_.push_back([field, v = value](Policies& p) { field(p) = v; });
+          },
+          help)
+      ->check(CLI::IsMember(allowed))
+      ->option_text(fmt::format("{} [{}]", text, name_of(field(defaults))))
+      ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
+}
+
+void PolicyOptions::yes(Loop loop, const std::string& flag, Field<bool> field,
+                        const std::string& help) {
+  settings_.push_back({loop, setting_name(flag), [field](Policies& p) { return field(p); }});
+  command_
+      .add_flag_function(
+          flag,
+          [this, field](int64_t count) {
+            overrides_.push_back([field, count](Policies& p) { field(p) = count > 0; });
+          },
+          help)
+      ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
+}
+
+PolicyOptions::PolicyOptions(CLI::App& command) : command_(command) {
+  const auto policy = [&](const char* flag, std::string& value, std::vector<std::string> names,
+                          const char* text, const char* help) {
+    command.add_option(flag, value, help)
+        ->check(CLI::IsMember(std::move(names)))
+        ->option_text(text)
+        ->group(kPolicyGroup);
+  };
+  policy("--prefill", prefill_, {"entropy", "dense"}, "entropy|dense [entropy]",
+         "How the prompt is read: blocks chosen by attention entropy, or all of them");
+  policy("--decode", decode_, {"latent", "full"}, "latent|full [latent]",
+         "The cache of the answer: what the first generated tokens vote for, or all of it");
+  policy("--preset", preset_, {"default", "reference"}, "default|reference [default]",
+         "Where the settings below start: ours, or the authors' released code");
+  add_prefill_settings();
+  add_decode_settings();
+}
+
+void PolicyOptions::add_prefill_settings() {
+  constexpr Loop kLoop = Loop::kPrefill;
+  using P = Policies;
+  number<float>(
+      kLoop, "--base-budget", [](P& p) -> float& { return p.prefill.budget.base; },
+      "Past tokens that a head attends to at least");
+  number<int64_t>(
+      kLoop, "--segment", [](P& p) -> int64_t& { return p.prefill.segment; },
+      "Queries that choose blocks together");
+  number<int64_t>(
+      kLoop, "--block", [](P& p) -> int64_t& { return p.prefill.block; },
+      "Keys chosen together; divides the segment");
+  number<int64_t>(
+      kLoop, "--threshold", [](P& p) -> int64_t& { return p.prefill.threshold_len; },
+      "Segments that start before this token are dense");
+  number<int64_t>(
+      kLoop, "--dense-layers", [](P& p) -> int64_t& { return p.prefill.dense_layers; },
+      "First layers that are dense");
+  number<int64_t>(
+      kLoop, "--dense-tail", [](P& p) -> int64_t& { return p.prefill.dense_tail; },
+      "A last segment shorter than this makes the one before it dense as well");
+  number<float>(
+      kLoop, "--e-t", [](P& p) -> float& { return p.prefill.budget.e_t; },
+      "Entropy in nats below which a head is rigid");
+  number<float>(
+      kLoop, "--delta-t", [](P& p) -> float& { return p.prefill.budget.delta_t; },
+      "Growth of entropy that leaves a budget as it is");
+  number<float>(
+      kLoop, "--alpha", [](P& p) -> float& { return p.prefill.budget.alpha; },
+      "Step of a budget, in units of the base budget");
+  choice<Rank>(
+      kLoop, "--rank", [](P& p) -> Rank& { return p.prefill.rank; },
+      {{"score", Rank::kScore}, {"probability", Rank::kProbability}}, "What blocks are ranked by");
+  choice<bool>(
+      kLoop, "--budgets", [](P& p) -> bool& { return p.prefill.budget.max_over_heads; },
+      {{"per-head", false}, {"max-over-heads", true}},
+      "Each head's own budget, or the largest for all");
+  choice<bool>(
+      kLoop, "--rigid", [](P& p) -> bool& { return p.prefill.budget.rigid_whole_prompt; },
+      {{"so-far", false}, {"whole-prompt", true}},
+      "Whether a head is rigid by the segments so far or by all of the prompt");
+  yes(
+      kLoop, "--score-scale", [](P& p) -> bool& { return p.prefill.scale_scores; },
+      "Divide block scores by the root of the head size");
+  number<int64_t>(
+      kLoop, "--sink-blocks", [](P& p) -> int64_t& { return p.prefill.sink_blocks; },
+      "Blocks at the start that are always kept");
+  number<int64_t>(
+      kLoop, "--recent-blocks", [](P& p) -> int64_t& { return p.prefill.recent_blocks; },
+      "Blocks before the segment that are always kept");
+}
+
+void PolicyOptions::add_decode_settings() {
+  constexpr Loop kLoop = Loop::kDecode;
+  using P = Policies;
+  number<int64_t>(
+      kLoop, "--budget", [](P& p) -> int64_t& { return p.decode.budget; },
+      "Cache entries kept per head");
+  number<int64_t>(
+      kLoop, "--decode-gap", [](P& p) -> int64_t& { return p.decode.gap; },
+      "Tokens written before the cache is compressed; -1: right after the prompt");
+  number<int64_t>(
+      kLoop, "--window", [](P& p) -> int64_t& { return p.decode.window; },
+      "Newest queries that vote on what is kept");
+  choice<Pooling>(
+      kLoop, "--pooling", [](P& p) -> Pooling& { return p.decode.pooling; },
+      {{"avg", Pooling::kAvg}, {"max", Pooling::kMax}, {"none", Pooling::kNone}},
+      "How votes are smoothed along the tokens");
+  number<int64_t>(
+      kLoop, "--kernel", [](P& p) -> int64_t& { return p.decode.kernel; },
+      "Width of the pool, odd");
+  number<int64_t>(
+      kLoop, "--regrow", [](P& p) -> int64_t& { return p.decode.regrow; },
+      "Compress again after so many more tokens; 0: never");
+  choice<GroupReduce>(
+      kLoop, "--reduce", [](P& p) -> GroupReduce& { return p.decode.reduce; },
+      {{"mean", GroupReduce::kMean}, {"max", GroupReduce::kMax}},
+      "How the query heads of a KV head vote together");
+  choice<KvScope>(
+      kLoop, "--kv-scope", [](P& p) -> KvScope& { return p.decode.scope; },
+      {{"kv", KvScope::kKvHead}, {"query", KvScope::kQueryHead}},
+      "Whether each KV head or each query head keeps its own entries");
+  yes(
+      kLoop, "--off-by-one", [](P& p) -> bool& { return p.decode.off_by_one; },
+      "Let one key after each voting query count, as the released code does");
+}
+
+Policies PolicyOptions::policies() const {
+  Policies p;
+  if (preset_ == "reference") p = {PrefillPolicy::reference(), DecodePolicy::reference()};
+  for (const auto& override_field : overrides_) override_field(p);
+  if (prefill_ == "dense") p.prefill.threshold_len = PrefillPolicy::dense().threshold_len;
+  if (decode_ == "full") p.decode.budget = DecodePolicy::full().budget;
+  try {
+    validate(p.prefill);
+    validate(p.decode);
+  } catch (const Error& error) {
+    throw CLI::ValidationError(error.what());
+  }
+  return p;
+}
+
+nlohmann::ordered_json PolicyOptions::describe() const {
+  Policies p = policies();
+  nlohmann::ordered_json out = {{"prefill", prefill_}, {"decode", decode_}, {"preset", preset_}};
+  for (const Setting& setting : settings_)
+    if (setting.loop == Loop::kPrefill ? !p.prefill.is_dense() : !p.decode.is_full())
+      out[setting.name] = setting.value(p);
+  return out;
+}
+
+SamplingOptions::SamplingOptions(CLI::App& command) {
+  const auto add = [&](const char* flag, auto& value, auto min, auto max, const char* text,
+                       const char* help) {
+    command.add_option(flag, value, help)
+        ->check(CLI::Range(min, max))
+        ->option_text(text)
+        ->group(kSamplingGroup);
+  };
+  add("--temp", temperature_, 0.0, 100.0, "X", "Temperature; 0: always the likeliest token");
+  add("--top-k", top_k_, 0, INT32_MAX, "N", "Draw among the N likeliest tokens; 0: all");
+  add("--top-p", top_p_, 0.0, 1.0, "X", "Draw among the fewest tokens that have this probability");
+  add("--min-p", min_p_, 0.0, 1.0, "X",
+      "Draw among tokens at least X times as likely as the likeliest");
+  add("--repetition-penalty", repetition_penalty_, 0.01, 100.0, "X",
+      "Make tokens that were there less likely; 1: off");
+  command
+      .add_option("--seed", seed_, "Start of the random numbers; without it, a new one each time")
+      ->option_text("N")
+      ->group(kSamplingGroup);
+}
+
+SamplingParams SamplingOptions::params(const Engine& engine) const {
+  SamplingParams p = engine.default_sampling();
+  p.temperature = temperature_.value_or(p.temperature);
+  p.top_k = top_k_.value_or(p.top_k);
+  p.top_p = top_p_.value_or(p.top_p);
+  p.min_p = min_p_.value_or(p.min_p);
+  p.repetition_penalty = repetition_penalty_.value_or(p.repetition_penalty);
+  p.seed = seed_ ? *seed_ : std::random_device()();
+  return p;
+}
+
+}  // namespace ei::cli

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ei/engine/engine.h"
+
+namespace ei::cli {
+
+// Options that several subcommands share. Each class adds its flags to a subcommand and must stay
+// where it is until the command line is parsed: the flags write into it.
+
+// Which checkpoint, and how it runs here.
+class ModelOptions {
+ public:
+  explicit ModelOptions(CLI::App& command);
+  ModelOptions(const ModelOptions&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  Engine load() const { return Engine(path_, options_); }
+
+ private:
+  std::filesystem::path path_;
+  EngineOptions options_;
+};
+
+struct Policies {
+  PrefillPolicy prefill;
+  DecodePolicy decode;
+};
+
+// How the attention is spent: a preset and whatever is set beside it.
+class PolicyOptions {
+ public:
+  explicit PolicyOptions(CLI::App& command);
+  PolicyOptions(const PolicyOptions&) = delete;
+
+  // Throws CLI::ValidationError when the settings do not fit each other.
+  Policies policies() const;
+  // Every setting that matters, by the name of its flag.
+  nlohmann::ordered_json describe() const;
+
+ private:
+  enum class Loop { kPrefill, kDecode };
+  template <class T>
+  using Field = T& (*)(Policies&);
+
+  // Adds a flag for one field of Policies, whose help shows the default.
+  template <class T>
+  CLI::Option* number(Loop loop, const std::string& flag, Field<T> field, const std::string& help);
+  template <class T>
+  void choice(Loop loop, const std::string& flag, Field<T> field,
+              std::vector<std::pair<std::string, T>> names, const std::string& help);
+  void yes(Loop loop, const std::string& flag, Field<bool> field, const std::string& help);
+
+  void add_prefill_settings();
+  void add_decode_settings();
+
+  struct Setting {
+    Loop loop;
+    std::string name;
+    std::function<nlohmann::ordered_json(Policies&)> value;
+  };
+
+  CLI::App& command_;
+  std::string prefill_ = "entropy";
+  std::string decode_ = "latent";
+  std::string preset_ = "default";
+  std::vector<std::function<void(Policies&)>> overrides_;  // of the preset, by explicit flags
+  std::vector<Setting> settings_;
+};
+
+// How tokens are drawn: the checkpoint's defaults and whatever is set beside them.
+class SamplingOptions {
+ public:
+  explicit SamplingOptions(CLI::App& command);
+  SamplingOptions(const SamplingOptions&) = delete;
+
+  // Without --seed, a new seed each time.
+  SamplingParams params(const Engine& engine) const;
+
+ private:
+  std::optional<float> temperature_, top_p_, min_p_, repetition_penalty_;
+  std::optional<int32_t> top_k_;
+  std::optional<uint64_t> seed_;
+};
+
+}  // namespace ei::cli

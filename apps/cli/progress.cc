@@ -1,0 +1,86 @@
+#include "apps/cli/progress.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+
+#include "apps/cli/units.h"
+
+namespace ei::cli {
+namespace {
+
+bool set_and_not_empty(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value && *value;
+}
+
+int terminal_width() {
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+}  // namespace
+
+std::string progress_text(const std::string& label, int64_t done, int64_t total, double per_s,
+                          double s_left, int width) {
+  const double share = total > 0 ? double(done) / double(total) : 1;
+  const std::string head = fmt::format("{} {:3.0f}% [", label, 100 * share);
+  std::string tail = fmt::format("] {}/{}", grouped(done), grouped(total));
+  if (per_s > 0)
+    tail += fmt::format("  {} tokens/s  {} left", human_rate(per_s), clock_time(s_left));
+  const auto room = static_cast<int64_t>(width) - static_cast<int64_t>(head.size() + tail.size());
+  const int64_t bar = std::clamp<int64_t>(room, 0, 40);
+  const auto full = static_cast<int64_t>(share * double(bar));
+  return (head + std::string(size_t(full), '#') + std::string(size_t(bar - full), '.') + tail)
+      .substr(0, static_cast<size_t>(std::max(width, 0)));
+}
+
+ProgressBar::ProgressBar(std::string label)
+    : label_(std::move(label)),
+      on_(isatty(STDERR_FILENO) != 0),
+      color_(!set_and_not_empty("NO_COLOR")),
+      start_(std::chrono::steady_clock::now()),
+      last_(start_) {}
+
+void ProgressBar::update(int64_t done, int64_t total, int64_t cached) {
+  if (!on_) return;
+  const auto now = std::chrono::steady_clock::now();
+  const auto per_second = [&](int64_t n, std::chrono::steady_clock::time_point since) {
+    const double s = std::chrono::duration<double>(now - since).count();
+    return s > 0 ? double(n) / s : 0;
+  };
+  // A long prompt is read ever more slowly: the newest step tells best how long the rest takes.
+  const double newest = per_second(done - std::max(last_done_, cached), last_);
+  const double s_left = newest > 0 ? double(total - done) / newest : 0;
+  last_ = now;
+  last_done_ = done;
+  const std::string text = progress_text(label_, done, total, per_second(done - cached, start_),
+                                         s_left, terminal_width() - 1);
+  fmt::print(stderr, "\r{}{}{}\033[K", color_ ? "\033[36m" : "", text, color_ ? "\033[0m" : "");
+  std::fflush(stderr);
+  shown_ = true;
+}
+
+void ProgressBar::clear() {
+  if (!shown_) return;
+  fmt::print(stderr, "\r\033[K");
+  std::fflush(stderr);
+  shown_ = false;
+}
+
+Callbacks watch(ProgressBar& progress, std::function<void(std::string_view)> on_text) {
+  return {.on_text =
+              [&progress, on_text = std::move(on_text)](std::string_view text) {
+                progress.clear();
+                if (on_text) on_text(text);
+              },
+          .on_prefill = [&progress](int64_t done, int64_t total,
+                                    int64_t cached) { progress.update(done, total, cached); }};
+}
+
+}  // namespace ei::cli

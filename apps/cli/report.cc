@@ -1,0 +1,73 @@
+#include "apps/cli/report.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "apps/cli/units.h"
+#include "ei/base/fail.h"
+
+namespace ei::cli {
+
+const char* finish_reason(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+  }
+  return "";
+}
+
+nlohmann::ordered_json to_json(const Generation& g, double load_ms,
+                               const nlohmann::ordered_json& policy) {
+  return {
+      {"text", g.text},
+      {"tokens", g.tokens},
+      {"finish_reason", finish_reason(g.finish_reason)},
+      {"usage", {{"prompt_tokens", g.prompt_tokens}, {"completion_tokens", g.tokens.size()}}},
+      {"timings",
+       {{"load_ms", load_ms},
+        {"prefill_ms", g.timings.prefill_ms},
+        {"decode_ms", g.timings.decode_ms},
+        {"prefill_tps", g.timings.prefill_tps},
+        {"decode_tps", g.timings.decode_tps}}},
+      {"sparsity",
+       {{"density", g.sparsity.density},
+        {"kept_blocks_mean", g.sparsity.kept_blocks_mean},
+        {"rigid_heads", g.sparsity.rigid_heads},
+        {"dynamic_heads", g.sparsity.dynamic_heads}}},
+      {"kv",
+       {{"bytes", g.kv.bytes}, {"bytes_full", g.kv.bytes_full}, {"compressed", g.kv.compressed}}},
+      {"policy", policy},
+  };
+}
+
+std::string stats_line(const Generation& g) {
+  std::string cached;
+  if (g.cached_tokens > 0) cached = fmt::format(" ({} known already)", grouped(g.cached_tokens));
+  return fmt::format(
+      "{} prompt tokens{} in {} ({}/s), {} answered at {}/s; attention {:.1f}% of dense, KV cache "
+      "{} of {}",
+      grouped(g.prompt_tokens), cached, human_ms(g.timings.prefill_ms),
+      human_rate(g.timings.prefill_tps), grouped(static_cast<int64_t>(g.tokens.size())),
+      human_rate(g.timings.decode_tps), 100 * g.sparsity.density, human_bytes(g.kv.bytes),
+      human_bytes(g.kv.bytes_full));
+}
+
+void print(std::string_view text) {
+  const bool ok = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  require(ok && std::fflush(stdout) == 0, "standard output: {}", std::strerror(errno));
+}
+
+std::string dump(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+void print_json(const nlohmann::ordered_json& json) { print(dump(json) + "\n"); }
+
+}  // namespace ei::cli

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "ei/engine/engine.h"
+#include "ei/engine/sequence.h"
+
+namespace ei::server {
+
+// What a client did wrong, or the server cannot do, as OpenAI's error body says it.
+class ApiError : public Error {
+ public:
+  ApiError(int status, std::string type, const std::string& what, std::string param = {},
+           std::string code = {})
+      : Error(what),
+        status(status),
+        type(std::move(type)),
+        param(std::move(param)),
+        code(std::move(code)) {}
+  int status;
+  std::string type, param, code;
+};
+
+// What the server does where a request says nothing, and what a request may ask for at most.
+struct RequestDefaults {
+  PrefillPolicy prefill;
+  DecodePolicy decode;
+  SamplingParams sampling;
+  int64_t chat_max_tokens = 2048;
+  int64_t max_choices = 128;  // n times the number of prompts
+  size_t max_json_bytes = 64 << 20;
+};
+
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+// A request to /v1/chat/completions or /v1/completions, checked.
+struct ApiRequest {
+  bool chat = false;
+  std::vector<Message> messages;  // of a chat
+  bool thinking = true;
+  std::vector<Prompt> prompts;  // of a completion, at least one
+
+  Request request;  // all but the prompt
+  SequenceOptions options;
+  int64_t n = 1;
+  bool echo = false;
+  bool stream = false;
+  bool include_usage = false;
+  bool return_progress = false;
+  int64_t timeout_ms = 0;  // 0: none of its own
+};
+
+// Throw ApiError (400) naming the field, what is allowed and what was found. Fields that are not
+// known are ignored, as OpenAI's clients expect.
+ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults);
+ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults);
+// The messages of {"messages": [...]}, for /apply-template.
+std::vector<Message> parse_messages_request(std::string_view body, const RequestDefaults& defaults);
+// {"content" or "prompt" or "text": "..."} and {"tokens": [...]}.
+std::string parse_text_request(std::string_view body, const RequestDefaults& defaults);
+std::vector<int32_t> parse_tokens_request(std::string_view body, const RequestDefaults& defaults);
+
+}  // namespace ei::server

@@ -1,0 +1,211 @@
+#include "apps/server/serve.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <future>
+#include <memory>
+
+#include "apps/cli/interrupt.h"
+#include "apps/cli/options.h"
+#include "apps/cli/units.h"
+#include "apps/server/api.h"
+#include "apps/server/http.h"
+#include "apps/server/log.h"
+
+namespace ei::cli {
+namespace {
+
+// One key per line; empty lines and those that begin with # are none.
+std::vector<std::string> read_keys(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw Error(fmt::format("--api-key-file {}: cannot be opened", path));
+  std::vector<std::string> keys;
+  for (std::string line; std::getline(file, line);) {
+    while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
+    if (!line.empty() && line[0] != '#') keys.push_back(line);
+  }
+  if (keys.empty()) throw Error(fmt::format("--api-key-file {}: holds no key", path));
+  return keys;
+}
+
+class Serve {
+ public:
+  Serve(CLI::App& command, Interrupts& interrupts)
+      : interrupts_(interrupts), model_(command), policy_(command) {
+    const char* group = "Network";
+    const auto size = [](CLI::Option* option, const char* text, const char* in_group) {
+      option->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))->option_text(text)->group(in_group);
+    };
+    command.add_option("--host", http_.address, "Address to listen on; 0.0.0.0: all networks")
+        ->option_text("A [127.0.0.1]")
+        ->group(group);
+    command.add_option("--port", http_.port, "0: any that is free")
+        ->option_text("N [8000]")
+        ->group(group);
+    command.add_option("--alias", api_.model_name, "The model's name; else its directory's")
+        ->option_text("NAME")
+        ->group(group);
+    command
+        .add_option("--api-key", api_.api_keys, "Who has one of these may call; may be repeated")
+        ->option_text("KEY ...")
+        ->expected(1)
+        ->take_all()
+        ->group(group);
+    command.add_option("--api-key-file", key_file_, "The same, one per line")
+        ->option_text("F")
+        ->group(group);
+    command
+        .add_option("--cors-origins", api_.cors_origins,
+                    "Origins whose pages may call, separated by commas; *: all")
+        ->delimiter(',')
+        ->option_text("URL,...")
+        ->group(group);
+    command
+        .add_option("--allowed-hosts", api_.allowed_hosts,
+                    "Names this server is reached by, beside localhost and addresses; *: all")
+        ->delimiter(',')
+        ->option_text("NAME,...")
+        ->group(group);
+    size(command.add_option("--max-body", http_.max_body_bytes, "Largest request"), "SIZE [64MiB]",
+         group);
+    command.add_option("--io-threads", http_.n_threads, "Threads that speak HTTP")
+        ->check(CLI::Range(1, 64))
+        ->option_text("N [4]")
+        ->group(group);
+    http_.n_threads = 4;
+
+    group = "Load";
+    command
+        .add_option("--max-sequences", scheduler_.max_sequences,
+                    "Requests read or written at the same time")
+        ->check(CLI::Range(1, 1024))
+        ->option_text("N [16]")
+        ->group(group);
+    command.add_option("--max-waiting", scheduler_.max_waiting, "Requests that may wait")
+        ->check(CLI::Range(0, 1 << 20))
+        ->option_text("N [256]")
+        ->group(group);
+    command
+        .add_option("--max-waiting-tokens", scheduler_.max_waiting_tokens,
+                    "Prompt tokens that may wait")
+        ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+        ->option_text("N [4194304]")
+        ->group(group);
+    size(command.add_option("--kv-memory", kv_bytes_,
+                            "For the caches of running requests; else half of what is free"),
+         "SIZE", group);
+    size(command.add_option("--prefix-memory", prefix_bytes_,
+                            "For prompts that may come again, 0: none; else a quarter of it"),
+         "SIZE", group);
+    command.add_option("--default-max-tokens", max_tokens_, "Longest answer unless a chat says")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+        ->option_text("N [2048]")
+        ->group(group);
+    command
+        .add_option("--request-timeout", request_timeout_s_, "Seconds for a request; 0: no limit")
+        ->check(CLI::Range(0, 1 << 20))
+        ->option_text("N [0]")
+        ->group(group);
+    command
+        .add_option("--drain-timeout", drain_timeout_s_,
+                    "Seconds that requests have to finish when the server is stopped")
+        ->check(CLI::Range(0, 1 << 20))
+        ->option_text("N [30]")
+        ->group(group);
+
+    group = "Log";
+    command.add_flag("--log-json", log_json_, "One JSON object per line")->group(group);
+    command.add_flag("--quiet", quiet_, "Warnings only")->group(group);
+  }
+
+  int operator()() {
+    server::set_up_log(log_json_, quiet_);
+    const Policies policies = policy_.policies();
+    if (key_file_)
+      for (std::string& key : read_keys(*key_file_)) api_.api_keys.push_back(std::move(key));
+    if (api_.model_name.empty())
+      api_.model_name = std::filesystem::weakly_canonical(model_.path()).filename().string();
+    api_.request_timeout = std::chrono::seconds(request_timeout_s_);
+    scheduler_.prefill = policies.prefill;
+    scheduler_.kv_bytes = static_cast<int64_t>(kv_bytes_.value_or(0));
+    if (prefix_bytes_) scheduler_.prefix_bytes = static_cast<int64_t>(*prefix_bytes_);
+
+    // The port is taken and /health answers while the model is loaded.
+    Interrupts::Scope scope(interrupts_);
+    std::optional<Engine> engine;
+    server::Api api(api_);
+    server::HttpServer http(http_, [&](std::shared_ptr<server::Exchange> exchange) {
+      api.handle(std::move(exchange));
+    });
+    engine.emplace(model_.load());
+    api.serve(*engine, scheduler_,
+              {.prefill = policies.prefill,
+               .decode = policies.decode,
+               .chat_max_tokens = max_tokens_,
+               .max_json_bytes = http_.max_body_bytes});
+    say_hello(http.port(), *engine, api.scheduler().stats());
+
+    std::promise<void> stopped;
+    std::stop_callback on_stop(scope.token(), [&] { stopped.set_value(); });
+    stopped.get_future().wait();
+
+    // A second signal ends the program at once (Interrupts).
+    server::log_event("draining", {{"deadline_s", drain_timeout_s_}});
+    api.scheduler().drain();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(drain_timeout_s_);
+    const bool idle = api.scheduler().wait_idle(deadline);
+    if (!idle) {
+      api.scheduler().cancel_all();
+      api.scheduler().wait_idle(std::chrono::steady_clock::now() + std::chrono::seconds(30));
+    }
+    http.stop_listening();
+    http.flush(std::chrono::seconds(5));
+    server::log_event("stopped", {{"all_answered", idle}});
+    return kExitOk;
+  }
+
+ private:
+  void say_hello(int port, const Engine& engine, const SchedulerStats& stats) const {
+    const std::string host = http_.address == "0.0.0.0" ? "127.0.0.1" : http_.address;
+    const std::string url = fmt::format("http://{}:{}", host, port);
+    const ModelInfo info = engine.info();
+    const SamplingParams sampling = engine.default_sampling();
+    server::log_event("ready", {{"model", api_.model_name},
+                                {"device", info.device},
+                                {"load_ms", int64_t(info.load_ms)},
+                                {"max_context", info.max_context},
+                                {"temperature", sampling.temperature},
+                                {"kv_memory", human_bytes(stats.kv_bytes_max)},
+                                {"kv_bytes_per_token", info.kv_bytes_per_token},
+                                {"weights", human_bytes(info.weight_bytes)}});
+    const char* key = api_.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";
+    fmt::print(
+        "Serving {} at {} (chat page, /v1, /metrics). Try:\n"
+        "  curl {}/v1/chat/completions -H 'Content-Type: application/json'{} -d "
+        "'{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
+        api_.model_name, url, url, key);
+    std::fflush(stdout);
+  }
+
+  Interrupts& interrupts_;
+  ModelOptions model_;
+  PolicyOptions policy_;
+  server::HttpOptions http_;
+  server::ApiOptions api_;
+  SchedulerOptions scheduler_;
+  std::optional<std::string> key_file_;
+  std::optional<uint64_t> kv_bytes_, prefix_bytes_;
+  int64_t max_tokens_ = 2048;
+  int request_timeout_s_ = 0, drain_timeout_s_ = 30;
+  bool log_json_ = false, quiet_ = false;
+};
+
+}  // namespace
+
+Command add_serve(CLI::App& program, Interrupts& interrupts) {
+  CLI::App* command = program.add_subcommand("serve", "Answer over HTTP as OpenAI's API does");
+  return {command, [serve = std::make_shared<Serve>(*command, interrupts)] { return (*serve)(); }};
+}
+
+}  // namespace ei::cli

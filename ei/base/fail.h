@@ -1,0 +1,21 @@
+#pragma once
+
+#include <fmt/format.h>
+
+#include "ei/base/error.h"
+
+namespace ei {
+
+// Throws Error with a formatted message: fail("{}: {} is {}, expected {}", file, field, got, want).
+template <class... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// As fail(), unless `ok`.
+template <class... Args>
+void require(bool ok, fmt::format_string<Args...> format, Args&&... args) {
+  if (!ok) throw Error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+}  // namespace ei

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <vector>
+
+#include "ei/ops/backend.h"
+#include "ei/ops/buffer.h"
+
+namespace ei {
+
+// The newest queries of every layer of one sequence: the window whose attention decides what a
+// compression keeps (method.md 2.1). A ring: the query of position p is row p % n_rows().
+class QueryWindow {
+ public:
+  // n_rows 0: nothing is remembered.
+  QueryWindow(Backend& backend, int64_t n_layers, int64_t n_rows, int64_t width)
+      : backend_(&backend), n_rows_(n_rows), width_(width) {
+    for (int64_t l = 0; n_rows > 0 && l < n_layers; ++l)
+      rings_.emplace_back(backend, n_rows * width * backend.act_bytes());
+  }
+
+  int64_t n_rows() const { return n_rows_; }
+  Act ring(int layer) const {
+    return {rings_[static_cast<size_t>(layer)].data(), n_rows_, width_, backend_->act_bytes()};
+  }
+
+  // q [n, n_heads * d] of positions begin, begin + 1, ...
+  void save(int layer, const Act& q, int64_t begin) {
+    if (n_rows_ == 0) return;
+    const Act to = ring(layer);
+    backend_->run(SaveQueries{.q = q, .rings = {&to, 1}, .positions = {&begin, 1}});
+  }
+
+ private:
+  Backend* backend_;
+  int64_t n_rows_;
+  int64_t width_;
+  std::vector<Buffer> rings_;
+};
+
+}  // namespace ei

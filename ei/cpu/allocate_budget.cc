@@ -1,0 +1,38 @@
+#include "ei/ops/allocate_budget.h"
+
+#include <algorithm>
+
+#include "ei/cpu/cpu_backend.h"
+
+namespace ei::cpu {
+
+// A few hundred steps a head: not worth a second thread.
+void CpuBackend::run(const AllocateBudget& op) {
+  check(op);
+  const int64_t n_heads = op.blocks.dim(0), n_segments = op.blocks.dim(1);
+  const int64_t end = op.first_segment + n_segments;
+  for (int64_t h = 0; h < n_heads; ++h) {
+    const float* entropy = op.entropy[h].data;
+    const bool rigid = std::all_of(entropy + std::min<int64_t>(1, end), entropy + end,
+                                   [&](float e) { return e < op.rule.e_t; });
+    BudgetRecurrence recurrence(op.rule);
+    for (int64_t s = 0; s < end; ++s) {
+      const float budget = s == 0 ? op.rule.base : recurrence.step(s, entropy[s], rigid);
+      if (s >= op.first_segment) op.tokens[h][s - op.first_segment] = budget;
+    }
+  }
+  for (int64_t i = 0; i < n_segments; ++i) {
+    const int64_t s = op.first_segment + i;
+    float most = 0;
+    for (int64_t h = 0; h < n_heads; ++h) most = std::max(most, op.tokens[h][i]);
+    for (int64_t h = 0; h < n_heads; ++h) {
+      if (op.rule.max_over_heads) op.tokens[h][i] = most;
+      const int64_t wanted = static_cast<int64_t>(op.tokens[h][i]) / op.block;
+      const bool dense = s < op.dense_before || s >= op.dense_from;
+      op.blocks[h][i] =
+          dense ? kAllBlocks : static_cast<int32_t>(std::min(wanted, s * op.segment / op.block));
+    }
+  }
+}
+
+}  // namespace ei::cpu

@@ -1,0 +1,129 @@
+#include "ei/cpu/backend.h"
+
+#include <omp.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "ei/base/fail.h"
+#include "ei/cpu/cpu_backend.h"
+
+namespace ei {
+namespace cpu {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// The number in a file that holds one; -1 if there is none (a cgroup without limit says "max").
+int64_t read_number(const char* path) {
+  std::ifstream file(path);
+  int64_t value = 0;
+  return file >> value ? value : -1;
+}
+
+int64_t mem_available() {
+  std::ifstream file("/proc/meminfo");
+  std::string field;
+  for (int64_t kib; file >> field; file.ignore(256, '\n'))
+    if (field == "MemAvailable:" && file >> kib) return kib * 1024;
+  return INT64_MAX;
+}
+
+}  // namespace
+
+Scratch::~Scratch() { std::free(data_); }
+
+void* Scratch::bytes(int64_t n) {
+  if (n > bytes_) {
+    std::free(data_);
+    bytes_ = 0;
+    const int64_t size = round_up(n, n < kHugePage ? 4096 : kHugePage);
+    data_ = std::aligned_alloc(n < kHugePage ? 4096 : kHugePage, static_cast<size_t>(size));
+    require(data_ != nullptr, "no memory for {} bytes of scratch", size);
+    if (size >= kHugePage) madvise(data_, static_cast<size_t>(size), MADV_HUGEPAGE);
+    bytes_ = size;
+  }
+  return data_;
+}
+
+CpuBackend::CpuBackend(int n_threads) : n_threads_(n_threads) {
+  require(n_threads >= 0, "threads is {}, expected 0 (all cores) or more", n_threads);
+  if (n_threads_ == 0) n_threads_ = omp_get_num_procs();
+}
+
+std::string CpuBackend::name() const {
+  return fmt::format("CPU, {} thread{}", n_threads_, n_threads_ == 1 ? "" : "s");
+}
+
+// What the kernel says could be had, or what the cgroup leaves if that is less. Page cache counts
+// as used there, so a cgroup's own figure errs on the safe side.
+int64_t CpuBackend::available_bytes() const {
+  int64_t available = mem_available();
+  for (const auto& [limit_file, used_file] :
+       {std::pair{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
+         "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
+    const int64_t limit = read_number(limit_file), used = read_number(used_file);
+    if (limit >= 0 && used >= 0)
+      available = std::min(available, std::max<int64_t>(0, limit - used));
+  }
+  return available;
+}
+
+void* CpuBackend::allocate(int64_t bytes) {
+  const bool large = bytes >= kHugePage;
+  // Memory is overcommitted: without a look first, the process would be killed on first use.
+  if (large) {
+    const int64_t available = available_bytes();
+    require(bytes <= available, "no memory for {} bytes: {} are available", bytes, available);
+  }
+  const int64_t alignment = large ? kHugePage : kAlignment;
+  const auto size = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment));
+  void* data = std::aligned_alloc(static_cast<size_t>(alignment), size);
+  require(data != nullptr, "no memory for {} bytes: {} are available", bytes, available_bytes());
+  if (large) madvise(data, size, MADV_HUGEPAGE);
+  return data;
+}
+
+void CpuBackend::release(void* data, int64_t) noexcept { std::free(data); }
+
+void CpuBackend::discard(void* data, int64_t bytes) noexcept {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = (address + page - 1) / page * page;
+  const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+void CpuBackend::copy_in(void* device, const void* host, int64_t bytes) {
+  if (bytes > 0) std::memcpy(device, host, static_cast<size_t>(bytes));
+}
+
+void CpuBackend::copy_out(void* host, const void* device, int64_t bytes) {
+  if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
+}
+
+Weight CpuBackend::place(const Weight& host) {
+  const auto address = reinterpret_cast<uintptr_t>(host.data);
+  if (address % static_cast<uintptr_t>(dtype_bytes(host.dtype)) == 0) return host;
+  placed_.emplace_back(*this, host.bytes());
+  Weight copy = host;
+  copy.data = placed_.back().data();
+  std::memcpy(placed_.back().data(), host.data, static_cast<size_t>(host.bytes()));
+  return copy;
+}
+
+}  // namespace cpu
+
+std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
+  return std::make_unique<cpu::CpuBackend>(n_threads);
+}
+
+}  // namespace ei

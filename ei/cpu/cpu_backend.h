@@ -1,0 +1,72 @@
+#pragma once
+
+#include <vector>
+
+#include "ei/ops/buffer.h"
+
+namespace ei::cpu {
+
+// Memory for one op's intermediate results: grows to the most an op has asked for, so that repeated
+// ops allocate nothing.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch();
+
+  // Room for n values of T, aligned to 64 bytes, contents undefined. The next call takes it away.
+  template <class T>
+  T* get(int64_t n) {
+    return static_cast<T*>(bytes(n * int64_t{sizeof(T)}));
+  }
+
+ private:
+  void* bytes(int64_t n);
+
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// Each run() is in the source named after its op.
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int n_threads);
+
+  std::string name() const override;
+  int64_t act_bytes() const override { return sizeof(float); }
+  int64_t available_bytes() const override;
+  void* allocate(int64_t bytes) override;
+  void release(void* data, int64_t bytes) noexcept override;
+  void discard(void* data, int64_t bytes) noexcept override;
+  void copy_in(void* device, const void* host, int64_t bytes) override;
+  void copy_out(void* host, const void* device, int64_t bytes) override;
+  Weight place(const Weight& host) override;
+
+  void run(const Embed& op) override;
+  void run(const RmsNorm& op) override;
+  void run(const MatMul& op) override;
+  void run(const RopeAngles& op) override;
+  void run(const Rope& op) override;
+  void run(const SwiGlu& op) override;
+  void run(const AppendKv& op) override;
+  void run(const ScoreBlocks& op) override;
+  void run(const AllocateBudget& op) override;
+  void run(const SelectBlocks& op) override;
+  void run(const SparseAttention& op) override;
+  void run(const DecodeAttention& op) override;
+  void run(const SaveQueries& op) override;
+  void run(const Vote& op) override;
+  void run(const PoolVotes& op) override;
+  void run(const KeepTop& op) override;
+  void run(const CompactKv& op) override;
+  void run(const TokenScores& op) override;
+  void run(const Sample& op) override;
+
+ private:
+  int n_threads_;
+  Scratch scratch_;
+  std::vector<Buffer> placed_;  // copies of weights that could not be read where they are
+};
+
+}  // namespace ei::cpu

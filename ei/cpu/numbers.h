@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cassert>
+#include <cstdint>
+
+#include "ei/base/half.h"
+#include "ei/base/view.h"
+#include "ei/ops/kv.h"
+#include "ei/ops/tensor.h"
+
+namespace ei::cpu {
+
+// Keys, or key blocks, are taken so many at a time: as floats a tile stays in L1 or close to it.
+inline constexpr int64_t kTileKeys = 128;
+
+inline void store(void* data, DType type, int64_t i, float value) {
+  if (type == DType::kBF16) {
+    static_cast<uint16_t*>(data)[i] = to_bf16(value);
+  } else {
+    static_cast<float*>(data)[i] = value;
+  }
+}
+
+// Activations are float on the CPU.
+inline View<float, 2> rows_of(const Act& act) {
+  assert(act.elem_bytes == sizeof(float) || act.rows == 0);
+  return {static_cast<float*>(act.data), {act.rows, act.cols}};
+}
+
+// Where K and V of row r of head h are stored.
+inline char* key_at(const KvLayer& kv, int64_t head, int64_t row) {
+  return static_cast<char*>(kv.pages[head][row / kv.page_rows]) +
+         row % kv.page_rows * kv.head_dim * dtype_bytes(kv.dtype);
+}
+inline char* value_at(const KvLayer& kv, int64_t head, int64_t row) {
+  return key_at(kv, head, row) + kv.page_rows * kv.head_dim * dtype_bytes(kv.dtype);
+}
+
+}  // namespace ei::cpu

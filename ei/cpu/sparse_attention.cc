@@ -1,0 +1,193 @@
+#include "ei/ops/sparse_attention.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "ei/cpu/cpu_backend.h"
+#include "ei/cpu/numbers.h"
+#include "ei/cpu/parallel.h"
+
+// One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ei/cpu/sparse_attention.cc"
+#include <hwy/foreach_target.h>
+
+#include "ei/cpu/tile-inl.h"
+
+#ifndef EI_CPU_SPARSE_ATTENTION_ITEM_
+#define EI_CPU_SPARSE_ATTENTION_ITEM_
+namespace ei::cpu {
+
+// Some queries of one segment and all query heads of one KV head: the rows of one product, so that
+// a key is fetched and widened once for all of them.
+struct AttentionItem {
+  int64_t kv_head = 0;
+  int64_t first = 0;  // row of q
+  int64_t n_tokens = 0;
+  int64_t segment_begin = 0;        // position
+  int64_t n_past = 0;               // keys before the segment
+  const int32_t* blocks = nullptr;  // those they are in; nullptr: the first n_past
+};
+
+constexpr int64_t padded(int64_t d) { return (d + 15) / 16 * 16; }
+
+}  // namespace ei::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+// Floats of scratch a thread needs for items of n_rows.
+int64_t attention_scratch(int64_t n_rows, int64_t d) {
+  return kTileKeys * (d + padded(d)) + n_rows * (d + padded(d) + 2) + 16 * d + 8 * kTileKeys + 256;
+}
+
+// Gathers keys [begin, begin + n) of the item's sequence into kt [d, kTileKeys] and their values
+// into vt [n, padded d].
+void pack_tile(const SparseAttention& op, const AttentionItem& item, int64_t begin, int64_t n,
+               float* HWY_RESTRICT kt, float* HWY_RESTRICT vt, float* HWY_RESTRICT rows) {
+  const KvLayer& kv = op.kv;
+  const int64_t d = kv.head_dim, width = padded(d);
+  const auto row_at = [&](int64_t j) {
+    const int64_t row = begin + j;
+    if (row >= item.n_past) return row + item.segment_begin - item.n_past;
+    if (item.blocks == nullptr) return row;
+    return item.blocks[row / op.block] * op.block + row % op.block;
+  };
+  pack_columns(
+      n, d, kv.dtype, [&](int64_t j) { return key_at(kv, item.kv_head, row_at(j)); }, kt, rows);
+  for (int64_t j = 0; j < n; ++j) {
+    widen(value_at(kv, item.kv_head, row_at(j)), kv.dtype, d, vt + j * width);
+    std::fill(vt + j * width + d, vt + (j + 1) * width, 0.0f);
+  }
+}
+
+// Online softmax over tiles of keys (in the order of the sequence), with the running maximum and
+// sum of every row beside its unnormalised output.
+void attend(const SparseAttention& op, const AttentionItem& item, float* HWY_RESTRICT scratch) {
+  const F32 df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  const int64_t d = op.kv.head_dim, width = padded(d), n_heads = op.q.cols / d;
+  const int64_t group = n_heads / op.kv.n_kv_heads(), n_rows = item.n_tokens * group;
+  const auto take = [&](int64_t n) {
+    float* piece = scratch;
+    scratch += (n + 15) / 16 * 16;
+    return piece;
+  };
+  float* kt = take(kTileKeys * d);
+  float* vt = take(kTileKeys * width);
+  float* rows = take(16 * d);
+  float* score = take(kRows * kTileKeys);
+  float* q = take(n_rows * d);
+  float* out = take(n_rows * width);
+  float* top = take(n_rows);
+  float* sum = take(n_rows);
+
+  const View<float, 2> queries = rows_of(op.q);
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const float* from =
+        queries[item.first + r / group].data + (item.kv_head * group + r % group) * d;
+    for (int64_t c = 0; c < d; ++c) q[r * d + c] = op.scale * from[c];
+  }
+  std::fill_n(out, n_rows * width, 0.0f);
+  std::fill_n(top, n_rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(sum, n_rows, 0.0f);
+
+  // Row r sees the keys up to seen(r) of the sequence: the past and, causally, its segment.
+  const int64_t first_seen = item.n_past + op.begin + item.first - item.segment_begin;
+  const auto seen = [&](int64_t r) { return first_seen + r / group; };
+  const int64_t n_keys = seen(n_rows - 1) + 1;
+
+  for (int64_t j = 0; j < n_keys; j += kTileKeys) {
+    const int64_t n = std::min(kTileKeys, n_keys - j);
+    pack_tile(op, item, j, n, kt, vt, rows);
+    for (int64_t r = 0; r < n_rows; r += kRows) {
+      const int64_t m = std::min(kRows, n_rows - r);
+      if (j > seen(r + m - 1)) continue;
+      product<false>(m, kTileKeys, d, q + r * d, d, kt, kTileKeys, score, kTileKeys);
+      HWY_ALIGN float factor[64], tile_sum[kRows];
+      for (int64_t i = 0; i < m; ++i) {
+        float* s = score + i * kTileKeys;
+        const int64_t n_seen = std::clamp<int64_t>(seen(r + i) + 1 - j, 0, kTileKeys);
+        std::fill(s + n_seen, s + kTileKeys, -std::numeric_limits<float>::infinity());
+        V32 most = hn::Set(df, top[r + i]);
+        for (int64_t c = 0; c < kTileKeys; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
+        const float next = hn::GetLane(hn::MaxOfLanes(df, most));
+        V32 total = hn::Zero(df);
+        for (int64_t c = 0; c < kTileKeys; c += lanes) {
+          const V32 p = exp_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, next)));
+          hn::StoreU(p, df, s + c);
+          total = hn::Add(total, p);
+        }
+        factor[i] = top[r + i] - next;
+        top[r + i] = next;
+        tile_sum[i] = hn::GetLane(hn::SumOfLanes(df, total));
+      }
+      for (int64_t i = 0; i < m; i += lanes)
+        hn::StoreU(exp_negative(hn::LoadU(df, factor + i)), df, factor + i);
+      for (int64_t i = 0; i < m; ++i) sum[r + i] = sum[r + i] * factor[i] + tile_sum[i];
+      product<true>(m, width, n, score, kTileKeys, vt, width, out + r * width, width, factor);
+    }
+  }
+
+  const View<float, 2> context = rows_of(op.out);
+  for (int64_t r = 0; r < n_rows; ++r) {
+    float* to = context[item.first + r / group].data + (item.kv_head * group + r % group) * d;
+    for (int64_t c = 0; c < d; ++c) to[c] = out[r * width + c] / sum[r];
+  }
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ei::cpu {
+namespace {
+HWY_EXPORT(attend);
+HWY_EXPORT(attention_scratch);
+
+// Rows of one product: enough to make fetching a tile cheap, few enough to stay in L2.
+constexpr int64_t kItemRows = 1024;
+
+}  // namespace
+
+void CpuBackend::run(const SparseAttention& op) {
+  check(op);
+  const KvLayer& kv = op.kv;
+  const int64_t d = kv.head_dim, group = op.q.cols / d / kv.n_kv_heads();
+  const int64_t step = std::max<int64_t>(1, kItemRows / group);
+  std::vector<AttentionItem> items;
+  for (int64_t at = 0; at < op.q.rows;) {
+    // Items are cut at absolute positions, so that chunks never change how a row is computed.
+    const int64_t position = op.begin + at, s = position / op.segment;
+    const int64_t in_segment = position - s * op.segment;
+    const int64_t end = std::min(op.segment, (in_segment / step + 1) * step);
+    const int64_t n = std::min(end - in_segment, op.q.rows - at);
+    for (int64_t h = 0; h < kv.n_kv_heads(); ++h) {
+      const int64_t local = s - op.begin / op.segment;
+      const int32_t count = op.selection.count[h][local];
+      const bool all = count == kAllBlocks;
+      items.push_back({.kv_head = h,
+                       .first = at,
+                       .n_tokens = n,
+                       .segment_begin = s * op.segment,
+                       .n_past = all ? s * op.segment : count * op.block,
+                       .blocks = all ? nullptr : op.selection.index[h][local].data});
+    }
+    at += n;
+  }
+  // The longest first, so that the threads end together.
+  std::stable_sort(items.begin(), items.end(), [](const AttentionItem& a, const AttentionItem& b) {
+    return a.n_tokens * (a.n_past + a.n_tokens) > b.n_tokens * (b.n_past + b.n_tokens);
+  });
+  const int64_t per_thread =
+      HWY_DYNAMIC_DISPATCH(attention_scratch)(std::min(step, op.segment) * group, d);
+  float* scratch = scratch_.get<float>(n_threads_ * per_thread);
+  parallel_for(n_threads_, static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
+    HWY_DYNAMIC_DISPATCH(attend)(op, items[static_cast<size_t>(i)], scratch + thread * per_thread);
+  });
+}
+
+}  // namespace ei::cpu
+#endif

@@ -1,0 +1,122 @@
+#include "ei/ops/vote.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "ei/cpu/cpu_backend.h"
+#include "ei/cpu/numbers.h"
+#include "ei/cpu/parallel.h"
+
+// One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ei/cpu/vote.cc"
+#include <hwy/foreach_target.h>
+
+#include "ei/cpu/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+int64_t vote_scratch(int64_t n_queries, int64_t d) {
+  return kTileKeys * d + 16 * d + kRows * kTileKeys + n_queries * (d + 2) + 64;
+}
+
+// Votes of one query head for all rows of its KV head. Two passes over the keys: the first finds
+// every query's maximum and sum, the second adds up its probabilities.
+void vote_head(const Vote& op, int64_t head, float* HWY_RESTRICT votes,
+               float* HWY_RESTRICT scratch) {
+  const F32 df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  const KvLayer& kv = op.kv;
+  const int64_t d = kv.head_dim, w = op.n_queries;
+  const int64_t kv_head = head / (op.window.cols / d / kv.n_kv_heads());
+  const int64_t n_rows = kv.n_rows[kv_head], n_votes = n_rows - w;
+  float *tile = scratch, *rows = tile + kTileKeys * d, *score = rows + 16 * d;
+  float *q = score + kRows * kTileKeys, *top = q + w * d, *sum = top + w;
+  const View<float, 2> window = rows_of(op.window);
+  for (int64_t i = 0; i < w; ++i) {
+    const float* from = window[(op.first + i) % op.window.rows].data + head * d;
+    for (int64_t c = 0; c < d; ++c) q[i * d + c] = op.scale * from[c];
+  }
+  std::fill_n(top, w, -std::numeric_limits<float>::infinity());
+  std::fill_n(sum, w, 0.0f);
+  std::fill_n(votes, n_votes, 0.0f);
+
+  for (const bool second : {false, true}) {
+    for (int64_t j = 0; j < (second ? n_votes : n_rows); j += kTileKeys) {
+      pack_columns(
+          std::min(kTileKeys, n_rows - j), d, kv.dtype,
+          [&](int64_t u) { return key_at(kv, kv_head, j + u); }, tile, rows);
+      for (int64_t r = 0; r < w; r += kRows) {
+        const int64_t m = std::min(kRows, w - r);
+        product<false>(m, kTileKeys, d, q + r * d, d, tile, kTileKeys, score, kTileKeys);
+        for (int64_t i = 0; i < m; ++i) {
+          float* s = score + i * kTileKeys;
+          if (second) {
+            const int64_t n = std::min(kTileKeys, n_votes - j);
+            const float factor = 1 / (sum[r + i] * static_cast<float>(w));
+            for (int64_t c = 0; c < kTileKeys; c += lanes)
+              hn::StoreU(exp_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, top[r + i]))), df,
+                         s + c);
+            for (int64_t c = 0; c < n; ++c) votes[j + c] += factor * s[c];
+            continue;
+          }
+          // Query i sees the rows up to its own, n_votes + i.
+          const int64_t n_seen = std::clamp<int64_t>(n_votes + r + i + 1 - j, 0, kTileKeys);
+          if (n_seen == 0) continue;
+          std::fill(s + n_seen, s + kTileKeys, -std::numeric_limits<float>::infinity());
+          V32 most = hn::Set(df, top[r + i]);
+          for (int64_t c = 0; c < kTileKeys; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
+          const float next = hn::GetLane(hn::MaxOfLanes(df, most));
+          V32 total = hn::Zero(df);
+          for (int64_t c = 0; c < kTileKeys; c += lanes)
+            total = hn::Add(total, exp_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, next))));
+          const V32 factor = exp_negative(hn::Set(df, top[r + i] - next));
+          sum[r + i] = sum[r + i] * hn::GetLane(factor) + hn::GetLane(hn::SumOfLanes(df, total));
+          top[r + i] = next;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ei::cpu {
+namespace {
+
+HWY_EXPORT(vote_scratch);
+HWY_EXPORT(vote_head);
+
+}  // namespace
+
+void CpuBackend::run(const Vote& op) {
+  check(op);
+  const KvLayer& kv = op.kv;
+  const int64_t n_heads = op.window.cols / kv.head_dim, group = n_heads / kv.n_kv_heads();
+  const int64_t longest = kv.rows_bound;
+  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(vote_scratch)(op.n_queries, kv.head_dim);
+  float* votes = scratch_.get<float>(n_heads * longest + n_threads_ * per_thread);  // by query head
+  float* scratch = votes + n_heads * longest;
+  parallel_for(n_threads_, n_heads, [&](int64_t h, int thread) {
+    HWY_DYNAMIC_DISPATCH(vote_head)(op, h, votes + h * longest, scratch + thread * per_thread);
+  });
+  const int64_t per_row = n_heads / op.votes.dim(0);
+  parallel_for(n_threads_, op.votes.dim(0), [&](int64_t r) {
+    const int64_t n = kv.n_rows[r * per_row / group] - op.n_queries;
+    float* out = op.votes[r].data;
+    std::copy_n(votes + r * per_row * longest, n, out);
+    for (int64_t g = 1; g < per_row; ++g) {
+      const float* vote = votes + (r * per_row + g) * longest;
+      for (int64_t j = 0; j < n; ++j)
+        out[j] = op.reduce == GroupReduce::kMax ? std::max(out[j], vote[j]) : out[j] + vote[j];
+    }
+    if (op.reduce == GroupReduce::kMean)
+      for (int64_t j = 0; j < n; ++j) out[j] /= static_cast<float>(per_row);
+  });
+}
+
+}  // namespace ei::cpu
+#endif

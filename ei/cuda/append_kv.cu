@@ -1,0 +1,119 @@
+#include <algorithm>
+
+#include "ei/cuda/cache_rows.h"
+#include "ei/cuda/cuda_backend.h"
+#include "ei/cuda/device/numbers.cuh"
+#include "ei/cuda/launch.cuh"
+
+namespace ei::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Params {
+  struct Sequence {
+    CacheRows rows;
+    int32_t* n_rows;
+    int n_heads;
+    int copies;  // cache heads of one head of k
+  };
+  Sequence sequences[kMaxSequences];
+  const bf16* k;  // [n_sequences * share, cols]
+  const bf16* v;
+  int64_t cols;
+  int share;      // rows of each sequence
+  int tile_rows;  // of a block of threads; a multiple of `block`
+  int block;      // of the bounds; a thread takes one column of so many rows
+  float* low;     // [n_kv_heads, max_blocks, d], or null
+  float* high;
+  int64_t max_blocks;
+};
+
+// blockIdx: tile of rows, KV head, sequence. Tiles are cut at absolute multiples of tile_rows, so
+// that a bound belongs to one thread.
+template <class T>
+__global__ void append(const __grid_constant__ Params p) {
+  const Params::Sequence& sequence = p.sequences[blockIdx.z];
+  const int head = static_cast<int>(blockIdx.y), d = sequence.rows.d;
+  if (head >= sequence.n_heads) return;
+  const int begin = sequence.n_rows[head], end = begin + p.share;
+  const int tile = (begin / p.tile_rows + static_cast<int>(blockIdx.x)) * p.tile_rows;
+  const int64_t column = int64_t{head / sequence.copies} * d;
+  const int64_t first = int64_t{blockIdx.z} * p.share - begin;  // row of k for cache row 0
+
+  for (int i = static_cast<int>(threadIdx.x); i < p.tile_rows / p.block * d; i += kThreads) {
+    const int c = i % d, block = tile + i / d * p.block;
+    const int from = max(block, begin), to = min(block + p.block, end);
+    if (from >= to) continue;
+    float low = 0, high = 0;
+    const int64_t bound = (int64_t{head} * p.max_blocks + block / p.block) * d + c;
+    const bool fresh = from == block;
+    if (p.low != nullptr && !fresh) {
+      low = p.low[bound];
+      high = p.high[bound];
+    }
+    for (int row = from; row < to; ++row) {
+      const int64_t source = (first + row) * p.cols + column + c;
+      const float key = to_float(p.k[source]);
+      sequence.rows.key<T>(head, row)[c] = from_float<T>(key);
+      sequence.rows.value<T>(head, row)[c] = from_float<T>(to_float(p.v[source]));
+      low = fresh && row == from ? key : fminf(low, key);
+      high = fresh && row == from ? key : fmaxf(high, key);
+    }
+    if (p.low != nullptr) {
+      p.low[bound] = low;
+      p.high[bound] = high;
+    }
+  }
+  if (gridDim.x > 1) return;  // other blocks still read n_rows: `advance` follows
+  __syncthreads();
+  if (threadIdx.x == 0) sequence.n_rows[head] = end;
+}
+
+__global__ void advance(int32_t* n_rows, int n_heads, int share) {
+  const int h = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (h < n_heads) n_rows[h] += share;
+}
+
+}  // namespace
+
+void CudaBackend::run(const AppendKv& op) {
+  check(op);
+  if (op.k.rows == 0) return;
+  const int64_t share = op.k.rows / std::ssize(op.kv);
+  for (size_t s = 0; s < op.kv.size(); s += kMaxSequences) {
+    const auto batch = op.kv.subspan(s, std::min(kMaxSequences, op.kv.size() - s));
+    const KvLayer& kv = batch[0];
+    Params p{};
+    int64_t most_heads = 0;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const int64_t n_heads = batch[i].n_kv_heads();
+      most_heads = std::max(most_heads, n_heads);
+      p.sequences[i] = {cache_rows(batch[i]), batch[i].n_rows.data, static_cast<int>(n_heads),
+                        static_cast<int>(n_heads / (op.k.cols / kv.head_dim))};
+    }
+    p.k = static_cast<const bf16*>(op.k.data) + static_cast<int64_t>(s) * share * op.k.cols;
+    p.v = static_cast<const bf16*>(op.v.data) + static_cast<int64_t>(s) * share * op.k.cols;
+    p.cols = op.k.cols;
+    p.share = static_cast<int>(share);
+    p.block = op.bounds.block > 0 ? static_cast<int>(op.bounds.block) : 8;
+    p.tile_rows = p.block * std::max(1, 64 / p.block);
+    p.low = op.bounds.block > 0 ? op.bounds.min.data : nullptr;
+    p.high = op.bounds.max.data;
+    p.max_blocks = op.bounds.min.dim(1);
+    // A single row is in one tile, wherever it falls.
+    const unsigned n_tiles = share == 1 ? 1 : blocks_for(share, p.tile_rows) + 1;
+    const dim3 grid(n_tiles, static_cast<unsigned>(most_heads),
+                    static_cast<unsigned>(batch.size()));
+    launch("AppendKv", kv.dtype == DType::kBF16 ? append<bf16> : append<float>, grid, kThreads, 0,
+           stream_, p);
+    if (n_tiles == 1) continue;
+    for (const KvLayer& sequence : batch) {
+      launch("AppendKv", advance, blocks_for(sequence.n_kv_heads(), 256), 256, 0, stream_,
+             sequence.n_rows.data, static_cast<int>(sequence.n_kv_heads()),
+             static_cast<int>(share));
+    }
+  }
+}
+
+}  // namespace ei::cuda

@@ -1,0 +1,73 @@
+#include "ei/cuda/backend.h"
+
+#include "ei/base/fail.h"
+#include "ei/cuda/cuda_backend.h"
+
+namespace ei {
+namespace cuda {
+
+void check_cuda(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();
+  fail("CUDA: {}: {}", what, cudaGetErrorString(code));
+}
+
+CudaBackend::CudaBackend() {
+  cudaDeviceProp prop{};
+  EI_CUDA(cudaSetDevice(0));
+  EI_CUDA(cudaGetDeviceProperties(&prop, 0));
+  require(prop.major == 9 && prop.minor == 0,
+          "CUDA: {} has compute capability {}.{}, but the kernels are built for 9.0 (H100, H200)",
+          prop.name, prop.major, prop.minor);
+  n_sms_ = prop.multiProcessorCount;
+  name_ = fmt::format("CUDA, {}, {} multiprocessors", prop.name, n_sms_);
+  EI_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  workspace_ = memory_.allocate(kWorkspaceBytes);
+  counters_ = static_cast<uint32_t*>(memory_.allocate(kCounters * int64_t{sizeof(uint32_t)}));
+  EI_CUDA(cudaMemsetAsync(counters_, 0, kCounters * sizeof(uint32_t), stream_));
+  require(cublasLtCreate(&cublas_) == CUBLAS_STATUS_SUCCESS, "cuBLASLt does not start");
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  if (cublas_ != nullptr) cublasLtDestroy(cublas_);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaBackend::copy_in(void* device, const void* host, int64_t bytes) {
+  EI_CUDA(
+      cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_));
+}
+
+void CudaBackend::copy_out(void* host, const void* device, int64_t bytes) {
+  EI_CUDA(
+      cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
+  EI_CUDA(cudaStreamSynchronize(stream_));
+}
+
+void* CudaBackend::scratch(int64_t bytes) {
+  if (bytes > scratch_bytes_) {
+    if (scratch_ != nullptr) memory_.release(scratch_, scratch_bytes_);
+    scratch_bytes_ = 0;
+    scratch_ = nullptr;
+    scratch_ = memory_.allocate(bytes);
+    scratch_bytes_ = bytes;
+  }
+  return scratch_;
+}
+
+}  // namespace cuda
+
+bool cuda_available() {
+  int n = 0, major = 0;
+  if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
+    cudaGetLastError();
+    return false;
+  }
+  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+         major == 9;
+}
+
+std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<cuda::CudaBackend>(); }
+
+}  // namespace ei

@@ -1,0 +1,217 @@
+#include <algorithm>
+
+#include "ei/base/error.h"
+#include "ei/cuda/cuda_backend.h"
+#include "ei/cuda/device/numbers.cuh"
+#include "ei/cuda/device/reduce.cuh"
+#include "ei/cuda/launch.cuh"
+
+namespace ei::cuda {
+namespace {
+
+void check_cublas(cublasStatus_t code, const char* what) {
+  if (code != CUBLAS_STATUS_SUCCESS)
+    throw Error(std::string("MatMul: ") + what + ": " + cublasLtGetStatusString(code));
+}
+#define EI_CUBLAS(expr) check_cublas((expr), #expr)
+
+// Owned descriptors of cuBLASLt.
+struct Descriptors {
+  cublasLtMatmulDesc_t product = nullptr;
+  cublasLtMatrixLayout_t weight = nullptr, x = nullptr, out = nullptr;
+  cublasLtMatmulPreference_t preference = nullptr;
+
+  ~Descriptors() {
+    cublasLtMatmulPreferenceDestroy(preference);
+    cublasLtMatrixLayoutDestroy(out);
+    cublasLtMatrixLayoutDestroy(x);
+    cublasLtMatrixLayoutDestroy(weight);
+    cublasLtMatmulDescDestroy(product);
+  }
+};
+
+__global__ void round_bias(const float* from, bf16* to, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < n) to[i] = __float2bfloat16_rn(from[i]);
+}
+
+// Few rows of x: bound by reading the weights once. A warp computes kRows outputs for all rows of
+// x, its lanes striding along k in steps of 8 numbers.
+constexpr int kRows = 2, kWarps = 8, kMaxFewRows = 8;
+
+struct FewRows {
+  struct Part {
+    const bf16* weight;
+    const float* bias;
+    void* out;
+    int m;
+    bool accumulate;
+    bool out_is_float;
+  };
+  Part parts[3];
+  int first_block[4];  // of each part; parts end where the next begins
+  const bf16* x;
+  int k;
+};
+
+template <int kN>
+__global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constant__ FewRows p) {
+  int which = 0;
+  while (which < 2 && static_cast<int>(blockIdx.x) >= p.first_block[which + 1]) ++which;
+  const FewRows::Part& part = p.parts[which];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int first = ((static_cast<int>(blockIdx.x) - p.first_block[which]) * kWarps + warp) * kRows;
+  const int n_rows = min(kRows, part.m - first);
+  if (n_rows <= 0) return;
+
+  float sums[kRows][kN] = {};
+  const bf16* weight[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+    weight[r] = part.weight + int64_t{first + min(r, n_rows - 1)} * p.k;
+  const int in_eights = p.k % 8 == 0 ? p.k : 0;  // rows are 16-byte aligned
+#pragma unroll 4
+  for (int i = lane * 8; i < in_eights; i += 256) {
+    Bf16x8 w[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) w[r] = *reinterpret_cast<const Bf16x8*>(weight[r] + i);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const Bf16x8 x = *reinterpret_cast<const Bf16x8*>(p.x + int64_t{n} * p.k + i);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sums[r][n] = fmaf(w[r][e], x[e], sums[r][n]);
+      }
+    }
+  }
+  for (int i = in_eights + lane; i < p.k; i += 32) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        sums[r][n] = fmaf(to_float(weight[r][i]), to_float(p.x[int64_t{n} * p.k + i]), sums[r][n]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) sums[r][n] = warp_reduce(sums[r][n], Sum{});
+  }
+  if (lane != 0) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= n_rows) break;
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const int64_t at = int64_t{n} * part.m + first + r;
+      float y = sums[r][n] + (part.bias == nullptr ? 0.0f : part.bias[first + r]);
+      if (part.out_is_float) {
+        float* out = static_cast<float*>(part.out);
+        out[at] = part.accumulate ? out[at] + y : y;
+      } else {
+        bf16* out = static_cast<bf16*>(part.out);
+        out[at] = __float2bfloat16_rn(part.accumulate ? to_float(out[at]) + y : y);
+      }
+    }
+  }
+}
+
+template <int kN>
+void launch_few(const FewRows& p, int64_t n, unsigned grid, cudaStream_t stream) {
+  if constexpr (kN > 1) {
+    if (n < kN) return launch_few<kN - 1>(p, n, grid, stream);
+  }
+  launch("MatMul", multiply_few<kN>, grid, 32 * kWarps, 0, stream, p);
+}
+
+}  // namespace
+
+// Row-major out [n, m] = x [n, k] weight [m, k]^T is, column-major, out^T = weight^T^T x^T.
+void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
+  const int64_t n = x.rows, k = x.cols, m = part.weight.rows;
+  const bool has_bias = part.bias.data != nullptr;
+  const cudaDataType_t out_type = part.out.elem_bytes == 4 ? CUDA_R_32F : CUDA_R_16BF;
+  Descriptors make;
+  EI_CUBLAS(cublasLtMatmulDescCreate(&make.product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  const cublasOperation_t transpose = CUBLAS_OP_T;
+  EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
+                                           sizeof(transpose)));
+  if (has_bias) {
+    // The epilogue takes a bias in the type of the output.
+    const void* bias = part.bias.data;
+    if (out_type == CUDA_R_16BF) {
+      void* rounded = scratch(m * 2);
+      launch("MatMul", round_bias, blocks_for(m, 256), 256, 0, stream_, part.bias.data,
+             static_cast<bf16*>(rounded), static_cast<int>(m));
+      bias = rounded;
+    }
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                             sizeof(epilogue)));
+    EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                             sizeof(bias)));
+  }
+  const auto rows = [](int64_t count) { return static_cast<uint64_t>(count); };
+  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.weight, CUDA_R_16BF, rows(k), rows(m), k));
+  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.x, CUDA_R_16BF, rows(k), rows(n), k));
+  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.out, out_type, rows(m), rows(n), m));
+
+  const auto address = [](const void* data) { return reinterpret_cast<uint64_t>(data); };
+  const bool aligned =
+      (address(x.data) | address(part.weight.data) | address(part.out.data)) % 16 == 0;
+  const int kind = (has_bias ? 1 : 0) | (part.accumulate ? 2 : 0) |
+                   (out_type == CUDA_R_32F ? 4 : 0) | (aligned ? 8 : 0);
+  auto it = algorithms_.find({n, m, k, kind});
+  if (it == algorithms_.end()) {
+    EI_CUBLAS(cublasLtMatmulPreferenceCreate(&make.preference));
+    const auto bytes = static_cast<uint64_t>(kWorkspaceBytes);
+    EI_CUBLAS(cublasLtMatmulPreferenceSetAttribute(
+        make.preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)));
+    const uint32_t alignment = aligned ? 16 : 2;
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      EI_CUBLAS(cublasLtMatmulPreferenceSetAttribute(make.preference, attribute, &alignment,
+                                                     sizeof(alignment)));
+    }
+    cublasLtMatmulHeuristicResult_t best{};
+    int n_found = 0;
+    EI_CUBLAS(cublasLtMatmulAlgoGetHeuristic(cublas_, make.product, make.weight, make.x, make.out,
+                                             make.out, make.preference, 1, &best, &n_found));
+    if (n_found == 0) throw Error("MatMul: cuBLASLt has no algorithm for this shape");
+    it = algorithms_.emplace(std::tuple{n, m, k, kind}, best.algo).first;
+  }
+  const float alpha = 1, beta = part.accumulate ? 1.0f : 0.0f;
+  EI_CUBLAS(cublasLtMatmul(cublas_, make.product, &alpha, part.weight.data, make.weight, x.data,
+                           make.x, &beta, part.out.data, make.out, part.out.data, make.out,
+                           &it->second, workspace_, static_cast<size_t>(kWorkspaceBytes), stream_));
+}
+
+void CudaBackend::run(const MatMul& op) {
+  check(op);
+  if (op.x.rows == 0) return;
+  FewRows few{};
+  int n_parts = 0, n_blocks = 0;
+  const bool is_few = op.x.rows <= kMaxFewRows;
+  for (const MatMul::Part& part : op.parts) {
+    if (part.weight.data == nullptr) continue;
+    if (part.weight.dtype != DType::kBF16) throw Error("MatMul: a weight has not been placed");
+    if (!is_few) {
+      multiply(op.x, part);
+      continue;
+    }
+    few.parts[n_parts] = {
+        static_cast<const bf16*>(part.weight.data), part.bias.data,  part.out.data,
+        static_cast<int>(part.weight.rows),         part.accumulate, part.out.elem_bytes == 4};
+    few.first_block[n_parts++] = n_blocks;
+    n_blocks += static_cast<int>(blocks_for(part.weight.rows, kRows * kWarps));
+  }
+  if (n_parts == 0) return;
+  for (int i = n_parts; i < 4; ++i) few.first_block[i] = n_blocks;
+  few.x = static_cast<const bf16*>(op.x.data);
+  few.k = static_cast<int>(op.x.cols);
+  launch_few<kMaxFewRows>(few, op.x.rows, static_cast<unsigned>(n_blocks), stream_);
+}
+
+}  // namespace ei::cuda

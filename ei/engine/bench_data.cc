@@ -1,0 +1,57 @@
+#include "ei/engine/bench_data.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace ei {
+namespace {
+
+constexpr int64_t kTableRows = 1024;
+constexpr int64_t kAppend = 2048;
+
+}  // namespace
+
+uint64_t BenchData::random() {  // xorshift64
+  state_ ^= state_ << 13;
+  state_ ^= state_ >> 7;
+  return state_ ^= state_ << 17;
+}
+
+Weight BenchData::weight(int64_t rows, int64_t cols) {
+  std::vector<uint16_t>& values = weights_.emplace_back(static_cast<size_t>(rows * cols));
+  for (uint16_t& v : values) {
+    // The upper half of a float within [-1, 1).
+    const float x = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
+    v = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
+  }
+  return backend_.place({.data = values.data(), .dtype = DType::kBF16, .rows = rows, .cols = cols});
+}
+
+// Activations are opaque: they come out of an op, here rows of a random table in random order.
+ActArray BenchData::act(int64_t rows, int64_t cols) {
+  ActArray out(backend_, rows, cols);
+  std::vector<int32_t> rows_of_table(static_cast<size_t>(rows));
+  const int64_t table_rows = std::min(rows, kTableRows);
+  for (int32_t& r : rows_of_table)
+    r = static_cast<int32_t>(random() % static_cast<uint64_t>(table_rows));
+  const DeviceArray<int32_t, 1> tokens(backend_, rows_of_table);
+  backend_.run(Embed{.tokens = tokens.view(), .table = weight(table_rows, cols), .out = out.act()});
+  return out;
+}
+
+KvCache BenchData::cache(PagePool& pool, const KvShape& shape, int64_t n_tokens) {
+  KvCache cache(backend_, pool, shape);
+  const int64_t width = shape.n_kv_heads * shape.head_dim;
+  const ActArray k = act(std::min(kAppend, n_tokens), width);
+  const ActArray v = act(std::min(kAppend, n_tokens), width);
+  for (int64_t at = 0; at < n_tokens; at += kAppend) {
+    const int64_t n = std::min(kAppend, n_tokens - at);
+    cache.reserve(n);
+    for (int layer = 0; layer < shape.n_layers; ++layer)
+      cache.append(layer, k.act().slice(0, n), v.act().slice(0, n));
+    cache.advance(n);
+  }
+  return cache;
+}
+
+}  // namespace ei

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ei/cache/kv_cache.h"
+#include "ei/ops/backend.h"
+#include "ei/ops/buffer.h"
+
+namespace ei {
+
+// Rows of activations, owned.
+class ActArray {
+ public:
+  ActArray(Backend& backend, int64_t rows, int64_t cols)
+      : rows_(rows),
+        cols_(cols),
+        elem_bytes_(backend.act_bytes()),
+        buffer_(backend, rows * cols * elem_bytes_) {}
+
+  Act act() const { return {buffer_.data(), rows_, cols_, elem_bytes_}; }
+
+ private:
+  int64_t rows_, cols_, elem_bytes_;
+  Buffer buffer_;
+};
+
+// Data to measure ops on: its values matter only in that none is special and few are equal.
+class BenchData {
+ public:
+  explicit BenchData(Backend& backend) : backend_(backend) {}
+
+  // About uniform in [-1, 1].
+  ActArray act(int64_t rows, int64_t cols);
+  Weight weight(int64_t rows, int64_t cols);  // bf16, lives as long as this
+  // One sequence of n_tokens in every layer; each layer has its own memory.
+  KvCache cache(PagePool& pool, const KvShape& shape, int64_t n_tokens);
+
+ private:
+  uint64_t random();
+
+  Backend& backend_;
+  uint64_t state_ = 1;
+  std::vector<std::vector<uint16_t>> weights_;
+};
+
+}  // namespace ei

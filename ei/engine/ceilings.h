@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace ei {
+
+// What this machine's CPU can do at best: measured, to hold kernels against.
+struct Ceilings {
+  std::string target;       // Highway's name of the best instruction set, e.g. "AVX2"
+  double fma_flops = 0;     // float multiply-adds per second, each counted as 2
+  double memory_bytes = 0;  // bytes read per second from memory
+  double l2_bytes = 0;      // bytes read per second from each thread's own L2 cache, together
+};
+
+// Takes about a second on `threads` threads (0: all cores). Each figure is the best of several
+// short runs: a ceiling, whatever else the machine is doing.
+Ceilings measure_ceilings(int threads);
+
+}  // namespace ei

@@ -1,0 +1,106 @@
+#include "ei/engine/context.h"
+
+#include <algorithm>
+
+#include "ei/base/fail.h"
+#include "ei/decode/compress.h"
+
+namespace ei {
+
+void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) const {
+  validate(request.prefill);
+  validate(request.decode);
+  const int64_t context = engine_.model->config().max_positions;
+  require(n_prompt > 0, "the prompt is empty; give some text");
+  require(n_prompt < context,
+          "the prompt has {} tokens, the model's context is {}; shorten the prompt", n_prompt,
+          context);
+  const int64_t need = engine_.kv_shape(request.prefill).bytes(n_total);
+  const int64_t have = engine_.backend->available_bytes() + (cache_ ? cache_->bytes() : 0);
+  require(need <= have,
+          "the KV cache of {} tokens needs {} MiB, {} MiB are available; shorten the prompt or "
+          "generate fewer tokens",
+          n_total, need >> 20, have >> 20);
+}
+
+// Tokens of the new prompt that this conversation has read already.
+int64_t Context::own_prefix(int64_t window_rows) const {
+  if (cache_->compacted() || !window_ || window_->n_rows() != window_rows) return 0;
+  const auto common = std::mismatch(tokens_.begin(), tokens_.end(), prompt_.begin(), prompt_.end());
+  return std::min<int64_t>(common.first - tokens_.begin(), reusable_);
+}
+
+void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
+                    const DecodePolicy& decode, bool reuse) {
+  const ModelConfig& config = engine_.model->config();
+  Backend& backend = *engine_.backend;
+  const int64_t window_rows = Compressor::window_rows(decode);
+  if (!plan_ || !(plan_->policy() == prefill)) {
+    clear();
+    KvShape shape = engine_.kv_shape(prefill);
+    if (max_tokens_ > 0) shape.max_tokens = max_tokens_;
+    if (pool_ == nullptr) own_pool_ = std::make_unique<PagePool>(backend, shape.page_bytes());
+    cache_ = std::make_unique<KvCache>(backend, pool_ == nullptr ? *own_pool_ : *pool_, shape);
+    plan_ = std::make_unique<PrefillPlan>(backend, prefill,
+                                          PrefillPlan::Shape{.n_layers = config.n_layers,
+                                                             .n_heads = config.n_heads,
+                                                             .n_kv_heads = config.n_kv_heads,
+                                                             .head_dim = config.head_dim,
+                                                             .max_tokens = shape.max_tokens,
+                                                             .chunk = engine_.options.chunk});
+  }
+  prompt_ = std::move(prompt);
+  const int64_t n = n_prompt();
+  // The window's queries and the last token's logits are made anew.
+  const int64_t limit = reuse ? (n - std::max<int64_t>(1, window_rows)) : 0;
+  int64_t cached = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit));
+  cached = cached / prefill.segment * prefill.segment;
+
+  if (!window_ || window_->n_rows() != window_rows)
+    window_ = std::make_unique<QueryWindow>(backend, config.n_layers, window_rows,
+                                            config.n_heads * config.head_dim);
+  if (cached > 0) {
+    cache_->truncate(cached);
+  } else {
+    cache_->clear();
+    lost_ = {};
+    if (prefixes_ != nullptr && limit > 0) {
+      const PrefixCache::Hit hit = prefixes_->restore(prompt_, limit, *cache_, *plan_);
+      cached = hit.n_tokens;
+      lost_ = hit.stopped_by;
+    }
+  }
+  tokens_.assign(prompt_.begin(), prompt_.begin() + cached);
+  reusable_ = cached;
+  plan_->begin(n, cached);
+}
+
+Chunk Context::read_chunk(Activations& act, int64_t max_rows) {
+  const Chunk chunk = prefill_chunk(*engine_.backend, *engine_.model, act, *cache_, *window_,
+                                    *plan_, prompt_, max_rows);
+  tokens_.assign(prompt_.begin(), prompt_.begin() + n_read());
+  reusable_ = std::min(n_read(), plan_->reusable(n_prompt()));
+  if (n_read() == n_prompt()) keep_prefix();
+  return chunk;
+}
+
+void Context::keep_prefix() {
+  if (prefixes_ != nullptr && !cache_->compacted())
+    prefixes_->remember(tokens_, reusable_, *cache_, *plan_);
+}
+
+void Context::finish_answer() {
+  // Answers of a dense conversation can be reused as well: they were read as a prompt would be.
+  if (plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());
+}
+
+void Context::clear() {
+  tokens_.clear();
+  reusable_ = 0;
+  plan_.reset();
+  window_.reset();
+  cache_.reset();
+  own_pool_.reset();
+}
+
+}  // namespace ei

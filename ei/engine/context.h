@@ -1,0 +1,73 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ei/cache/kv_cache.h"
+#include "ei/cache/query_window.h"
+#include "ei/engine/engine.h"
+#include "ei/engine/engine_impl.h"
+#include "ei/engine/prefix_cache.h"
+#include "ei/prefill/prefill.h"
+
+namespace ei {
+
+// What one conversation has read and what it needs to go on: tokens, cache, window and plan.
+class Context {
+ public:
+  // Room for the model's longest context, with pages of its own: a conversation that goes on.
+  explicit Context(Engine::Impl& engine) : engine_(engine) {}
+  // Room for max_tokens only, with pages of `pool` and of the prefix cache (null: none).
+  Context(Engine::Impl& engine, PagePool& pool, PrefixCache* prefixes, int64_t max_tokens)
+      : engine_(engine), pool_(&pool), prefixes_(prefixes), max_tokens_(max_tokens) {}
+
+  // Throws Error when a prompt of n_prompt tokens, n_total with its answer, or what the policies
+  // need does not fit. Changes nothing.
+  void check(int64_t n_prompt, int64_t n_total, const Request& request) const;
+
+  // Readies everything for a prompt, to be read in chunks; how many of its first tokens are there
+  // already is n_read() then. `reuse` false: read all of it, whatever is known.
+  void begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill, const DecodePolicy& decode,
+             bool reuse = true);
+
+  // Reads the next chunk, of max_rows tokens if it can; whole segments. Its hidden states stay in
+  // `act`.
+  Chunk read_chunk(Activations& act, int64_t max_rows = INT64_MAX);
+  void wrote(int32_t token) { tokens_.push_back(token); }  // the decode loop has read it
+  void finish_answer();  // what can be reused of the answer, now that it is complete
+  // Lets other requests reuse what was read of the prompt. Done by itself once all of it is.
+  void keep_prefix();
+  void clear();  // forgets everything and frees its memory
+
+  const std::vector<int32_t>& prompt() const { return prompt_; }
+  int64_t n_prompt() const { return static_cast<int64_t>(prompt_.size()); }
+  int64_t n_read() const { return cache_ ? cache_->n_tokens() : 0; }
+  // Why begin() found no more of the prompt in the prefix cache; empty if it did.
+  const std::string& lost_prefix() const { return lost_; }
+  // Rows that Activations need for this prompt's chunks.
+  int64_t chunk_rows() const { return std::min(plan_->chunk_rows(n_prompt()), n_prompt()); }
+
+  KvCache& cache() { return *cache_; }
+  QueryWindow& window() { return *window_; }
+  PrefillPlan& plan() { return *plan_; }
+
+ private:
+  int64_t own_prefix(int64_t window_rows) const;
+
+  Engine::Impl& engine_;
+  PagePool* pool_ = nullptr;
+  PrefixCache* prefixes_ = nullptr;
+  int64_t max_tokens_ = 0;  // 0: the model's context
+  std::string lost_;
+
+  std::vector<int32_t> prompt_;
+  std::vector<int32_t> tokens_;  // that the cache has read
+  int64_t reusable_ = 0;         // of them, by a prompt that starts with them
+  std::unique_ptr<PagePool> own_pool_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<QueryWindow> window_;
+  std::unique_ptr<PrefillPlan> plan_;
+};
+
+}  // namespace ei

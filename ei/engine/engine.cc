@@ -1,0 +1,153 @@
+#include "ei/engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "ei/base/fail.h"
+#include "ei/engine/engine_impl.h"
+#include "ei/engine/make_backend.h"
+#include "ei/engine/named_shapes.h"
+
+namespace ei {
+namespace {
+
+SamplingParams sampling_of(const GenerationConfig& config) {
+  SamplingParams params;
+  if (!config.do_sample.value_or(false)) {
+    params.repetition_penalty = static_cast<float>(config.repetition_penalty.value_or(1));
+    return params;
+  }
+  params.temperature = static_cast<float>(config.temperature.value_or(1));
+  params.top_k = static_cast<int32_t>(config.top_k.value_or(0));
+  params.top_p = static_cast<float>(config.top_p.value_or(1));
+  params.min_p = static_cast<float>(config.min_p.value_or(0));
+  params.repetition_penalty = static_cast<float>(config.repetition_penalty.value_or(1));
+  return params;
+}
+
+// Ids without text, for weights that have learnt none.
+class NoTokenizer final : public Tokenizer {
+ public:
+  explicit NoTokenizer(int64_t vocab_size) : Tokenizer(vocabulary(vocab_size)) {}
+
+ private:
+  static Vocabulary vocabulary(int64_t size) {
+    Vocabulary v;
+    v.tokens.resize(static_cast<size_t>(size));
+    return v;
+  }
+  void encode_text(std::string_view, bool, std::vector<int32_t>&) const override {
+    fail("random weights have no tokenizer; give the prompt as token ids");
+  }
+  std::optional<int32_t> find_token(std::string_view) const override { return std::nullopt; }
+};
+
+}  // namespace
+
+Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
+  require(options.threads >= 0, "threads is {}, expected 0 (all cores) or more", options.threads);
+  require(options.chunk >= 1, "chunk is {}, expected 1 or more", options.chunk);
+  require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16 or f32");
+  impl_->options = options;
+  impl_->backend = make_backend(options.threads);
+}
+
+Engine::Engine(const std::filesystem::path& model_dir, const EngineOptions& options)
+    : Engine(options) {
+  const auto start = std::chrono::steady_clock::now();
+  require(std::filesystem::is_directory(model_dir),
+          "{}: not a directory; give a Hugging Face model directory (config.json, *.safetensors, "
+          "tokenizer.json or tokenizer.model)",
+          model_dir.string());
+  Impl& e = *impl_;
+  e.tokenizer = load_tokenizer(model_dir);
+  e.model = std::make_unique<Model>(Model::load(*e.backend, model_dir));
+  const ModelConfig& config = e.model->config();
+  e.chat = ChatFormat::find(config.architecture, *e.tokenizer);
+
+  const GenerationConfig generation = load_generation_config(model_dir);
+  e.default_sampling = sampling_of(generation);
+  e.eos.insert(config.eos_ids.begin(), config.eos_ids.end());
+  e.eos.insert(generation.eos_ids.begin(), generation.eos_ids.end());
+  if (e.tokenizer->eos_id()) e.eos.insert(*e.tokenizer->eos_id());
+  if (e.chat) e.eos.insert(e.chat->stop_ids().begin(), e.chat->stop_ids().end());
+  e.load_ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+Engine Engine::random(std::string_view shape, const EngineOptions& options) {
+  const ModelConfig config = named_shape(shape);
+  Engine engine(options);
+  Impl& e = *engine.impl_;
+  e.tokenizer = std::make_unique<NoTokenizer>(config.vocab_size);
+  e.model = std::make_unique<Model>(Model::random(*e.backend, config, /*seed=*/1));
+  return engine;
+}
+
+Engine::~Engine() = default;
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+
+KvShape Engine::Impl::kv_shape(const PrefillPolicy& policy) const {
+  const ModelConfig& config = model->config();
+  return {.n_layers = config.n_layers,
+          .n_kv_heads = config.n_kv_heads,
+          .head_dim = config.head_dim,
+          .dtype = options.kv_type,
+          .page_rows = policy.segment,
+          .block = policy.is_dense() ? 0 : policy.block,
+          .max_tokens = config.max_positions};
+}
+
+std::vector<int32_t> Engine::Impl::encode_chat(std::span<const Message> messages,
+                                               bool thinking) const {
+  require(chat.has_value(),
+          "this checkpoint has no chat format that is known; give the prompt as raw text (--raw)");
+  ChatOptions options;
+  options.enable_thinking = thinking;
+  return chat->encode_chat(*tokenizer, messages, options);
+}
+
+ModelInfo Engine::info() const {
+  const Impl& e = *impl_;
+  const ModelConfig& config = e.model->config();
+  const KvShape shape = e.kv_shape(PrefillPolicy{});
+  ModelInfo info;
+  info.architecture = config.architecture;
+  info.chat_format = e.chat ? e.chat->name() : "";
+  info.device = e.backend->name();
+  info.n_parameters = e.model->n_parameters();
+  info.n_layers = config.n_layers;
+  info.n_heads = config.n_heads;
+  info.n_kv_heads = config.n_kv_heads;
+  info.head_dim = config.head_dim;
+  info.hidden = config.hidden;
+  info.intermediate = config.intermediate;
+  info.vocab_size = config.vocab_size;
+  info.max_context = config.max_positions;
+  info.weight_bytes = e.model->weight_bytes();
+  info.kv_bytes_per_token = shape.bytes(shape.page_rows) / shape.page_rows;
+  // Key bounds, in float for every block of tokens, come on top of K and V.
+  const int64_t bounds = 2 * config.n_layers * config.n_kv_heads * config.head_dim *
+                         int64_t{sizeof(float)} / shape.block;
+  info.longest_context = std::min(
+      config.max_positions, e.backend->available_bytes() / (info.kv_bytes_per_token + bounds));
+  info.load_ms = e.load_ms;
+  return info;
+}
+
+SamplingParams Engine::default_sampling() const { return impl_->default_sampling; }
+
+std::vector<int32_t> Engine::tokenize(std::string_view text) const {
+  return impl_->tokenizer->encode(text, /*add_bos=*/true);
+}
+
+std::vector<int32_t> Engine::tokenize(std::span<const Message> messages, bool thinking) const {
+  return impl_->encode_chat(messages, thinking);
+}
+
+std::string Engine::detokenize(std::span<const int32_t> tokens) const {
+  return impl_->tokenizer->decode(tokens, /*skip_special=*/false);
+}
+
+}  // namespace ei

@@ -1,0 +1,166 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ei/base/dtype.h"
+#include "ei/base/error.h"
+#include "ei/policy/decode_policy.h"
+#include "ei/policy/prefill_policy.h"
+#include "ei/policy/sampling.h"
+#include "ei/text/message.h"
+
+namespace ei {
+
+struct EngineOptions {
+  int threads = 0;               // 0: all cores
+  DType kv_type = DType::kBF16;  // of the KV cache: kBF16 or kF32
+  int64_t chunk = 2048;          // tokens read at a time; rounded up to whole segments
+};
+
+// What `entropyinfer info` shows.
+struct ModelInfo {
+  std::string architecture;  // e.g. LlamaForCausalLM
+  std::string chat_format;   // e.g. llama-3.1; empty: none is known, prompts are raw text
+  std::string device;
+  int64_t n_parameters = 0;
+  int64_t n_layers = 0;
+  int64_t n_heads = 0;
+  int64_t n_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t hidden = 0;
+  int64_t intermediate = 0;
+  int64_t vocab_size = 0;
+  int64_t max_context = 0;      // tokens the checkpoint was made for
+  int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes_per_token = 0;  // full cache, K and V of all layers
+  double load_ms = 0;
+};
+
+// A checkpoint ready to run. Sessions of one engine share it; one of them runs at a time.
+class Engine {
+ public:
+  // Loads a Hugging Face directory. Throws Error naming the file and the field that is wrong.
+  explicit Engine(const std::filesystem::path& model_dir, const EngineOptions& options = {});
+  // Random weights in the shape of a well-known checkpoint (named_shapes.h), for measurements.
+  // There is no tokenizer: prompts are token ids, answers have no text.
+  static Engine random(std::string_view shape, const EngineOptions& options = {});
+  ~Engine();
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+
+  ModelInfo info() const;
+  SamplingParams default_sampling() const;  // of generation_config.json, else greedy
+
+  // Text to ids as the checkpoint's tokenizer does it, with its BOS if it adds one.
+  std::vector<int32_t> tokenize(std::string_view text) const;
+  // A conversation in the checkpoint's chat format, ready for the answer. Throws Error when the
+  // checkpoint has no known format.
+  std::vector<int32_t> tokenize(std::span<const Message> messages, bool thinking = true) const;
+  std::string detokenize(std::span<const int32_t> tokens) const;
+
+  struct Impl;
+  Impl& impl() const { return *impl_; }
+
+ private:
+  explicit Engine(const EngineOptions& options);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+struct Request {
+  std::vector<Message> messages;  // a conversation; or
+  std::vector<int32_t> tokens;    // a prompt as ids, used as it is, when there are no messages
+  bool thinking = true;           // for models that can do both
+
+  PrefillPolicy prefill;
+  DecodePolicy decode;
+  std::optional<SamplingParams> sampling;  // nullopt: Engine::default_sampling()
+  int64_t max_tokens = 512;
+  std::vector<std::string> stop;  // ends the answer where one appears; not part of it
+  bool ignore_eos = false;
+};
+
+struct Callbacks {
+  // A piece of the answer, always whole characters.
+  std::function<void(std::string_view text)> on_text;
+  // After every chunk of the prompt: tokens read, tokens in all, of which `cached` were already
+  // there.
+  std::function<void(int64_t done, int64_t total, int64_t cached)> on_prefill;
+};
+
+enum class FinishReason { kStop, kLength, kCancelled };
+
+struct Timings {
+  double prefill_ms = 0;  // time to first token
+  double decode_ms = 0;   // of the tokens after the first
+  double prefill_tps = 0;
+  double decode_tps = 0;
+};
+
+// How much of dense attention the prefill spent.
+struct SparsityStats {
+  double density = 1;           // attended query-key pairs over those of dense attention
+  double kept_blocks_mean = 0;  // past blocks a sparse (layer, head, segment) attended to
+  int64_t rigid_heads = 0;      // KV heads of sparse layers whose entropy always stayed below e_t
+  int64_t dynamic_heads = 0;    // the others
+};
+
+struct KvStats {
+  int64_t bytes = 0;       // the sequence holds at the end
+  int64_t bytes_full = 0;  // the same tokens would need uncompressed
+  bool compressed = false;
+};
+
+struct Generation {
+  std::string text;
+  std::vector<int32_t> tokens;
+  FinishReason finish_reason = FinishReason::kStop;
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompt, not read again
+  Timings timings;
+  SparsityStats sparsity;
+  KvStats kv;
+};
+
+struct TokenScore {
+  float logprob = 0;    // of the token, given all before it; the first of a text has none: 0
+  int32_t argmax = -1;  // the likeliest token in its place
+};
+
+// One conversation: remembers what it has read, so that the next turn reads only what is new, as
+// long as the policy stays the same and nothing of it was compressed away.
+class Session {
+ public:
+  explicit Session(Engine& engine);
+  ~Session();
+
+  // Reads the prompt and writes the answer. Cancellation is looked at between chunks and tokens; a
+  // cancelled answer is returned as far as it got. Throws Error when the prompt is empty, does not
+  // fit the context, or a setting is out of range; the session is then as it was.
+  Generation generate(const Request& request, const Callbacks& callbacks = {},
+                      std::stop_token cancel = {});
+
+  // Log-probability and likeliest token at every position of `tokens`, with the first n_prefill
+  // read as a prompt and the rest decoded one by one, as request's policies say. -1: all are
+  // prompt.
+  std::vector<TokenScore> score(std::span<const int32_t> tokens, const Request& policies,
+                                int64_t n_prefill = -1, const Callbacks& callbacks = {},
+                                std::stop_token cancel = {});
+
+  void clear();  // forgets everything and frees its memory
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ei

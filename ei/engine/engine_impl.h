@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "ei/cache/kv_cache.h"
+#include "ei/engine/engine.h"
+#include "ei/model/model.h"
+#include "ei/text/chat.h"
+#include "ei/text/tokenizer.h"
+
+namespace ei {
+
+struct Engine::Impl {
+  EngineOptions options;
+  std::unique_ptr<Backend> backend;  // outlives everything below
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::optional<ChatFormat> chat;
+  SamplingParams default_sampling;
+  std::set<int32_t> eos;  // any of them ends an answer
+  double load_ms = 0;
+  std::mutex mutex;  // held by the session that runs
+
+  std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
+  KvShape kv_shape(const PrefillPolicy& policy) const;
+};
+
+}  // namespace ei

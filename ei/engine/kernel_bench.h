@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ei/engine/ceilings.h"
+
+namespace ei {
+
+// One op, or a few that belong together, at one size.
+struct KernelResult {
+  // What bounds it, and so what its share is of.
+  enum class Limit : uint8_t {
+    kFma,     // float multiply-adds per second
+    kMemory,  // bytes per second read from memory
+    kDense,   // the rate of dense attention of the same shape
+    kStep     // the time of the prefill or decode step it is part of: less is better
+  };
+
+  std::string kernel;
+  std::string size;
+  double seconds = 0;  // least of several runs, as the ceilings are the best of several
+  double flops = 0;    // one of these two is not 0, except where Limit is kStep
+  double bytes = 0;
+  Limit limit = Limit::kFma;
+  double share = 0;   // of the limit
+  double target = 0;  // share to be reached, or with kStep not to be passed; 0: none is set
+
+  bool met() const { return limit == Limit::kStep ? share <= target : share >= target; }
+};
+
+struct KernelReport {
+  std::string device;
+  Ceilings ceilings;
+  std::vector<KernelResult> results = {};
+};
+
+struct KernelBenchOptions {
+  int threads = 0;     // 0: all cores
+  std::string only;    // kernels whose name contains this; empty: all
+  double seconds = 1;  // spent on each size, at least: the longer, the steadier the figures
+};
+
+// Measures the ops of the backend that Engine would use, one after another: a few minutes and
+// 2 GiB. `progress` gets the kernel that comes next.
+using KernelProgress = std::function<void(const std::string& kernel, const std::string& size)>;
+KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress = {});
+
+}  // namespace ei

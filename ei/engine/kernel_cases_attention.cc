@@ -1,0 +1,117 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "ei/engine/kernel_cases.h"
+
+namespace ei {
+namespace {
+
+using Limit = KernelResult::Limit;
+
+constexpr const char* kDenseName = "prefill attention, dense";
+constexpr const char* kSparseName = "prefill attention, selected";
+constexpr int64_t kSegment = 512;
+constexpr int64_t kBlock = 8;
+constexpr int64_t kChunk = 2048;   // queries: the last of the keys
+constexpr int64_t kBudget = 2048;  // tokens of the past that are selected
+constexpr int64_t kKvHeads = 2;
+
+// Past blocks of every (head, segment): all of them, or a random `count` of them.
+struct SelectionArray {
+  SelectionArray(Backend& backend, int64_t begin, int32_t count)
+      : count_of(backend, {kKvHeads, kChunk / kSegment}),
+        index(backend, {kKvHeads, kChunk / kSegment, std::max<int64_t>(count, 1)}) {
+    std::vector<int32_t> counts(static_cast<size_t>(count_of.view().size()), count);
+    backend.copy_in(count_of.view().data, counts.data(), count_of.view().size() * 4);
+    if (count == kAllBlocks) return;
+    std::vector<int32_t> blocks;
+    uint64_t state = 1;
+    for (int64_t h = 0; h < kKvHeads; ++h) {
+      for (int64_t s = 0; s < kChunk / kSegment; ++s) {
+        // Picks ascending: block b with the chance that the rest needs.
+        const int64_t n = (begin + s * kSegment) / kBlock;
+        int64_t left = count;
+        for (int64_t b = 0; b < n; ++b) {
+          state = state * 6364136223846793005u + 1442695040888963407u;
+          if (static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(n - b)) >= left) continue;
+          blocks.push_back(static_cast<int32_t>(b));
+          --left;
+        }
+      }
+    }
+    backend.copy_in(index.view().data, blocks.data(), static_cast<int64_t>(blocks.size()) * 4);
+  }
+
+  Selection view() const { return {count_of.view(), index.view()}; }
+
+  DeviceArray<int32_t, 2> count_of;
+  DeviceArray<int32_t, 3> index;
+};
+
+// Query-key pairs of one query head.
+double pairs(int64_t begin, int32_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < kChunk; ++i) {
+    const int64_t own = i % kSegment + 1;
+    sum += double(own + (count == kAllBlocks ? begin + i / kSegment * kSegment : count * kBlock));
+  }
+  return sum;
+}
+
+}  // namespace
+
+void bench_prefill_attention(Backend& backend, KernelBench& bench) {
+  if (!bench.wants(kDenseName) && !bench.wants(kSparseName)) return;
+  for (const int64_t d : {64, 128}) {
+    for (const int64_t keys : {8192, 32768}) {
+      const int64_t begin = keys - kChunk;
+      const KvShape shape = {.n_layers = 1,
+                             .n_kv_heads = kKvHeads,
+                             .head_dim = d,
+                             .page_rows = kSegment,
+                             .max_tokens = keys};
+      BenchData data(backend);
+      PagePool pool(backend, shape.page_bytes());
+      const KvCache cache = data.cache(pool, shape, keys);
+      const SelectionArray all(backend, begin, kAllBlocks);
+      const SelectionArray some(backend, begin, static_cast<int32_t>(kBudget / kBlock));
+      for (const int64_t group : {1, 4, 7}) {
+        const int64_t width = kKvHeads * group * d;
+        const ActArray q = data.act(kChunk, width);
+        const ActArray out(backend, kChunk, width);
+        const auto run = [&](const SelectionArray& selection) {
+          backend.run(SparseAttention{.q = q.act(),
+                                      .kv = cache.layer(0),
+                                      .begin = begin,
+                                      .segment = kSegment,
+                                      .block = kBlock,
+                                      .selection = selection.view(),
+                                      .scale = 1 / std::sqrt(float(d)),
+                                      .out = out.act()});
+        };
+        const auto flops = [&](int32_t count) {
+          return 4 * double(d) * double(kKvHeads * group) * pairs(begin, count);
+        };
+        const std::string size = fmt::format("{} keys, d {}, groups of {}", keys, d, group);
+        const double dense_flops = flops(kAllBlocks);
+        const double seconds = bench.measure({.kernel = kDenseName,
+                                              .size = size,
+                                              .flops = dense_flops,
+                                              .limit = Limit::kFma,
+                                              .target = 0.6},
+                                             [&] { run(all); });
+        bench.measure({.kernel = kSparseName,
+                       .size = size,
+                       .flops = flops(static_cast<int32_t>(kBudget / kBlock)),
+                       .limit = Limit::kDense,
+                       .target = 0.85,
+                       .dense_rate = dense_flops / seconds},
+                      [&] { run(some); });
+      }
+    }
+  }
+}
+
+}  // namespace ei

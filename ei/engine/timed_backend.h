@@ -1,0 +1,68 @@
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+
+#include "ei/ops/backend.h"
+
+namespace ei {
+
+// Another backend whose ops are timed. The times are right where ops are done when run() returns:
+// on the CPU.
+class TimedBackend final : public Backend {
+ public:
+  explicit TimedBackend(Backend& backend) : backend_(backend) {}
+
+  // Seconds spent in each op, by its name.
+  const std::map<std::string, double>& seconds() const { return seconds_; }
+  void reset() { seconds_.clear(); }
+
+  std::string name() const override { return backend_.name(); }
+  int64_t act_bytes() const override { return backend_.act_bytes(); }
+  int64_t available_bytes() const override { return backend_.available_bytes(); }
+  void* allocate(int64_t bytes) override { return backend_.allocate(bytes); }
+  void release(void* data, int64_t bytes) noexcept override { backend_.release(data, bytes); }
+  void discard(void* data, int64_t bytes) noexcept override { backend_.discard(data, bytes); }
+  void copy_in(void* device, const void* host, int64_t bytes) override {
+    backend_.copy_in(device, host, bytes);
+  }
+  void copy_out(void* host, const void* device, int64_t bytes) override {
+    backend_.copy_out(host, device, bytes);
+  }
+  Weight place(const Weight& host) override { return backend_.place(host); }
+
+  void run(const Embed& op) override { timed("Embed", op); }
+  void run(const RmsNorm& op) override { timed("RmsNorm", op); }
+  void run(const MatMul& op) override { timed("MatMul", op); }
+  void run(const RopeAngles& op) override { timed("RopeAngles", op); }
+  void run(const Rope& op) override { timed("Rope", op); }
+  void run(const SwiGlu& op) override { timed("SwiGlu", op); }
+  void run(const AppendKv& op) override { timed("AppendKv", op); }
+  void run(const ScoreBlocks& op) override { timed("ScoreBlocks", op); }
+  void run(const AllocateBudget& op) override { timed("AllocateBudget", op); }
+  void run(const SelectBlocks& op) override { timed("SelectBlocks", op); }
+  void run(const SparseAttention& op) override { timed("SparseAttention", op); }
+  void run(const DecodeAttention& op) override { timed("DecodeAttention", op); }
+  void run(const SaveQueries& op) override { timed("SaveQueries", op); }
+  void run(const Vote& op) override { timed("Vote", op); }
+  void run(const PoolVotes& op) override { timed("PoolVotes", op); }
+  void run(const KeepTop& op) override { timed("KeepTop", op); }
+  void run(const CompactKv& op) override { timed("CompactKv", op); }
+  void run(const TokenScores& op) override { timed("TokenScores", op); }
+  void run(const Sample& op) override { timed("Sample", op); }
+
+ private:
+  template <class Op>
+  void timed(const char* name, const Op& op) {
+    const auto start = std::chrono::steady_clock::now();
+    backend_.run(op);
+    seconds_[name] +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  Backend& backend_;
+  std::map<std::string, double> seconds_;
+};
+
+}  // namespace ei

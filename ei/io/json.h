@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ei {
+
+using Json = nlohmann::json;
+
+struct JsonLimits {
+  size_t max_bytes = 256u << 20;
+  int max_depth = 64;
+};
+
+// Parses foreign JSON. Throws Error naming `where` (a path, or what the text is) when the text is
+// larger or deeper than `limits`, is not JSON or not UTF-8, or has an object with a duplicate key.
+Json parse_json(std::string_view text, std::string_view where, JsonLimits limits = {});
+
+// The same for a file; throws Error when it cannot be read.
+Json read_json(const std::filesystem::path& path, JsonLimits limits = {});
+
+// Throws Error when it cannot be known: a directory without permission, a loop of links.
+bool file_exists(const std::filesystem::path& path);
+
+// A whole file as bytes. Throws Error naming the path when it is missing, unreadable, not a regular
+// file or longer than `max_bytes`.
+std::string read_file(const std::filesystem::path& path, size_t max_bytes = size_t{4} << 30);
+
+// Typed access to the fields of a JSON object that came from `where`. All throw Error naming
+// `where`, the field, the type expected and the value found.
+class Fields {
+ public:
+  Fields(const Json& object, std::string_view where);
+
+  bool has(std::string_view key) const;  // present and not null
+  int64_t integer(std::string_view key, int64_t min, int64_t max) const;
+  int64_t integer(std::string_view key, int64_t min, int64_t max, int64_t fallback) const;
+  std::vector<int64_t> integers(std::string_view key, int64_t min, int64_t max) const;  // a list
+  double number(std::string_view key, double min, double max) const;
+  double number(std::string_view key, double min, double max, double fallback) const;
+  bool boolean(std::string_view key, bool fallback) const;
+  std::string string(std::string_view key) const;
+  std::string string(std::string_view key, std::string_view fallback) const;
+  const Json& at(std::string_view key) const;
+  const std::string& where() const { return where_; }
+
+ private:
+  const Json& object_;
+  std::string where_;
+};
+
+}  // namespace ei

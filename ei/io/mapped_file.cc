@@ -1,0 +1,70 @@
+#include "ei/io/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "ei/base/fail.h"
+
+namespace ei {
+namespace {
+
+std::string reason() { return std::generic_category().message(errno); }
+
+struct stat status_of(int file, const std::string& path) {
+  struct stat status {};
+  const bool ok = ::fstat(file, &status) == 0;
+  require(ok, "{}: {}", path, reason());
+  return status;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string()) {
+  // `opened` closes the file when something throws. Not blocking, lest a pipe in place of the file
+  // hangs the program.
+  MappedFile opened;
+  opened.file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  require(opened.file_ >= 0, "{}: cannot be opened: {}", path_, reason());
+  const struct stat status = status_of(opened.file_, path_);
+  require(S_ISREG(status.st_mode), "{}: not a regular file", path_);
+  if (status.st_size > 0) {
+    const auto size = static_cast<size_t>(status.st_size);
+    void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, opened.file_, 0);
+    require(data != MAP_FAILED, "{}: cannot be mapped into memory: {}", path_, reason());
+    opened.bytes_ = {static_cast<const std::byte*>(data), size};
+  }
+  std::swap(file_, opened.file_);
+  std::swap(bytes_, opened.bytes_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      file_(std::exchange(other.file_, -1)),
+      bytes_(std::exchange(other.bytes_, {})) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(file_, other.file_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  if (file_ >= 0) ::close(file_);
+}
+
+void MappedFile::check_size() const {
+  const struct stat status = status_of(file_, path_);
+  require(static_cast<size_t>(status.st_size) == bytes_.size(),
+          "{}: its size changed from {} to {} bytes while it was read; wait until it is complete",
+          path_, bytes_.size(), status.st_size);
+}
+
+}  // namespace ei

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ei/base/dtype.h"
+#include "ei/io/mapped_file.h"
+
+namespace ei {
+
+// One tensor of a safetensors file, row-major, little-endian. Any dtype of the format is listed;
+// what cannot be computed with is refused only by who wants it.
+struct TensorInfo {
+  std::string dtype;                // as the format names it: "BF16", "F32", "I64", ...
+  std::vector<int64_t> shape;       // [outer, ..., inner]; empty: a scalar
+  std::span<const std::byte> data;  // not aligned to anything
+
+  int64_t size() const;  // elements
+};
+using TensorMap = std::map<std::string, TensorInfo, std::less<>>;
+
+// The DType of "F32", "F16" and "BF16"; nothing for the others.
+std::optional<DType> float_dtype(std::string_view name);
+
+// The tensors of a whole file in memory, pointing into it. Throws Error naming `where`, the tensor
+// and the field unless the file is as the format demands: header size within the file and 32 MiB,
+// no duplicate names, known dtypes, spans of shape times dtype that cover the data from its first
+// byte to its last without hole or overlap. Also at most 65,536 tensors, names of at most 512 bytes
+// and 16 dimensions, so that a small file cannot ask for much memory.
+TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view where);
+
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::filesystem::path& path)
+      : file_(path), tensors_(parse_safetensors(file_.bytes(), file_.path())) {}
+
+  const std::string& path() const { return file_.path(); }
+  const TensorMap& tensors() const { return tensors_; }
+  void check_size() const { file_.check_size(); }
+
+ private:
+  MappedFile file_;
+  TensorMap tensors_;
+};
+
+// The weights of a model directory: the tensors of model.safetensors, or of the shards that
+// model.safetensors.index.json lists; of other files nothing is read.
+class Checkpoint {
+ public:
+  // Throws Error when there is neither file, a shard is missing or named by a path, the index and
+  // the shards disagree about which tensor is where, or a file is malformed.
+  explicit Checkpoint(const std::filesystem::path& dir);
+
+  struct Entry {
+    const TensorInfo* tensor = nullptr;
+    const std::string* file = nullptr;  // for messages
+  };
+  const Entry* find(std::string_view name) const;  // nullptr: there is none
+  const std::map<std::string_view, Entry>& entries() const { return entries_; }
+  const std::string& path() const { return path_; }  // of model.safetensors or the index
+  void check_size() const;                           // as MappedFile's, of every file
+
+ private:
+  std::string path_;
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string_view, Entry> entries_;
+};
+
+}  // namespace ei

@@ -1,0 +1,216 @@
+#include "ei/model/config.h"
+
+#include <array>
+#include <limits>
+#include <string>
+
+#include "ei/base/fail.h"
+
+namespace ei {
+namespace {
+
+// Bounds that no checkpoint comes near, small enough that products of any three fit 64 bits.
+constexpr int64_t kMaxWidth = 1 << 20;  // hidden, intermediate
+constexpr int64_t kMaxHeads = 4096;
+constexpr int64_t kMaxHeadDim = 1024;
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxVocab = 1 << 24;
+constexpr int64_t kMaxPositions = 1 << 24;  // RoPE's float positions are exact up to here
+
+struct Architecture {
+  std::string_view name;
+  Family family;
+};
+constexpr std::array kArchitectures = {Architecture{"LlamaForCausalLM", Family::kLlama},
+                                       Architecture{"Qwen2ForCausalLM", Family::kQwen2},
+                                       Architecture{"Qwen3ForCausalLM", Family::kQwen3},
+                                       Architecture{"MistralForCausalLM", Family::kMistral},
+                                       Architecture{"PanguEmbeddedForCausalLM", Family::kPangu}};
+
+Architecture find_architecture(const Fields& fields) {
+  const Json& list = fields.at("architectures");
+  require(list.is_array() && list.size() == 1 && list[0].is_string(),
+          "{}: field \"architectures\" must be a list of one name", fields.where());
+  const auto& name = list[0].get_ref<const std::string&>();
+  std::string known;
+  for (const Architecture& architecture : kArchitectures) {
+    if (architecture.name == name) return architecture;
+    known += known.empty() ? "" : ", ";
+    known += architecture.name;
+  }
+  // Ports to transformers give openPangu another class but keep one of these types.
+  const std::string type = fields.string("model_type", "");
+  if (type == "PanguEmbedded" || type == "openpangu_dense")
+    return {"PanguEmbeddedForCausalLM", Family::kPangu};
+  fail("{}: architecture {} is not supported; these are: {}", fields.where(),
+       Json(name).dump(-1, ' ', true, Json::error_handler_t::replace), known);
+}
+
+// One id or a list of some.
+std::vector<int32_t> token_ids(const Fields& fields, std::string_view key) {
+  if (!fields.has(key)) return {};
+  const std::vector<int64_t> ids = fields.at(key).is_array()
+                                       ? fields.integers(key, 0, kMaxVocab - 1)
+                                       : std::vector{fields.integer(key, 0, kMaxVocab - 1)};
+  return {ids.begin(), ids.end()};
+}
+
+RopeType rope_type(const Fields& fields) {
+  const std::string name = fields.string("rope_type", fields.string("type", "default"));
+  if (name == "default") return RopeType::kDefault;
+  if (name == "linear") return RopeType::kLinear;
+  if (name == "llama3") return RopeType::kLlama3;
+  if (name == "yarn") return RopeType::kYarn;
+  fail("{}: rope type {} is not supported; these are: default, linear, llama3, yarn",
+       fields.where(), Json(name).dump(-1, ' ', true, Json::error_handler_t::replace));
+}
+
+// transformers 5 has all of it in rope_parameters; before, theta was a field of its own and
+// rope_scaling held the rest, or was absent or null.
+RopeConfig parse_rope(const Fields& config, int64_t max_positions) {
+  constexpr double kMaxFactor = 1e6;
+  static const Json kEmpty = Json::object();
+  const bool modern = config.has("rope_parameters");
+  const std::string_view key = modern ? "rope_parameters" : "rope_scaling";
+  const Fields fields(config.has(key) ? config.at(key) : kEmpty,
+                      fmt::format("{}: {}", config.where(), key));
+  RopeConfig rope;
+  rope.type = rope_type(fields);
+  const Fields& theta_in = fields.has("rope_theta") ? fields : config;
+  rope.theta = theta_in.number("rope_theta", 1.001, 1e12, rope.theta);
+  for (const Fields* where : {&config, &fields})
+    require(where->number("partial_rotary_factor", 0, 1, 1) == 1,
+            "{}: field \"partial_rotary_factor\" other than 1 is not supported", where->where());
+  if (rope.type == RopeType::kDefault) return rope;
+
+  rope.factor = fields.number("factor", 1, kMaxFactor);
+  if (rope.type == RopeType::kLinear) return rope;
+
+  if (rope.type == RopeType::kLlama3) {
+    rope.original_positions = fields.integer("original_max_position_embeddings", 1, kMaxPositions);
+    rope.low_freq_factor = fields.number("low_freq_factor", 1e-6, kMaxFactor);
+    rope.high_freq_factor = fields.number("high_freq_factor", 1e-6, kMaxFactor);
+    require(rope.low_freq_factor < rope.high_freq_factor,
+            "{}: low_freq_factor is {}, expected less than high_freq_factor, {}", fields.where(),
+            rope.low_freq_factor, rope.high_freq_factor);
+    return rope;
+  }
+  rope.original_positions =
+      fields.integer("original_max_position_embeddings", 1, kMaxPositions, max_positions);
+  rope.beta_fast = fields.number("beta_fast", 1e-6, kMaxFactor, rope.beta_fast);
+  rope.beta_slow = fields.number("beta_slow", 1e-6, kMaxFactor, rope.beta_slow);
+  require(rope.beta_slow <= rope.beta_fast, "{}: beta_slow is {}, expected at most beta_fast, {}",
+          fields.where(), rope.beta_slow, rope.beta_fast);
+  rope.mscale = fields.number("mscale", 0, 1e3, 0);
+  rope.mscale_all_dim = fields.number("mscale_all_dim", 0, 1e3, 0);
+  rope.truncate = fields.boolean("truncate", true);
+  if (fields.has("attention_factor"))
+    rope.attention_factor = fields.number("attention_factor", 1e-3, 1e3);
+  return rope;
+}
+
+void refuse_unsupported(const Fields& fields, Family family) {
+  const std::string act = fields.string("hidden_act", "silu");
+  require(act == "silu", "{}: hidden_act {} is not supported; this is: silu", fields.where(),
+          Json(act).dump(-1, ' ', true, Json::error_handler_t::replace));
+  require(!fields.boolean("mlp_bias", false),
+          "{}: mlp_bias is true; biases in the MLP are not "
+          "supported",
+          fields.where());
+  require(!fields.has("quantization_config"),
+          "{}: quantization_config: quantized weights are not supported; use the checkpoint in "
+          "BF16, F16 or F32",
+          fields.where());
+
+  // Qwen names a window that is off unless use_sliding_window says otherwise; the others have one
+  // when they name it.
+  const bool qwen = family == Family::kQwen2 || family == Family::kQwen3;
+  const bool window = fields.boolean("use_sliding_window", !qwen) && fields.has("sliding_window");
+  require(!window, "{}: sliding_window is {}; models that attend to a window are not supported",
+          fields.where(), fields.integer("sliding_window", 0, kMaxPositions, 0));
+  if (!fields.has("layer_types")) return;
+  const Json& types = fields.at("layer_types");
+  require(types.is_array(), "{}: layer_types must be a list", fields.where());
+  for (const Json& type : types)
+    require(type == "full_attention",
+            "{}: layer_types has {}; the only one supported is \"full_attention\"", fields.where(),
+            type.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 60));
+}
+
+}  // namespace
+
+ModelConfig parse_config(const Json& json, std::string_view where) {
+  const Fields fields(json, where);
+  const Architecture architecture = find_architecture(fields);
+  refuse_unsupported(fields, architecture.family);
+
+  ModelConfig config;
+  config.architecture = architecture.name;
+  config.family = architecture.family;
+  config.hidden = fields.integer("hidden_size", 1, kMaxWidth);
+  config.intermediate = fields.integer("intermediate_size", 1, kMaxWidth);
+  config.n_layers = static_cast<int>(fields.integer("num_hidden_layers", 1, kMaxLayers));
+  config.n_heads = fields.integer("num_attention_heads", 1, kMaxHeads);
+  config.n_kv_heads = fields.integer("num_key_value_heads", 1, config.n_heads, config.n_heads);
+  require(config.n_heads % config.n_kv_heads == 0,
+          "{}: num_key_value_heads is {}, expected a divisor of num_attention_heads, {}", where,
+          config.n_kv_heads, config.n_heads);
+  require(fields.has("head_dim") || config.hidden % config.n_heads == 0,
+          "{}: num_attention_heads is {}, expected a divisor of hidden_size, {}, as there is no "
+          "head_dim",
+          where, config.n_heads, config.hidden);
+  config.head_dim = fields.integer("head_dim", 1, kMaxHeadDim, config.hidden / config.n_heads);
+  require(config.head_dim % 2 == 0 && config.head_dim > 0 && config.head_dim <= kMaxHeadDim,
+          "{}: head_dim is {}, expected an even number from 2 to {}", where, config.head_dim,
+          kMaxHeadDim);
+  config.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
+  config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 1e-12, 1, 1e-6));
+  config.max_positions = fields.integer("max_position_embeddings", 1, kMaxPositions);
+  config.rope = parse_rope(fields, config.max_positions);
+  config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
+  config.qk_norm = config.family == Family::kQwen3;
+  config.o_bias = fields.boolean("attention_bias", false);
+  if (config.family == Family::kPangu) config.o_bias = fields.boolean("bias", true);
+  config.qkv_bias = config.o_bias || config.family == Family::kQwen2;
+
+  const auto in_vocabulary = [&](std::string_view key, int32_t id) {
+    require(id < config.vocab_size, "{}: field \"{}\" is {}, but the vocabulary has {} tokens",
+            where, key, id, config.vocab_size);
+  };
+  const std::vector<int32_t> bos = token_ids(fields, "bos_token_id");
+  if (!bos.empty()) in_vocabulary("bos_token_id", *(config.bos_id = bos.front()));
+  config.eos_ids = token_ids(fields, "eos_token_id");
+  for (const int32_t id : config.eos_ids) in_vocabulary("eos_token_id", id);
+  return config;
+}
+
+ModelConfig load_config(const std::filesystem::path& dir) {
+  const auto path = dir / "config.json";
+  return parse_config(read_json(path, {.max_bytes = 1 << 20, .max_depth = 64}), path.string());
+}
+
+GenerationConfig parse_generation_config(const Json& json, std::string_view where) {
+  const Fields fields(json, where);
+  const auto number = [&](std::string_view key, double min, double max) {
+    return fields.has(key) ? std::optional(fields.number(key, min, max)) : std::nullopt;
+  };
+  GenerationConfig config;
+  config.eos_ids = token_ids(fields, "eos_token_id");
+  if (fields.has("do_sample")) config.do_sample = fields.boolean("do_sample", false);
+  config.temperature = number("temperature", 0, 100);
+  if (fields.has("top_k"))
+    config.top_k = fields.integer("top_k", 0, std::numeric_limits<int32_t>::max());
+  config.top_p = number("top_p", 0, 1);
+  config.min_p = number("min_p", 0, 1);
+  config.repetition_penalty = number("repetition_penalty", 0.01, 100);
+  return config;
+}
+
+GenerationConfig load_generation_config(const std::filesystem::path& dir) {
+  const auto path = dir / "generation_config.json";
+  if (!file_exists(path)) return {};
+  return parse_generation_config(read_json(path, {.max_bytes = 1 << 20, .max_depth = 64}),
+                                 path.string());
+}
+
+}  // namespace ei

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ei/ops/tensor.h"
+
+namespace ei {
+
+// Where a model's weights come from, by their names in a Hugging Face checkpoint.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+
+  virtual bool has(const std::string& name) const = 0;
+  // Both throw Error unless the tensor is there with this shape. What a Weight points into lives as
+  // long as the source.
+  virtual Weight matrix(const std::string& name, int64_t rows, int64_t cols) = 0;
+  virtual std::vector<float> vector(const std::string& name, int64_t size) = 0;
+};
+
+}  // namespace ei

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <span>
+
+#include "ei/ops/kv.h"
+#include "ei/ops/tensor.h"
+
+namespace ei {
+
+// Stores new keys and values behind those a layer holds, counts them in n_rows and, with bounds,
+// widens the key bounds of their blocks: a block's first key (row % block == 0) starts it afresh.
+//
+// The n rows go to the sequences in equal shares: all of them to one when prefilling, one to each
+// of n when decoding. A cache of more heads than k (compacted per query head) stores each of k's as
+// many times over. Values are rounded to the cache's type (to nearest, ties to even); bounds are
+// of the rounded keys. Bounds are for a single sequence whose heads hold equally many rows.
+struct AppendKv {
+  Act k;  // [n, heads * d], RoPE applied; heads divides the n_kv_heads of every cache
+  Act v;  // [n, heads * d]
+  std::span<const KvLayer> kv;  // [n_sequences]; n is a multiple; pages for the new rows are there
+  KeyBounds bounds;             // bounds.block == 0: none
+};
+void check(const AppendKv& op);
+
+}  // namespace ei

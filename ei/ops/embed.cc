@@ -1,0 +1,11 @@
+#include "ei/ops/embed.h"
+
+#include "ei/ops/shapes.h"
+
+namespace ei {
+
+void check(const Embed& op) {
+  expect_shape("Embed", "out", op.out, op.tokens.dim(0), op.table.cols);
+}
+
+}  // namespace ei

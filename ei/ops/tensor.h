@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cassert>
+#include <cstdint>
+
+#include "ei/base/dtype.h"
+#include "ei/base/view.h"
+
+namespace ei {
+
+// Rows of activations in the backend's own number type (float on the CPU, bf16 on CUDA),
+// contiguous. Opaque outside the backends: the engine cuts and passes it on, and never looks
+// inside.
+struct Act {
+  void* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t elem_bytes = 0;
+
+  Act slice(int64_t begin, int64_t count) const {
+    assert(begin >= 0 && count >= 0 && begin + count <= rows);
+    return {static_cast<char*>(data) + begin * cols * elem_bytes, count, cols, elem_bytes};
+  }
+  // The same elements as rows of another length, e.g. [n, n_heads * d] as [n * n_heads, d].
+  Act reshape(int64_t new_cols) const {
+    assert(rows * cols % new_cols == 0);
+    return {data, rows * cols / new_cols, new_cols, elem_bytes};
+  }
+};
+
+// A weight matrix as the checkpoint stores it, [rows = outputs, cols = inputs], row-major. Placed
+// on a device by Backend::place.
+struct Weight {
+  const void* data = nullptr;
+  DType dtype = DType::kBF16;
+  int64_t rows = 0;
+  int64_t cols = 0;
+
+  int64_t bytes() const { return rows * cols * dtype_bytes(dtype); }
+};
+
+}  // namespace ei

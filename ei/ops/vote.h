@@ -1,0 +1,37 @@
+#pragma once
+
+#include "ei/ops/kv.h"
+#include "ei/ops/tensor.h"
+#include "ei/policy/decode_policy.h"
+
+namespace ei {
+
+// Which cached rows the newest queries look at (method.md 2.2). Query i of w is ring row
+// (first + i) % window.rows, and sees what the i-th of the last w rows may see:
+//   a[i,j]    = softmax over rows j <= n_rows - w + i of scale q_i . k_j
+//   vote[h,j] = mean over i of a[i,j], for rows j < n_rows - w
+// reduced (mean or max) over the G query heads of a KV head, or not at all: `votes` has n_kv_heads
+// or n_heads rows and that decides. Numerics: float sums; NMSE 1e-8.
+struct Vote {
+  Act window;             // [>= w, n_heads * d] the ring of SaveQueries
+  int64_t first = 0;      // ring row of the oldest query
+  int64_t n_queries = 0;  // w
+  KvLayer kv;             // every head holds more than w rows
+  float scale = 1;        // 1 / sqrt(d)
+  GroupReduce reduce = GroupReduce::kMean;
+  View<float, 2> votes;  // out: [n_kv_heads or n_heads, >= rows_bound - w]
+};
+void check(const Vote& op);
+
+// Smooths votes along the rows with a 1-d pool of odd width `kernel`: maximum, or average with zero
+// padding counted in the mean (method.md 2.2; the reference's avg_pool1d and max_pool1d).
+struct PoolVotes {
+  View<const float, 2> votes;      // [n_heads, m]
+  View<const int32_t, 1> n_votes;  // [n_heads] valid columns of each row
+  Pooling pooling = Pooling::kMax;
+  int64_t kernel = 1;
+  View<float, 2> out;  // [n_heads, m]; must not overlap votes
+};
+void check(const PoolVotes& op);
+
+}  // namespace ei

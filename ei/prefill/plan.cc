@@ -1,0 +1,194 @@
+#include "ei/prefill/plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ei/base/fail.h"
+
+namespace ei {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Scratch that only grows.
+void ensure(Backend& backend, Buffer& buffer, int64_t bytes) {
+  if (buffer.bytes() >= bytes) return;
+  buffer = Buffer();
+  buffer = Buffer(backend, bytes);
+}
+
+}  // namespace
+
+PrefillPlan::PrefillPlan(Backend& backend, const PrefillPolicy& policy, const Shape& shape)
+    : backend_(backend), policy_(policy), shape_(shape) {
+  validate(policy);
+  const int64_t max_segments = std::max<int64_t>(1, ceil_div(shape.max_tokens, policy.segment));
+  for (int l = 0; l < shape.n_layers; ++l) {
+    const bool is_sparse = sparse(l);
+    entropy_.emplace_back(backend,
+                          std::array<int64_t, 2>{shape.n_kv_heads, is_sparse ? max_segments : 0});
+    blocks_.emplace_back(backend,
+                         std::array<int64_t, 1>{is_sparse ? shape.n_kv_heads * max_segments : 0});
+  }
+}
+
+bool PrefillPlan::sparse(int layer) const {
+  return !policy_.is_dense() && layer >= policy_.dense_layers;
+}
+
+// Rules that look at the whole prompt need it in one chunk.
+bool PrefillPlan::at_once() const {
+  return policy_.budget.rigid_whole_prompt && !policy_.is_dense();
+}
+
+// The dense tail: the last segment, which holds the question, and the one before if it is short.
+int64_t PrefillPlan::first_dense_segment(int64_t n_tokens) const {
+  const int64_t last = ceil_div(n_tokens, policy_.segment) - 1;
+  const bool is_short = n_tokens - last * policy_.segment < policy_.dense_tail;
+  return std::max<int64_t>(0, is_short ? last - 1 : last);
+}
+
+int64_t PrefillPlan::reusable(int64_t n_tokens) const {
+  if (policy_.is_dense()) return n_tokens / policy_.segment * policy_.segment;
+  if (at_once() || n_tokens == 0) return 0;
+  return first_dense_segment(n_tokens) * policy_.segment;
+}
+
+int64_t PrefillPlan::chunk_rows(int64_t n_tokens) const {
+  if (at_once()) return n_tokens;
+  return ceil_div(std::max<int64_t>(1, shape_.chunk), policy_.segment) * policy_.segment;
+}
+
+void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
+  require(cached % policy_.segment == 0 && cached < n_tokens,
+          "prefill: {} of {} tokens are cached, expected fewer, in segments of {}", cached,
+          n_tokens, policy_.segment);
+  n_tokens_ = n_tokens;
+  chunks_.clear();
+
+  const int64_t n_segments = ceil_div(std::min(chunk_rows(n_tokens), n_tokens), policy_.segment);
+  const std::vector<int32_t> all(static_cast<size_t>(shape_.n_kv_heads * n_segments), kAllBlocks);
+  all_ = DeviceArray<int32_t, 1>(backend_, all);
+  if (policy_.is_dense()) return;
+  const int64_t rows = shape_.n_kv_heads * n_segments;
+  ensure(backend_, scores_, rows * past_blocks() * int64_t{sizeof(float)});
+  ensure(backend_, budgets_, rows * int64_t{sizeof(float)});
+  ensure(backend_, index_, rows * most_blocks() * int64_t{sizeof(int32_t)});
+  ensure(backend_, count_, rows * int64_t{sizeof(int32_t)});
+}
+
+Chunk PrefillPlan::next(int64_t at, int64_t max_rows) {
+  int64_t rows = chunk_rows(n_tokens_);
+  if (!at_once())
+    rows = std::clamp(max_rows / policy_.segment * policy_.segment, policy_.segment, rows);
+  chunks_.push_back({at, std::min(rows, n_tokens_ - at)});
+  return chunks_.back();
+}
+
+// Blocks before the last segment, and the most that a budget can select of them.
+int64_t PrefillPlan::past_blocks() const {
+  return ceil_div(n_tokens_, policy_.segment) * policy_.segment / policy_.block;
+}
+int64_t PrefillPlan::most_blocks() const {
+  const double top = std::floor(double(policy_.budget.max_factor) * double(policy_.budget.base));
+  return std::min<int64_t>(past_blocks(), static_cast<int64_t>(top) / policy_.block);
+}
+
+View<int32_t, 2> PrefillPlan::blocks(int layer, const Chunk& chunk) const {
+  const int64_t first = chunk.begin / policy_.segment;
+  return {blocks_[static_cast<size_t>(layer)].view().data + first * shape_.n_kv_heads,
+          {shape_.n_kv_heads, n_segments(chunk)}};
+}
+
+int64_t PrefillPlan::n_segments(const Chunk& chunk) const {
+  return ceil_div(chunk.size, policy_.segment);
+}
+
+Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const KvCache& cache) {
+  if (!sparse(layer))
+    return {.count = {all_.view().data, {shape_.n_kv_heads, n_segments(chunk)}}, .index = {}};
+
+  const int64_t first = chunk.begin / policy_.segment;
+  const std::array<int64_t, 2> rows = {shape_.n_kv_heads, n_segments(chunk)};
+  const View<float, 3> score = {static_cast<float*>(scores_.data()),
+                                {rows[0], rows[1], past_blocks()}};
+  const View<float, 2> entropy = entropy_[static_cast<size_t>(layer)].view();
+  const Selection selection = {
+      .count = {static_cast<int32_t*>(count_.data()), rows},
+      .index = {static_cast<int32_t*>(index_.data()), {rows[0], rows[1], most_blocks()}}};
+
+  // Profile: how much each segment wants each past block, and the entropy of that.
+  backend_.run(ScoreBlocks{
+      .q = q,
+      .begin = chunk.begin,
+      .segment = policy_.segment,
+      .scale = policy_.scale_scores ? 1 / std::sqrt(static_cast<float>(shape_.head_dim)) : 1.0f,
+      .bounds = cache.bounds(layer),
+      .score = score,
+      .entropy = entropy});
+  // Allocate: a budget per head and segment, by how entropy moved.
+  backend_.run(AllocateBudget{.entropy = entropy,
+                              .first_segment = first,
+                              .segment = policy_.segment,
+                              .block = policy_.block,
+                              .rule = policy_.budget,
+                              .dense_before = ceil_div(policy_.threshold_len, policy_.segment),
+                              .dense_from = first_dense_segment(n_tokens_),
+                              .tokens = {static_cast<float*>(budgets_.data()), rows},
+                              .blocks = blocks(layer, chunk)});
+  // Select: the blocks most wanted.
+  backend_.run(SelectBlocks{.score = score,
+                            .blocks = blocks(layer, chunk),
+                            .first_segment = first,
+                            .segment = policy_.segment,
+                            .block = policy_.block,
+                            .rank = policy_.rank,
+                            .sink_blocks = policy_.sink_blocks,
+                            .recent_blocks = policy_.recent_blocks,
+                            .out = selection});
+  return selection;
+}
+
+PrefillStats PrefillPlan::stats() {
+  PrefillStats stats;
+  double kept = 0, n_kept = 0;
+  for (int l = 0; l < shape_.n_layers; ++l) {
+    const bool is_sparse = sparse(l);
+    const auto counts = blocks_[static_cast<size_t>(l)].to_host(backend_);
+    for (const Chunk& chunk : chunks_) {
+      for (int64_t s = 0; s < n_segments(chunk); ++s) {
+        const double past = double(chunk.begin + s * policy_.segment);
+        const double size = double(std::min(policy_.segment, chunk.size - s * policy_.segment));
+        const double own = size * (size + 1) / 2;
+        stats.dense_pairs += double(shape_.n_kv_heads) * (size * past + own);
+        for (int64_t h = 0; h < shape_.n_kv_heads; ++h) {
+          double seen = past;
+          if (is_sparse) {
+            const int64_t at =
+                chunk.begin / policy_.segment * shape_.n_kv_heads + h * n_segments(chunk) + s;
+            const int32_t count = counts[static_cast<size_t>(at)];
+            if (count != kAllBlocks) {
+              seen = double(count) * double(policy_.block);
+              kept += count;
+              n_kept += 1;
+            }
+          }
+          stats.attended_pairs += size * seen + own;
+        }
+      }
+    }
+    if (!is_sparse) continue;
+    const View<float, 2> shape = entropy_[static_cast<size_t>(l)].view();
+    const auto entropy = entropy_[static_cast<size_t>(l)].to_host(backend_);
+    for (int64_t h = 0; h < shape_.n_kv_heads; ++h) {
+      bool rigid = true;
+      for (int64_t s = 1; s < ceil_div(n_tokens_, policy_.segment); ++s)
+        rigid &= entropy[static_cast<size_t>(h * shape.dim(1) + s)] < policy_.budget.e_t;
+      ++(rigid ? stats.rigid_heads : stats.dynamic_heads);
+    }
+  }
+  if (n_kept > 0) stats.kept_blocks_mean = kept / n_kept;
+  return stats;
+}
+
+}  // namespace ei

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <vector>
+
+#include "ei/cache/kv_cache.h"
+#include "ei/ops/backend.h"
+#include "ei/ops/buffer.h"
+#include "ei/policy/prefill_policy.h"
+
+namespace ei {
+
+// A run of tokens read at once: whole segments, but for the last of a prompt.
+struct Chunk {
+  int64_t begin = 0;  // position, a multiple of the segment
+  int64_t size = 0;
+};
+
+// How much of dense attention a prompt's prefill spent.
+struct PrefillStats {
+  double attended_pairs = 0;  // query-key pairs, summed over layers and KV heads
+  double dense_pairs = 0;     // of dense attention
+  double kept_blocks_mean = 0;
+  int64_t rigid_heads = 0;  // of sparse layers: entropy below e_t in every segment scored
+  int64_t dynamic_heads = 0;
+};
+
+// Decides, layer by layer and chunk by chunk, which past blocks every segment attends to
+// (method.md section 1). All it inherits from earlier chunks are their entropies, and a decision
+// depends on nothing after its segment: the size of the chunks never changes a result (except under
+// rules that look at the whole prompt, whose only chunk is the prompt).
+class PrefillPlan {
+ public:
+  struct Shape {
+    int64_t n_layers = 0;
+    int64_t n_heads = 0;
+    int64_t n_kv_heads = 0;
+    int64_t head_dim = 0;
+    int64_t max_tokens = 0;  // longest prompt
+    int64_t chunk = 0;       // tokens wanted at a time; rounded up to whole segments
+  };
+  PrefillPlan(Backend& backend, const PrefillPolicy& policy, const Shape& shape);
+
+  const PrefillPolicy& policy() const { return policy_; }
+
+  // Starts on a prompt of n_tokens of which the first `cached`, whole segments, were read before
+  // under this plan.
+  void begin(int64_t n_tokens, int64_t cached);
+
+  // Tokens of the longest chunk that a prompt of n_tokens is read in.
+  int64_t chunk_rows(int64_t n_tokens) const;
+
+  // What to read after the prompt's first `at` tokens: whole segments, max_rows if it can.
+  Chunk next(int64_t at, int64_t max_rows);
+
+  // Where a longer prompt that starts with these n_tokens can go on from: tokens before it were
+  // read as they would be in the longer prompt. Whole segments.
+  int64_t reusable(int64_t n_tokens) const;
+
+  // Of every segment read, [n_kv_heads, max_segments]; empty for a layer that is dense. Whoever
+  // takes segments over from elsewhere puts theirs here.
+  View<float, 2> entropy(int layer) const { return entropy_[static_cast<size_t>(layer)].view(); }
+
+  // The past blocks of every segment of the chunk: everything, or profile, allocate, select.
+  // q [chunk.size, n_heads * d]; the cache holds the chunk's keys. Valid until the next call.
+  Selection select(int layer, const Chunk& chunk, const Act& q, const KvCache& cache);
+
+  // Of the tokens read since begin(). Waits for the device.
+  PrefillStats stats();
+
+ private:
+  bool sparse(int layer) const;
+  bool at_once() const;
+  int64_t first_dense_segment(int64_t n_tokens) const;
+  int64_t n_segments(const Chunk& chunk) const;
+  int64_t past_blocks() const;
+  int64_t most_blocks() const;
+  View<int32_t, 2> blocks(int layer, const Chunk& chunk) const;
+
+  Backend& backend_;
+  PrefillPolicy policy_;
+  Shape shape_;
+  int64_t n_tokens_ = 0;                        // of the prompt being read
+  std::vector<Chunk> chunks_;                   // that it is read in
+  std::vector<DeviceArray<float, 2>> entropy_;  // per layer [n_kv_heads, max_segments]
+  std::vector<DeviceArray<int32_t, 1>>
+      blocks_;                               // per layer, [n_kv_heads, n_segments] of each chunk
+  DeviceArray<int32_t, 1> all_;              // kAllBlocks for a chunk's segments
+  Buffer scores_, budgets_, count_, index_;  // of one layer and chunk
+};
+
+}  // namespace ei

@@ -1,0 +1,124 @@
+#include "apps/cli/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <map>
+
+#include "apps/cli/environment.h"
+
+namespace ei::cli {
+namespace {
+
+// A program with one subcommand that has policy options.
+struct Parsed {
+  explicit Parsed(std::string arguments) {
+    program.require_subcommand(1);
+    add_environment(program);
+    program.parse("run " + arguments);
+  }
+  CLI::App program{"", "entropyinfer"};
+  CLI::App* run = program.add_subcommand("run");
+  PolicyOptions policy{*run};
+  Policies get() const { return policy.policies(); }
+};
+
+class WithVariable {
+ public:
+  WithVariable(std::string name, const std::string& value) : name_(std::move(name)) {
+    setenv(name_.c_str(), value.c_str(), 1);
+  }
+  ~WithVariable() { unsetenv(name_.c_str()); }
+
+ private:
+  std::string name_;
+};
+
+TEST(PolicyOptionsTest, DefaultsAreTheLibrarys) {
+  const Parsed parsed("");
+  EXPECT_EQ(parsed.get().prefill, PrefillPolicy{});
+  EXPECT_EQ(parsed.get().decode.budget, DecodePolicy{}.budget);
+  EXPECT_EQ(parsed.get().decode.kernel, DecodePolicy{}.kernel);
+}
+
+TEST(PolicyOptionsTest, FlagsWinOverThePresetInAnyOrder) {
+  for (const char* arguments : {"--preset reference --kernel 7 --rank score",
+                                "--kernel 7 --rank score --preset reference"}) {
+    const Policies got = Parsed(arguments).get();
+    EXPECT_TRUE(got.prefill.budget.max_over_heads);
+    EXPECT_EQ(got.prefill.rank, Rank::kScore);
+    EXPECT_EQ(got.decode.scope, KvScope::kQueryHead);
+    EXPECT_EQ(got.decode.kernel, 7);
+  }
+}
+
+TEST(PolicyOptionsTest, DenseAndFullTurnTheMethodOff) {
+  const Parsed parsed("--prefill dense --decode full --threshold 512 --budget 64");
+  EXPECT_TRUE(parsed.get().prefill.is_dense());
+  EXPECT_TRUE(parsed.get().decode.is_full());
+  EXPECT_EQ(parsed.policy.describe().dump(),
+            R"({"prefill":"dense","decode":"full","preset":"default"})");
+}
+
+// Each setting by its flag, and by its environment variable.
+TEST(PolicyOptionsTest, EverySettingIsReachable) {
+  const std::map<std::string, std::string> other_values = {{"segment", "1024"},
+                                                           {"block", "16"},
+                                                           {"base-budget", "512"},
+                                                           {"threshold", "8192"},
+                                                           {"dense-layers", "0"},
+                                                           {"dense-tail", "0"},
+                                                           {"e-t", "0.5"},
+                                                           {"delta-t", "0.1"},
+                                                           {"alpha", "0.25"},
+                                                           {"rank", "probability"},
+                                                           {"budgets", "max-over-heads"},
+                                                           {"rigid", "whole-prompt"},
+                                                           {"score-scale", "true"},
+                                                           {"sink-blocks", "2"},
+                                                           {"recent-blocks", "3"},
+                                                           {"budget", "512"},
+                                                           {"decode-gap", "-1"},
+                                                           {"window", "16"},
+                                                           {"pooling", "avg"},
+                                                           {"kernel", "7"},
+                                                           {"regrow", "0"},
+                                                           {"reduce", "max"},
+                                                           {"kv-scope", "query"},
+                                                           {"off-by-one", "true"}};
+  const Parsed plain("");
+  const auto described = plain.policy.describe();
+  for (const auto& [name, was] : described.items()) {
+    if (name == "prefill" || name == "decode" || name == "preset") continue;
+    std::string flag = name;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    ASSERT_TRUE(other_values.contains(flag)) << flag;
+    const std::string& value = other_values.at(flag);
+
+    const Parsed by_flag("--" + flag + (value == "true" ? "" : " " + value));
+    const auto now = by_flag.policy.describe()[name];
+    EXPECT_NE(now, was) << flag;
+    EXPECT_EQ(now.is_string() ? now.get<std::string>() : now.dump(), value) << flag;
+
+    const WithVariable variable(environment_name(flag), value);
+    EXPECT_EQ(Parsed("").policy.describe()[name], now) << flag;
+  }
+}
+
+TEST(PolicyOptionsTest, TheCommandLineWinsOverTheEnvironment) {
+  const WithVariable variable("ENTROPYINFER_BUDGET", "300");
+  EXPECT_EQ(Parsed("").get().decode.budget, 300);
+  EXPECT_EQ(Parsed("--budget 400").get().decode.budget, 400);
+}
+
+TEST(PolicyOptionsTest, SettingsThatDoNotFitAreWrongUsage) {
+  for (const char* arguments :
+       {"--budget 16 --window 32", "--block 7", "--segment 0", "--kernel 4", "--alpha nan"})
+    EXPECT_THROW(Parsed(arguments).get(), CLI::ParseError) << arguments;
+  for (const char* arguments : {"--pooling median", "--budget many", "--nope"})
+    EXPECT_THROW(Parsed{arguments}, CLI::ParseError) << arguments;
+}
+
+}  // namespace
+}  // namespace ei::cli

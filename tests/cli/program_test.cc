@@ -1,0 +1,180 @@
+// The program from outside: what goes where, exit codes, environment.
+#include "tests/cli/program.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "ei/io/json.h"
+#include "tests/support/files.h"
+
+namespace ei::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+const std::string kModel = EI_SOURCE_DIR "/models/needle-8m";
+const std::string kFact = "One of the special magic numbers for quiet-harbor is: 4821097.";
+const std::string kAsk =
+    "--prompt 'What is the special magic number for quiet-harbor mentioned in the provided text?'";
+
+std::vector<std::string> keys(const Json& object) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : object.items()) names.push_back(name);
+  return names;
+}
+
+class ProgramTest : public testing::Test {
+ protected:
+  ProgramTest() { test::write_file(dir_ / "fact.txt", kFact); }
+  std::string file() const { return "--file " + (dir_ / "fact.txt").string(); }
+
+  test::TempDir dir_;
+};
+
+TEST_F(ProgramTest, VersionAndHelp) {
+  const Finished version = run_program("--version");
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_THAT(version.out, testing::ContainsRegex("entropyinfer [0-9.]+ \\(commit [0-9a-z-]+\\)"));
+  EXPECT_THAT(version.out, HasSubstr("compiler: "));
+  EXPECT_THAT(version.out, HasSubstr("CPU"));
+  const Finished help = run_program("run --help");
+  EXPECT_EQ(help.exit_code, 0);
+  for (const char* text : {"--base-budget", "--top-p", "Sampling", "Policy", "--json"})
+    EXPECT_THAT(help.out, HasSubstr(text));
+}
+
+TEST_F(ProgramTest, WrongUsageIsTwo) {
+  for (const std::string& arguments : std::vector<std::string>{
+           "", "nope", "run", "run " + kModel + " --nope", "run " + kModel + " --prefill some",
+           "run " + kModel + " --budget 3 --prompt x", "run " + kModel + " -n 0 --prompt x",
+           "run " + kModel, "score " + kModel}) {
+    const Finished got = run_program(arguments);
+    EXPECT_EQ(got.exit_code, 2) << arguments;
+    EXPECT_EQ(got.out, "") << arguments;
+    EXPECT_THAT(got.err, testing::StartsWith("entropyinfer: ")) << arguments;
+  }
+}
+
+TEST_F(ProgramTest, ErrorsNameTheFileAndAreOne) {
+  test::write_file(dir_ / "latin1.txt",
+                   "gr\xf6\xdf"
+                   "e");
+  test::write_file(dir_ / "tokens.json", "[1, -2]");
+  const std::string in = dir_.path().string() + "/";
+  for (const auto& [arguments, text] : std::vector<std::pair<std::string, std::string>>{
+           {"run /nowhere --prompt x", "/nowhere"},
+           {"run " + kModel + " --prompt x --file " + in + "gone.txt", "gone.txt"},
+           {"run " + kModel + " --prompt x --file " + in, in},
+           {"run " + kModel + " --prompt x --file " + in + "latin1.txt", "latin1.txt"},
+           {"score " + kModel + " --tokens " + in + "tokens.json", "element 1"},
+           {"score " + kModel + " --tokens " + in + "fact.txt", "fact.txt"},
+           {"run " + kModel + " " + kAsk + " >/dev/full", "standard output"}}) {
+    const Finished got = run_program(arguments);
+    EXPECT_EQ(got.exit_code, 1) << arguments;
+    EXPECT_EQ(got.out, "") << arguments;
+    EXPECT_THAT(got.err, HasSubstr("entropyinfer: ")) << arguments;
+    EXPECT_THAT(got.err, HasSubstr(text)) << arguments;
+  }
+}
+
+TEST_F(ProgramTest, TheAnswerAloneIsOnStdout) {
+  const Finished got = run_program("run " + kModel + " " + file() + " " + kAsk);
+  EXPECT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_THAT(got.out, HasSubstr("4821097"));
+  EXPECT_EQ(got.out.back(), '\n');
+  EXPECT_THAT(got.out, Not(HasSubstr("tokens")));
+  EXPECT_THAT(got.err, HasSubstr("prompt tokens"));
+  EXPECT_THAT(got.err, Not(HasSubstr("\033")));  // no bar, no colour: not a terminal
+  EXPECT_EQ(run_program("run " + kModel + " " + file() + " " + kAsk).out, got.out);
+}
+
+TEST_F(ProgramTest, ThePromptMayComeThroughAPipe) {
+  const std::string question = kAsk.substr(10, kAsk.size() - 11);
+  const std::string want = run_program("run " + kModel + " " + file() + " " + kAsk).out;
+  EXPECT_EQ(run_program("run " + kModel + " " + file(), question).out, want);
+  EXPECT_EQ(run_program("run " + kModel + " " + file() + " --prompt -", question).out, want);
+}
+
+TEST_F(ProgramTest, JsonHasEveryField) {
+  const Finished got =
+      run_program("run " + kModel + " " + file() + " " + kAsk + " --json --threads 1");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json json = parse_json(got.out, "stdout");
+  using testing::ElementsAre;
+  using testing::UnorderedElementsAre;
+  EXPECT_THAT(keys(json), UnorderedElementsAre("text", "tokens", "finish_reason", "usage",
+                                               "timings", "sparsity", "kv", "policy"));
+  EXPECT_THAT(json["text"], HasSubstr("4821097"));
+  EXPECT_EQ(json["finish_reason"], "stop");
+  EXPECT_EQ(json["usage"]["completion_tokens"], json["tokens"].size());
+  EXPECT_GT(json["usage"]["prompt_tokens"], 20);
+  EXPECT_THAT(keys(json["timings"]), UnorderedElementsAre("load_ms", "prefill_ms", "decode_ms",
+                                                          "prefill_tps", "decode_tps"));
+  EXPECT_THAT(keys(json["sparsity"]),
+              UnorderedElementsAre("density", "kept_blocks_mean", "rigid_heads", "dynamic_heads"));
+  EXPECT_THAT(keys(json["kv"]), UnorderedElementsAre("bytes", "bytes_full", "compressed"));
+  EXPECT_EQ(json["policy"]["prefill"], "entropy");
+  EXPECT_EQ(json["policy"]["base_budget"], 2048);
+}
+
+TEST_F(ProgramTest, TheEnvironmentStandsInForFlags) {
+  const std::string arguments = "run " + kModel + " " + file() + " " + kAsk;
+  const Finished got = run_program(arguments, "",
+                                   "ENTROPYINFER_JSON=1 ENTROPYINFER_PREFILL=dense "
+                                   "ENTROPYINFER_MAX_TOKENS=3");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json json = parse_json(got.out, "stdout");
+  EXPECT_EQ(json["policy"]["prefill"], "dense");
+  EXPECT_EQ(json["tokens"].size(), 3u);
+  EXPECT_EQ(json["finish_reason"], "length");
+  EXPECT_EQ(run_program(arguments, "", "ENTROPYINFER_PREFILL=some").exit_code, 2);
+}
+
+TEST_F(ProgramTest, TokenizeCountsWhatRunReads) {
+  const Finished got = run_program("tokenize " + kModel + " " + file() + " --chat --json");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json json = parse_json(got.out, "stdout");
+  EXPECT_EQ(json["count"], json["tokens"].size());
+  EXPECT_EQ(json["count"], json["pieces"].size());
+  const Json answer = parse_json(
+      run_program("run " + kModel + " --json -n 1 --prompt '" + kFact + "'").out, "stdout");
+  EXPECT_EQ(json["count"], answer["usage"]["prompt_tokens"]);
+
+  std::string text;
+  const Json of_fact =
+      parse_json(run_program("tokenize " + kModel + " --json", kFact).out, "stdout");
+  for (const Json& piece : of_fact["pieces"]) text += piece.get<std::string>();
+  EXPECT_EQ(text, kFact);
+}
+
+TEST_F(ProgramTest, ScoreGivesEveryPosition) {
+  test::write_file(dir_ / "tokens.json", "[0, 1, 43, 452, 82, 15, 265]");
+  const std::string arguments = "score " + kModel + " --tokens " + (dir_ / "tokens.json").string();
+  const Json json = parse_json(run_program(arguments + " --json").out, "stdout");
+  EXPECT_EQ(json["logprobs"].size(), 7u);
+  EXPECT_EQ(json["argmax"].size(), 7u);
+  EXPECT_EQ(json["logprobs"][0], 0);
+  for (size_t i = 1; i < 7; ++i) EXPECT_LT(json["logprobs"][i], 0);
+  const Finished lines = run_program(arguments);
+  EXPECT_EQ(std::count(lines.out.begin(), lines.out.end(), '\n'), 8);
+  EXPECT_THAT(lines.err, HasSubstr("perplexity"));
+}
+
+TEST_F(ProgramTest, InfoNamesTheSizes) {
+  const Finished got = run_program("info " + kModel);
+  EXPECT_EQ(got.exit_code, 0);
+  for (const char* text : {"LlamaForCausalLM", "7,999,744", "131,072", "longest context"})
+    EXPECT_THAT(got.out, HasSubstr(text));
+}
+
+TEST_F(ProgramTest, DemoComparesDenseAndEntropy) {
+  const Finished got =
+      run_program("demo " + kModel + " --length 6000 --save " + (dir_ / "document.txt").string());
+  EXPECT_EQ(got.exit_code, 0) << got.out << got.err;
+  EXPECT_THAT(got.out, testing::ContainsRegex("answer is right +\\| +yes \\| +yes"));
+  EXPECT_GT(read_file(dir_ / "document.txt").size(), 20000u);
+}
+
+}  // namespace
+}  // namespace ei::cli

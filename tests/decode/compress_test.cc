@@ -1,0 +1,203 @@
+#include "ei/decode/compress.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "ei/cpu/backend.h"
+
+namespace ei {
+namespace {
+
+constexpr int64_t kHeads = 4, kKvHeads = 2, kHeadDim = 16, kLayers = 2;
+
+// A cache and window filled with random tokens, fed one by one as decoding does.
+struct Sequence {
+  explicit Sequence(const DecodePolicy& policy)
+      : backend(make_cpu_backend(2)),
+        shape{.n_layers = kLayers,
+              .n_kv_heads = kKvHeads,
+              .head_dim = kHeadDim,
+              .dtype = DType::kF32,
+              .page_rows = 64,
+              .block = 8,
+              .max_tokens = 4096},
+        pool(*backend, shape.page_bytes()),
+        cache(*backend, pool, shape),
+        window(*backend, kLayers, Compressor::window_rows(policy), kHeads * kHeadDim) {}
+
+  void feed(int64_t n) {
+    std::normal_distribution<float> normal;
+    std::vector<float> q(size_t(n * kHeads * kHeadDim)), k(size_t(n * kKvHeads * kHeadDim)), v(k);
+    cache.reserve(n);
+    for (int l = 0; l < kLayers; ++l) {
+      for (auto* m : {&q, &k, &v})
+        for (float& x : *m) x = normal(random);
+      // The first value of a row tells its position.
+      for (int64_t i = 0; i < n * kKvHeads; ++i)
+        v[size_t(i * kHeadDim)] = float(cache.n_tokens() + i / kKvHeads);
+      cache.append(l, {k.data(), n, kKvHeads * kHeadDim, 4}, {v.data(), n, kKvHeads * kHeadDim, 4});
+      window.save(l, {q.data(), n, kHeads * kHeadDim, 4}, cache.n_tokens());
+    }
+    cache.advance(n);
+  }
+
+  // The positions a head holds, by the mark in its values.
+  std::vector<int64_t> positions(int layer, int64_t head) const {
+    const KvLayer kv = cache.layer(layer);
+    std::vector<int64_t> at;
+    for (int64_t r = 0; r < kv.n_rows[head]; ++r) {
+      const auto* page = static_cast<const float*>(kv.pages[head][r / kv.page_rows]);
+      at.push_back(int64_t(page[(kv.page_rows + r % kv.page_rows) * kHeadDim]));
+    }
+    return at;
+  }
+
+  std::mt19937_64 random{1};
+  std::unique_ptr<Backend> backend;
+  KvShape shape;
+  PagePool pool;
+  KvCache cache;
+  QueryWindow window;
+};
+
+DecodePolicy small_policy() {
+  DecodePolicy policy;
+  policy.budget = 100;
+  policy.window = 8;
+  policy.gap = 4;
+  policy.kernel = 5;
+  policy.regrow = 50;
+  return policy;
+}
+
+TEST(CompressTest, WaitsForTheGap) {
+  const DecodePolicy policy = small_policy();
+  Sequence s(policy);
+  s.feed(500);
+  const Compressor compressor(policy, 500);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_FALSE(compressor.due(s.cache)) << i;
+    s.feed(1);
+  }
+  EXPECT_TRUE(compressor.due(s.cache));
+}
+
+TEST(CompressTest, SnapKvCompressesRightAfterThePrompt) {
+  DecodePolicy policy = small_policy();
+  policy.gap = -1;
+  Sequence s(policy);
+  s.feed(500);
+  EXPECT_TRUE(Compressor(policy, 500).due(s.cache));
+}
+
+TEST(CompressTest, ShortPromptsAreLeftAloneUntilTheyHaveGrown) {
+  const DecodePolicy policy = small_policy();
+  Sequence s(policy);
+  s.feed(90);
+  const Compressor compressor(policy, 90);
+  for (; s.cache.n_tokens() < 150; s.feed(1)) ASSERT_FALSE(compressor.due(s.cache));
+  EXPECT_TRUE(compressor.due(s.cache));
+}
+
+TEST(CompressTest, KeepsBudgetAndWindowAndFreesPages) {
+  for (const int64_t heads : {kKvHeads, kHeads}) {
+    DecodePolicy policy = small_policy();
+    policy.scope = heads == kHeads ? KvScope::kQueryHead : KvScope::kKvHead;
+    Sequence s(policy);
+    s.feed(1000);
+    const int64_t before = s.pool.bytes_in_use();
+    EXPECT_EQ(before, s.cache.bytes());
+    Compressor(policy, 996).run(*s.backend, s.cache, s.window, kHeads);
+    EXPECT_EQ(s.cache.bytes(),
+              kLayers * heads * 2 * s.shape.page_bytes());  // 100 rows in pages of 64
+    EXPECT_EQ(s.pool.bytes_in_use(), s.cache.bytes());
+    EXPECT_EQ(s.cache.n_tokens(), 1000);
+    for (int l = 0; l < kLayers; ++l)
+      for (int64_t h = 0; h < heads; ++h) {
+        const auto kept = s.positions(l, h);
+        ASSERT_EQ(kept.size(), 100u);
+        EXPECT_TRUE(std::is_sorted(kept.begin(), kept.end()));
+        EXPECT_EQ(std::adjacent_find(kept.begin(), kept.end()), kept.end());
+        for (int64_t i = 0; i < 8; ++i) EXPECT_EQ(kept[size_t(92 + i)], 992 + i);
+      }
+    // Query heads of a group keep rows of their own.
+    if (heads == kHeads) {
+      EXPECT_NE(s.positions(0, 0), s.positions(0, 1));
+    }
+  }
+}
+
+TEST(CompressTest, CompressesAgainAfterGrowing) {
+  const DecodePolicy policy = small_policy();
+  Sequence s(policy);
+  s.feed(300);
+  const Compressor compressor(policy, 296);
+  ASSERT_TRUE(compressor.due(s.cache));
+  compressor.run(*s.backend, s.cache, s.window, kHeads);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_FALSE(compressor.due(s.cache)) << i;
+    s.feed(1);
+  }
+  ASSERT_TRUE(compressor.due(s.cache));
+  compressor.run(*s.backend, s.cache, s.window, kHeads);
+  EXPECT_EQ(s.cache.most_rows(), 100);
+  EXPECT_EQ(s.positions(0, 0).back(), 349);
+}
+
+// What is kept, by plain loops in double from the method's formula.
+TEST(CompressTest, KeepsTheRowsTheWindowVotesFor) {
+  for (const bool off_by_one : {false, true}) {
+    DecodePolicy policy = small_policy();
+    policy.off_by_one = off_by_one;
+    Sequence s(policy);
+    s.feed(400);
+    const int64_t n = 400, w = policy.window, group = kHeads / kKvHeads;
+    const KvLayer kv = s.cache.layer(1);
+    const Act ring = s.window.ring(1);
+    const auto query = [&](int64_t position, int64_t head) {
+      return static_cast<const float*>(ring.data) + (position % ring.rows) * ring.cols +
+             head * kHeadDim;
+    };
+    std::vector<std::vector<int64_t>> want;
+    for (int64_t h = 0; h < kKvHeads; ++h) {
+      std::vector<double> vote(size_t(n - w), 0);
+      for (int64_t g = 0; g < group; ++g)
+        for (int64_t i = 0; i < w; ++i) {
+          const float* q = query(n - w + i - (off_by_one ? 1 : 0), h * group + g);
+          std::vector<double> e;
+          double z = 0;
+          for (int64_t j = 0; j <= n - w + i; ++j) {
+            const auto* page = static_cast<const float*>(kv.pages[h][j / kv.page_rows]);
+            double dot = 0;
+            for (int64_t c = 0; c < kHeadDim; ++c)
+              dot += double(q[c]) * double(page[(j % kv.page_rows) * kHeadDim + c]);
+            e.push_back(std::exp(dot / 4));
+            z += e.back();
+          }
+          for (int64_t j = 0; j < n - w; ++j) vote[size_t(j)] += e[size_t(j)] / z;
+        }
+      std::vector<double> pooled(vote.size());
+      for (int64_t j = 0; j < n - w; ++j)
+        for (int64_t c = std::max<int64_t>(0, j - 2); c <= std::min(n - w - 1, j + 2); ++c)
+          pooled[size_t(j)] = std::max(pooled[size_t(j)], vote[size_t(c)]);
+      std::vector<int64_t> order(vote.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t a, int64_t b) { return pooled[size_t(a)] > pooled[size_t(b)]; });
+      order.resize(size_t(policy.budget - w));
+      for (int64_t j = n - w; j < n; ++j) order.push_back(j);
+      std::sort(order.begin(), order.end());
+      want.push_back(order);
+    }
+    Compressor(policy, n - 4).run(*s.backend, s.cache, s.window, kHeads);
+    // Random votes do not tie but through the pool, where both sides take the lower row.
+    for (int64_t h = 0; h < kKvHeads; ++h) EXPECT_EQ(s.positions(1, h), want[size_t(h)]) << h;
+  }
+}
+
+}  // namespace
+}  // namespace ei

@@ -1,0 +1,231 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <thread>
+
+#include "apps/eval/document.h"
+#include "ei/engine/engine.h"
+
+namespace ei {
+namespace {
+
+constexpr char kModel[] = EI_SOURCE_DIR "/models/needle-8m";
+
+class SessionTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { engine_ = new Engine(kModel); }
+  static void TearDownTestSuite() { delete engine_; }
+  static Engine& engine() { return *engine_; }
+
+  static eval::Document document(int64_t n_tokens, uint64_t seed = 1) {
+    return eval::make_document(
+        {.n_tokens = n_tokens, .n_needles = 4, .seed = seed},
+        [&](std::string_view text) { return int64_t(engine().tokenize(text).size()); });
+  }
+  static Request dense() {
+    Request request;
+    request.prefill = PrefillPolicy::dense();
+    request.decode = DecodePolicy::full();
+    request.max_tokens = 24;
+    return request;
+  }
+
+ private:
+  static Engine* engine_;
+};
+Engine* SessionTest::engine_ = nullptr;
+
+TEST_F(SessionTest, StreamsTheTextItReturns) {
+  Request request = dense();
+  request.tokens = engine().tokenize("Once upon a time there was a");
+  std::string streamed;
+  const Generation got = Session(engine()).generate(
+      request, {.on_text = [&](std::string_view text) { streamed += text; }, .on_prefill = {}});
+  EXPECT_EQ(streamed, got.text);
+  EXPECT_FALSE(got.text.empty());
+  EXPECT_EQ(got.finish_reason, FinishReason::kLength);
+  EXPECT_EQ(got.tokens.size(), 24u);
+  EXPECT_GT(got.timings.prefill_ms, 0);
+}
+
+TEST_F(SessionTest, ReportsProgressAndStopsAtChunkBorders) {
+  Request request = dense();
+  request.tokens = engine().tokenize(document(6000).text);
+  const auto n = int64_t(request.tokens.size());
+  std::vector<int64_t> done;
+  std::stop_source stop;
+  const Generation got =
+      Session(engine()).generate(request,
+                                 {.on_text = {},
+                                  .on_prefill =
+                                      [&](int64_t read, int64_t total, int64_t cached) {
+                                        EXPECT_EQ(total, n);
+                                        EXPECT_EQ(cached, 0);
+                                        done.push_back(read);
+                                        if (read > 3000) stop.request_stop();
+                                      }},
+                                 stop.get_token());
+  EXPECT_EQ(done, (std::vector<int64_t>{2048, 4096}));
+  EXPECT_EQ(got.finish_reason, FinishReason::kCancelled);
+  EXPECT_TRUE(got.text.empty());
+}
+
+TEST_F(SessionTest, GoesOnAfterACancelledPrompt) {
+  Request request = dense();
+  request.tokens = engine().tokenize(document(6000).text);
+  const std::string want = Session(engine()).generate(request).text;
+  Session session(engine());
+  std::stop_source stop;
+  session.generate(request, {.on_text = {}, .on_prefill = [&](auto...) { stop.request_stop(); }},
+                   stop.get_token());
+  const Generation got = session.generate(request);
+  EXPECT_EQ(got.cached_tokens, 2048);
+  EXPECT_EQ(got.text, want);
+}
+
+TEST_F(SessionTest, CancelsFromAnotherThreadWhileDecoding) {
+  Request request = dense();
+  request.tokens = engine().tokenize("It was a dark night, and");
+  request.max_tokens = 100000;
+  request.ignore_eos = true;
+  std::stop_source stop;
+  std::atomic<int> n_pieces = 0;
+  std::jthread canceller([&] {
+    while (n_pieces < 5) std::this_thread::yield();
+    stop.request_stop();
+  });
+  const Generation got = Session(engine()).generate(
+      request, {.on_text = [&](std::string_view) { ++n_pieces; }, .on_prefill = {}},
+      stop.get_token());
+  EXPECT_EQ(got.finish_reason, FinishReason::kCancelled);
+  EXPECT_GE(got.tokens.size(), 5u);
+}
+
+// Two engines may run at once; sessions of one take turns.
+TEST_F(SessionTest, SessionsOfOneEngineTakeTurns) {
+  Request request = dense();
+  request.tokens = engine().tokenize("The old house by the river");
+  const std::string want = Session(engine()).generate(request).text;
+  std::vector<std::string> got(3);
+  {
+    std::vector<std::jthread> threads;
+    for (std::string& text : got)
+      threads.emplace_back([&] { text = Session(engine()).generate(request).text; });
+  }
+  for (const std::string& text : got) EXPECT_EQ(text, want);
+}
+
+TEST_F(SessionTest, StopsAtAStopString) {
+  Request request = dense();
+  request.tokens = engine().tokenize("Once upon a time there was a");
+  request.max_tokens = 40;
+  const std::string full = Session(engine()).generate(request).text;
+  // From the middle of one word to the middle of a later one: across token borders.
+  request.stop = {full.substr(full.size() / 2, 9)};
+  const Generation got = Session(engine()).generate(request);
+  EXPECT_EQ(got.text, full.substr(0, full.find(request.stop[0])));
+  EXPECT_EQ(got.finish_reason, FinishReason::kStop);
+}
+
+TEST_F(SessionTest, SeedsDecideSamples) {
+  Request request = dense();
+  request.tokens = engine().tokenize("Once upon a time there was a");
+  request.sampling = SamplingParams{.temperature = 1, .top_k = 50, .top_p = 0.95f, .seed = 7};
+  const std::string a = Session(engine()).generate(request).text;
+  EXPECT_EQ(Session(engine()).generate(request).text, a);
+  request.sampling->seed = 8;
+  EXPECT_NE(Session(engine()).generate(request).text, a);
+}
+
+// The second turn of a conversation reads only what is new, and answers as if all were new.
+TEST_F(SessionTest, SecondTurnIsTheConversationReadAtOnce) {
+  const eval::Document text = document(7000, 4);
+  for (const bool is_dense : {true, false}) {
+    Request request = dense();
+    if (!is_dense) request.prefill = PrefillPolicy();
+    request.messages = {{"user", {text.text, text.needles[0].question()}}};
+    request.max_tokens = 40;
+    Session session(engine());
+    const Generation first = session.generate(request);
+    EXPECT_NE(first.text.find(text.needles[0].value), std::string::npos) << first.text;
+    request.messages.push_back({"assistant", {first.text}});
+    request.messages.push_back({"user", {text.needles[2].question()}});
+    const Generation second = session.generate(request);
+    const Generation at_once = Session(engine()).generate(request);
+    EXPECT_GE(second.cached_tokens, 6000) << is_dense;
+    EXPECT_EQ(at_once.cached_tokens, 0);
+    EXPECT_EQ(second.text, at_once.text) << is_dense;
+    EXPECT_NE(second.text.find(text.needles[2].value), std::string::npos) << second.text;
+  }
+}
+
+TEST_F(SessionTest, ACompressedConversationIsReadAgain) {
+  const eval::Document text = document(5000, 5);
+  Request request;
+  request.messages = {{"user", {text.text, text.needles[1].question()}}};
+  request.max_tokens = 40;
+  Session session(engine());
+  const Generation first = session.generate(request);
+  EXPECT_TRUE(first.kv.compressed);
+  EXPECT_EQ(session.generate(request).text, first.text);
+}
+
+// Scores are those of generating: the likeliest token after a prefix is the greedy one.
+TEST_F(SessionTest, ScoresAgreeWithGreedyText) {
+  Request request = dense();
+  request.tokens = engine().tokenize(document(700).text);
+  const auto n_prompt = int64_t(request.tokens.size());
+  const Generation got = Session(engine()).generate(request);
+  std::vector<int32_t> all = request.tokens;
+  all.insert(all.end(), got.tokens.begin(), got.tokens.end());
+  Session session(engine());
+  const auto prefilled = session.score(all, dense());
+  const auto decoded = session.score(all, dense(), n_prompt);
+  ASSERT_EQ(prefilled.size(), all.size());
+  ASSERT_EQ(decoded.size(), all.size());
+  for (size_t i = size_t(n_prompt); i < all.size(); ++i) {
+    EXPECT_EQ(decoded[i].argmax, all[i]) << i;
+    // bf16 keys are the same; only the order of float sums differs.
+    EXPECT_NEAR(prefilled[i].logprob, decoded[i].logprob, 2e-3) << i;
+    EXPECT_LE(decoded[i].logprob, 0);
+  }
+}
+
+TEST_F(SessionTest, RefusesWhatCannotRun) {
+  Session session(engine());
+  Request request = dense();
+  EXPECT_THROW(session.generate(request), Error);  // no prompt
+  request.tokens.assign(131072, 5);
+  try {
+    session.generate(request);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("131072"), std::string::npos) << error.what();
+  }
+  request.tokens = {1, 2, 4096};
+  EXPECT_THROW(session.generate(request), Error);  // no such token
+  request = dense();
+  request.tokens = {1, 2, 3};
+  request.decode.budget = 32;
+  request.decode.window = 32;
+  EXPECT_THROW(session.generate(request), Error);
+  request.decode = DecodePolicy::full();
+  request.prefill.block = 24;
+  EXPECT_THROW(session.generate(request), Error);
+  request.prefill = PrefillPolicy::dense();
+  EXPECT_EQ(session.generate(request).tokens.size(), 24u);  // the session still works
+}
+
+TEST(EngineTest, NamesWhatIsMissing) {
+  for (const char* path : {"/nonexistent", EI_SOURCE_DIR "/models/needle-8m/config.json"}) {
+    try {
+      Engine engine{std::filesystem::path(path)};
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ei

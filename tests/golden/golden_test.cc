@@ -1,0 +1,292 @@
+// Compares with outputs of the authors' released code (tests/golden/README.md) under the preset
+// `reference`. Another folder of the same kind can be given in ENTROPYINFER_GOLDEN_DIR.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <set>
+
+#include "ei/cache/kv_cache.h"
+#include "ei/cpu/backend.h"
+#include "ei/decode/compress.h"
+#include "ei/io/json.h"
+#include "ei/io/safetensors.h"
+#include "ei/prefill/plan.h"
+
+namespace ei {
+namespace {
+
+std::filesystem::path golden_dir() {
+  const char* dir = std::getenv("ENTROPYINFER_GOLDEN_DIR");
+  return dir != nullptr ? dir : EI_SOURCE_DIR "/tests/golden";
+}
+
+class Golden {
+ public:
+  explicit Golden(const std::string& name)
+      : settings(read_json(golden_dir() / "index.json").at(name)),
+        file_(golden_dir() / (name + ".safetensors")) {}
+
+  template <class T>
+  std::vector<T> get(const char* name) const {
+    const TensorInfo& tensor = file_.tensors().at(name);
+    EXPECT_EQ(tensor.dtype, (std::is_same_v<T, float> ? "F32" : "I32"));
+    std::vector<T> values(tensor.data.size() / sizeof(T));
+    std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
+    return values;
+  }
+  int64_t integer(const char* key) const { return settings.at(key).get<int64_t>(); }
+
+  const Json settings;
+
+ private:
+  SafetensorsFile file_;
+};
+
+std::vector<std::string> cases(const std::string& kind) {
+  std::vector<std::string> names;
+  const Json index = read_json(golden_dir() / "index.json");
+  for (const auto& [name, settings] : index.items())
+    if (name.starts_with(kind)) names.push_back(name);
+  EXPECT_FALSE(names.empty());
+  return names;
+}
+
+double nmse(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(double(got[i]) - double(want[i]), 2);
+    norm += std::pow(double(want[i]), 2);
+  }
+  return error / norm;
+}
+
+// A float32 cache of one layer that holds k and v [n, kv_heads, d].
+struct Cache {
+  Cache(Backend& backend, std::vector<float>& k, std::vector<float>& v, int64_t n, int64_t kv_heads,
+        int64_t d, int64_t page_rows, int64_t block)
+      : shape{.n_layers = 1,
+              .n_kv_heads = kv_heads,
+              .head_dim = d,
+              .dtype = DType::kF32,
+              .page_rows = page_rows,
+              .block = block,
+              .max_tokens = n},
+        pool(backend, shape.page_bytes()),
+        cache(backend, pool, shape) {
+    cache.reserve(n);
+    cache.append(0, {k.data(), n, kv_heads * d, 4}, {v.data(), n, kv_heads * d, 4});
+    cache.advance(n);
+  }
+  KvShape shape;
+  PagePool pool;
+  KvCache cache;
+};
+
+void check_prefill(const std::string& name) {
+  const Golden golden(name);
+  const int64_t n = golden.integer("n"), heads = golden.integer("heads");
+  const int64_t kv_heads = golden.integer("kv_heads"), d = golden.integer("head_dim");
+  PrefillPolicy policy = PrefillPolicy::reference();
+  policy.dense_layers = 0;
+  policy.segment = golden.integer("segment_size");
+  policy.block = golden.integer("block_size");
+  policy.threshold_len = golden.integer("threshold_len");
+  policy.budget.base = float(golden.integer("base_budget"));
+  policy.budget.e_t = golden.settings.at("e_t").get<float>();
+  policy.budget.delta_t = golden.settings.at("delta_t").get<float>();
+  policy.budget.alpha = golden.settings.at("alpha").get<float>();
+  auto q = golden.get<float>("q"), k = golden.get<float>("k"), v = golden.get<float>("v");
+
+  const auto backend = make_cpu_backend(2);
+  Cache cache(*backend, k, v, n, kv_heads, d, policy.segment, policy.block);
+  const int64_t n_segments = (n + policy.segment - 1) / policy.segment;
+  const int64_t n_blocks = (n_segments - 1) * policy.segment / policy.block;
+  const Act queries = {q.data(), n, heads * d, 4};
+
+  // Profile.
+  const DeviceArray<float, 3> score(*backend, {kv_heads, n_segments, n_blocks});
+  const DeviceArray<float, 2> entropy(*backend, {kv_heads, n_segments});
+  backend->run(ScoreBlocks{.q = queries,
+                           .begin = 0,
+                           .segment = policy.segment,
+                           .bounds = cache.cache.bounds(0),
+                           .score = score.view(),
+                           .entropy = entropy.view()});
+  const auto want_entropy = golden.get<float>("entropy");
+  std::vector<bool> rigid(size_t(kv_heads), true);
+  for (int64_t h = 0; h < kv_heads; ++h)
+    for (int64_t s = 1; s < n_segments; ++s) {
+      const float want = want_entropy[size_t(h * n_segments + s)], got = entropy.view()[h][s];
+      EXPECT_LE(std::abs(got - want), std::max(1e-5f, 1e-4f * want))
+          << "head " << h << " segment " << s;
+      if (got >= policy.budget.e_t) rigid[size_t(h)] = false;
+    }
+  for (int64_t h = 0; h < kv_heads; ++h)
+    EXPECT_EQ(rigid[size_t(h)], golden.get<int32_t>("rigid")[size_t(h)] != 0) << "head " << h;
+
+  // Allocate: every head's own budget, then the reference's maximum over heads.
+  const DeviceArray<float, 2> tokens(*backend, {kv_heads, n_segments});
+  const DeviceArray<int32_t, 2> blocks(*backend, {kv_heads, n_segments});
+  AllocateBudget allocate = {.entropy = entropy.view(),
+                             .first_segment = 0,
+                             .segment = policy.segment,
+                             .block = policy.block,
+                             .rule = policy.budget,
+                             .tokens = tokens.view(),
+                             .blocks = blocks.view()};
+  allocate.rule.max_over_heads = false;
+  backend->run(allocate);
+  const auto want_budget = golden.get<float>("budget");
+  const auto want_count = golden.get<int32_t>("count");
+  for (int64_t h = 0; h < kv_heads; ++h)
+    for (int64_t s = 1; s < n_segments; ++s) {
+      const auto at = size_t(h * n_segments + s);
+      EXPECT_NEAR(tokens.view()[h][s], want_budget[at], 1) << "head " << h << " segment " << s;
+      EXPECT_EQ(blocks.view()[h][s], want_count[at]) << "head " << h << " segment " << s;
+    }
+  allocate.rule.max_over_heads = true;
+  backend->run(allocate);
+  const auto topk = golden.get<int32_t>("segment_topk");
+  for (int64_t h = 0; h < kv_heads; ++h)
+    for (int64_t s = 1; s < n_segments; ++s)
+      EXPECT_EQ(blocks.view()[h][s], topk[size_t(s)]) << "head " << h << " segment " << s;
+
+  // Select and attend, as the prefill loop does.
+  PrefillPlan plan(*backend, policy,
+                   {.n_layers = 1,
+                    .n_heads = heads,
+                    .n_kv_heads = kv_heads,
+                    .head_dim = d,
+                    .max_tokens = n,
+                    .chunk = policy.segment});
+  plan.begin(n, 0);
+  const Chunk chunk = plan.next(0, INT64_MAX);
+  ASSERT_EQ(chunk.size, n);
+  const Selection selection = plan.select(0, chunk, queries, cache.cache);
+  const auto order = golden.get<int32_t>("order");
+  const auto prob = golden.get<float>("prob");
+  const auto width = int64_t(order.size()) / (kv_heads * n_segments);
+  const auto prob_width = int64_t(prob.size()) / (kv_heads * n_segments);
+  int n_sparse = 0;
+  for (int64_t h = 0; h < kv_heads; ++h)
+    for (int64_t s = 0; s < n_segments; ++s) {
+      const bool sparse = s * policy.segment >= policy.threshold_len && s < n_segments - 1;
+      const int32_t count = selection.count[h][s];
+      ASSERT_EQ(count, sparse ? topk[size_t(s)] : kAllBlocks) << "head " << h << " segment " << s;
+      if (!sparse) continue;
+      ++n_sparse;
+      const int32_t* ranked = order.data() + (h * n_segments + s) * width;
+      const float* p = prob.data() + (h * n_segments + s) * prob_width;
+      const std::set<int32_t> want(ranked, ranked + count);
+      const std::set<int32_t> got(selection.index[h][s].data, selection.index[h][s].data + count);
+      std::vector<int32_t> differ;
+      std::set_symmetric_difference(want.begin(), want.end(), got.begin(), got.end(),
+                                    std::back_inserter(differ));
+      for (const int32_t b : differ)  // log p is the score up to a constant
+        EXPECT_LE(std::abs(std::log(p[b]) - std::log(p[ranked[count - 1]])), 1e-5)
+            << "head " << h << " segment " << s << " block " << b;
+    }
+  EXPECT_GT(n_sparse, 0);
+
+  std::vector<float> out(q.size(), NAN);
+  backend->run(SparseAttention{.q = queries,
+                               .kv = cache.cache.layer(0),
+                               .begin = 0,
+                               .segment = policy.segment,
+                               .block = policy.block,
+                               .selection = selection,
+                               .scale = 1 / std::sqrt(float(d)),
+                               .out = {out.data(), n, heads * d, 4}});
+  EXPECT_LT(nmse(out, golden.get<float>("out")), 1e-6);
+}
+
+void check_compress(const std::string& name) {
+  const Golden golden(name);
+  const int64_t n = golden.integer("n"), heads = golden.integer("heads");
+  const int64_t kv_heads = golden.integer("kv_heads"), d = golden.integer("head_dim");
+  const int64_t budget = golden.integer("budget"), window = golden.integer("window");
+  const bool per_kv_head = golden.settings.at("use_gqa").get<bool>();
+  const std::string pooling = golden.settings.at("pooling");
+  auto k = golden.get<float>("k"), v = golden.get<float>("v"), q = golden.get<float>("obs_q");
+
+  const auto backend = make_cpu_backend(2);
+  Cache cache(*backend, k, v, n, kv_heads, d, 64, 0);
+  const int64_t rows = per_kv_head ? kv_heads : heads, past = n - window;
+  const DeviceArray<float, 2> votes(*backend, {rows, past}), pooled(*backend, {rows, past});
+  const std::vector<int32_t> all_past(static_cast<size_t>(rows), static_cast<int32_t>(past));
+  const DeviceArray<int32_t, 1> n_votes(*backend, all_past);
+  backend->run(Vote{
+      .window = {q.data(), window, heads * d, 4},
+      .first = 0,
+      .n_queries = window,
+      .kv = cache.cache.layer(0),
+      .scale = 1 / std::sqrt(float(d)),
+      .reduce = golden.settings.at("gqa_func") == "max" ? GroupReduce::kMax : GroupReduce::kMean,
+      .votes = votes.view()});
+  backend->run(PoolVotes{.votes = votes.view(),
+                         .n_votes = n_votes.view(),
+                         .pooling = pooling == "avgpool"   ? Pooling::kAvg
+                                    : pooling == "maxpool" ? Pooling::kMax
+                                                           : Pooling::kNone,
+                         .kernel = golden.integer("kernel"),
+                         .out = pooled.view()});
+  const auto want_score = golden.get<float>("score");
+  const std::vector<float> got_score(pooled.view().begin(), pooled.view().end());
+  EXPECT_LT(nmse(got_score, want_score), 1e-6);
+
+  const DeviceArray<int32_t, 2> kept(*backend, {rows, budget});
+  const DeviceArray<int32_t, 1> count(*backend, {rows});
+  const Keep keep = {kept.view(), count.view()};
+  backend->run(KeepTop{.votes = pooled.view(),
+                       .n_votes = n_votes.view(),
+                       .n_top = budget - window,
+                       .window = window,
+                       .out = keep});
+  cache.cache.compact(0, keep);
+  const KvLayer layer = cache.cache.layer(0);
+  const auto index = golden.get<int32_t>("index");
+  const auto k_out = golden.get<float>("k_out"), v_out = golden.get<float>("v_out");
+  for (int64_t h = 0; h < rows; ++h) {
+    ASSERT_EQ(count.view()[h], budget);
+    ASSERT_EQ(layer.n_rows[h], budget);
+    const int32_t* ranked = index.data() + h * (budget - window);
+    const float* score = want_score.data() + h * past;
+    const float cut = score[ranked[budget - window - 1]];
+    for (int64_t r = 0; r < budget; ++r) {
+      const int32_t row = keep.rows[h][r];
+      // Where the reference kept this row: by rank, then the window in order.
+      int64_t at = budget - window + row - past;
+      if (row < past) at = std::find(ranked, ranked + budget - window, row) - ranked;
+      if (row < past && at == budget - window) {
+        EXPECT_NEAR(score[row], cut, 1e-5) << "head " << h << " row " << row;
+        continue;
+      }
+      const auto* page = static_cast<const float*>(layer.pages[h][r / layer.page_rows]);
+      for (int64_t j = 0; j < d; ++j) {
+        const auto want = size_t((at * rows + h) * d + j);
+        EXPECT_EQ(page[r % layer.page_rows * d + j], k_out[want]);
+        EXPECT_EQ(page[(layer.page_rows + r % layer.page_rows) * d + j], v_out[want]);
+      }
+    }
+  }
+}
+
+TEST(GoldenTest, Prefill) {
+  for (const std::string& name : cases("prefill_")) {
+    SCOPED_TRACE(name);
+    check_prefill(name);
+  }
+}
+
+TEST(GoldenTest, Compress) {
+  for (const std::string& name : cases("compress_")) {
+    SCOPED_TRACE(name);
+    check_compress(name);
+  }
+}
+
+}  // namespace
+}  // namespace ei

@@ -1,0 +1,98 @@
+#include "ei/ops/matmul.h"
+
+#include "tests/ref/ref.h"
+#include "tests/support/backend_test.h"
+
+namespace ei::test {
+namespace {
+
+EI_BACKEND_TEST(MatMulTest);
+
+// One product of every kind: with and without bias, added and not, few rows and many.
+TEST_P(MatMulTest, MatchesReference) {
+  struct Shape {
+    int64_t rows, k, m;
+  };
+  for (const auto& [rows, k, m] : {Shape{0, 8, 8},
+                                   {1, 1, 1},
+                                   {1, 64, 7},
+                                   {1, 333, 130},
+                                   {2, 256, 704},
+                                   {5, 80, 33},
+                                   {8, 129, 64},
+                                   {9, 128, 65},
+                                   {16, 96, 48},
+                                   {17, 257, 131},
+                                   {67, 300, 259},
+                                   {130, 65, 513}})
+    for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32})
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(testing::Message() << rows << " x " << k << " x " << m << " "
+                                        << dtype_name(dtype) << " accumulate " << accumulate);
+        const DeviceAct x = act(normal<2>({rows, k}, 1), 1);
+        const HostWeight w(normal<2>({m, k}, 2), dtype, accumulate ? 0 : 1);
+        const Vector bias = normal<1>({m}, 3, 10);
+        const DeviceAct out =
+            accumulate ? act(normal<2>({rows, m}, 4, 30), 3) : poisoned(rows, m, 3);
+        Matrix want = ref::matmul(x.values(), w.values), before = out.values();
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < m; ++j) want[i][j] += bias[j] + (accumulate ? before[i][j] : 0);
+        const auto b = upload<float>(bias);
+        backend().run(MatMul{.x = x,
+                             .parts = {{{.weight = backend().place(w.weight()),
+                                         .bias = b.view(),
+                                         .out = out,
+                                         .accumulate = accumulate}}}});
+        EXPECT_LE(nmse(out.values().v, want.v), tolerance(1e-9));
+      }
+}
+
+TEST_P(MatMulTest, PartsAreIndependent) {
+  for (const int64_t rows : {1, 3, 40}) {
+    const DeviceAct x = act(normal<2>({rows, 96}, 1));
+    const HostWeight q(normal<2>({70, 96}, 2), DType::kBF16), k(normal<2>({9, 96}, 3), DType::kF32),
+        v(normal<2>({33, 96}, 4), DType::kF16);
+    const DeviceAct q_out = poisoned(rows, 70), k_out = act(Matrix({rows, 9}, 0.0)),
+                    v_out = poisoned(rows, 33);
+    backend().run(MatMul{
+        .x = x,
+        .parts = {
+            {{.weight = backend().place(q.weight()), .bias = {}, .out = q_out},
+             {.weight = backend().place(k.weight()), .bias = {}, .out = k_out, .accumulate = true},
+             {.weight = backend().place(v.weight()), .bias = {}, .out = v_out}}}});
+    EXPECT_LE(nmse(q_out.values().v, ref::matmul(x.values(), q.values).v), tolerance(1e-9));
+    EXPECT_LE(nmse(k_out.values().v, ref::matmul(x.values(), k.values).v), tolerance(1e-9));
+    EXPECT_LE(nmse(v_out.values().v, ref::matmul(x.values(), v.values).v), tolerance(1e-9));
+  }
+}
+
+TEST_P(MatMulTest, ThreadsDoNotChangeTheResult) {
+  for (const int64_t rows : {1, 4, 100}) {
+    const DeviceAct x = act(normal<2>({rows, 1000}, 1));
+    const HostWeight w(normal<2>({300, 1000}, 2), DType::kBF16);
+    std::vector<std::vector<double>> results;
+    for (const int n_threads : {1, 2, 3}) {
+      const auto other = make_backend(n_threads);
+      const DeviceAct out = poisoned(rows, 300);
+      other->run(MatMul{.x = x, .parts = {{{.weight = w.weight(), .bias = {}, .out = out}}}});
+      results.push_back(out.values().v);
+    }
+    EXPECT_EQ(results[0], results[1]) << rows;
+    EXPECT_EQ(results[0], results[2]) << rows;
+  }
+}
+
+TEST_P(MatMulTest, RejectsShapesThatDisagree) {
+  const HostWeight w(normal<2>({4, 8}, 2), DType::kBF16);
+  EXPECT_THROW(
+      backend().run(MatMul{.x = poisoned(1, 7),
+                           .parts = {{{.weight = w.weight(), .bias = {}, .out = poisoned(1, 4)}}}}),
+      Error);
+  EXPECT_THROW(
+      backend().run(MatMul{.x = poisoned(1, 8),
+                           .parts = {{{.weight = w.weight(), .bias = {}, .out = poisoned(1, 5)}}}}),
+      Error);
+}
+
+}  // namespace
+}  // namespace ei::test

@@ -1,0 +1,149 @@
+#include "ei/ops/score_blocks.h"
+
+#include "tests/ref/ref.h"
+#include "tests/support/backend_test.h"
+
+namespace ei::test {
+namespace {
+
+EI_BACKEND_TEST(ScoreBlocksTest);
+
+struct Case {
+  int64_t n, begin, segment, block, kv_heads, group, d;
+};
+
+// Boxes of random width: with one constant width, a kernel that ignored k_min would pass.
+std::vector<ref::Bounds> random_bounds(int64_t heads, int64_t blocks, int64_t d, uint64_t seed) {
+  std::vector<ref::Bounds> bounds;
+  for (int64_t h = 0; h < heads; ++h) {
+    ref::Bounds b{normal<2>({blocks, d}, seed + uint64_t(h)),
+                  normal<2>({blocks, d}, seed + 100 + uint64_t(h))};
+    for (size_t i = 0; i < b.min.v.size(); ++i)
+      b.max.v[i] = static_cast<float>(b.min.v[i] + std::abs(b.max.v[i]));
+    bounds.push_back(b);
+  }
+  return bounds;
+}
+
+Array<double, 3> stacked(const std::vector<ref::Bounds>& bounds, Matrix ref::Bounds::*which) {
+  const Matrix& first = bounds[0].*which;
+  Array<double, 3> all({std::ssize(bounds), first.dim(0), first.dim(1)});
+  for (size_t h = 0; h < bounds.size(); ++h)
+    std::copy((bounds[h].*which).v.begin(), (bounds[h].*which).v.end(), all[int64_t(h)].begin());
+  return all;
+}
+
+TEST_P(ScoreBlocksTest, MatchesReference) {
+  for (const Case& c : {Case{1, 0, 8, 8, 1, 1, 16},      // the first segment: no past
+                        {8, 8, 8, 8, 1, 4, 64},          // one block
+                        {37, 0, 16, 8, 2, 1, 80},        // the last segment short
+                        {40, 32, 16, 4, 2, 7, 64},       // later chunk, group of seven
+                        {129, 512, 64, 8, 1, 4, 128},    // the last segment a single query
+                        {96, 96, 32, 2, 3, 2, 17},       // d that fits no vector
+                        {200, 5000, 100, 5, 1, 3, 33}})  // blocks past every tile
+    for (const float scale : {1.0f, 0.125f}) {
+      SCOPED_TRACE(testing::Message() << c.n << " queries from " << c.begin << ", group " << c.group
+                                      << ", d " << c.d << ", scale " << scale);
+      const int64_t first = c.begin / c.segment;
+      const int64_t n_segments = (c.n + c.segment - 1) / c.segment;
+      const int64_t past = (first + n_segments - 1) * c.segment / c.block;
+      const DeviceAct q = act(normal<2>({c.n, c.kv_heads * c.group * c.d}, 1, 0.3, 0.1), 1);
+      const auto bounds = random_bounds(c.kv_heads, past + 3, c.d, 2);
+      const ref::Scores want =
+          ref::score_blocks(q.values(), c.begin, c.segment, scale, bounds, c.block);
+      const auto min = upload<float>(stacked(bounds, &ref::Bounds::min));
+      const auto max = upload<float>(stacked(bounds, &ref::Bounds::max));
+      const auto score = poisoned_array<float, 3>({c.kv_heads, n_segments, past + 2});
+      const auto entropy = poisoned_array<float, 2>({c.kv_heads, first + n_segments + 1});
+      backend().run(ScoreBlocks{.q = q,
+                                .begin = c.begin,
+                                .segment = c.segment,
+                                .scale = scale,
+                                .bounds = {.min = min.view(), .max = max.view(), .block = c.block},
+                                .score = score.view(),
+                                .entropy = entropy.view()});
+      const auto got = download(score);
+      const auto got_entropy = download(entropy);
+      std::vector<double> flat, want_flat;
+      for (int64_t h = 0; h < c.kv_heads; ++h)
+        for (int64_t s = 0; s < n_segments; ++s) {
+          const int64_t n_past = (first + s) * c.segment / c.block;
+          for (int64_t b = 0; b < n_past; ++b) {
+            flat.push_back(got[h][s][b]);
+            want_flat.push_back(want.score[h][s][b]);
+          }
+          const double e = want.entropy[h][s];
+          EXPECT_NEAR(got_entropy[h][first + s], e, std::max(1e-4 * e, 1e-5)) << h << " " << s;
+        }
+      EXPECT_LE(nmse(flat, want_flat), 1e-9);
+    }
+}
+
+TEST_P(ScoreBlocksTest, EntropySpansZeroToLogN) {
+  const int64_t n_blocks = 64, d = 16;
+  const DeviceAct q = act(normal<2>({8, d}, 1));
+  const auto entropy_of = [&](const Array<double, 3>& box) {
+    const auto keys = upload<float>(box);
+    const auto score = poisoned_array<float, 3>({1, 1, n_blocks});
+    const auto entropy = poisoned_array<float, 2>({1, 65});
+    backend().run(ScoreBlocks{.q = q,
+                              .begin = 512,
+                              .segment = 8,
+                              .bounds = {.min = keys.view(), .max = keys.view(), .block = 8},
+                              .score = score.view(),
+                              .entropy = entropy.view()});
+    return download(entropy)[0][64];
+  };
+  Array<double, 3> box({1, n_blocks, d}, 0.0);
+  EXPECT_NEAR(entropy_of(box), std::log(64.0), 1e-5);  // no block stands out
+  for (int64_t c = 0; c < d; ++c) {
+    double low = INFINITY, high = -INFINITY;
+    for (int64_t r = 0; r < 8; ++r) {
+      low = std::min(low, q.values()[r][c]);
+      high = std::max(high, q.values()[r][c]);
+    }
+    box[0][5][c] = 1e3 * (low + high);
+  }
+  EXPECT_NEAR(entropy_of(box), 0, 1e-5);  // block 5 does
+}
+
+TEST_P(ScoreBlocksTest, ThreadsDoNotChangeTheResult) {
+  const DeviceAct q = act(normal<2>({100, 4 * 64}, 1));
+  const auto bounds = random_bounds(2, 80, 64, 2);
+  const auto min = upload<float>(stacked(bounds, &ref::Bounds::min));
+  const auto max = upload<float>(stacked(bounds, &ref::Bounds::max));
+  std::vector<std::vector<float>> results;
+  for (const int n_threads : {1, 2, 3}) {
+    const auto score = upload<float>(Array<float, 3>({2, 4, 76}, 0.0f));
+    const auto entropy = upload<float>(Array<float, 2>({2, 20}, 0.0f));
+    make_backend(n_threads)->run(
+        ScoreBlocks{.q = q,
+                    .begin = 512,
+                    .segment = 32,
+                    .bounds = {.min = min.view(), .max = max.view(), .block = 8},
+                    .score = score.view(),
+                    .entropy = entropy.view()});
+    results.push_back(download(score).v);
+    const auto e = download(entropy).v;
+    results.back().insert(results.back().end(), e.begin(), e.end());
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_EQ(results[0], results[2]);
+}
+
+TEST_P(ScoreBlocksTest, RejectsMissingBounds) {
+  const auto keys = upload<float>(Array<float, 3>({1, 3, 16}));
+  const auto score = poisoned_array<float, 3>({1, 1, 64});
+  const auto entropy = poisoned_array<float, 2>({1, 65});
+  EXPECT_THROW(
+      backend().run(ScoreBlocks{.q = poisoned(8, 16),
+                                .begin = 512,
+                                .segment = 8,
+                                .bounds = {.min = keys.view(), .max = keys.view(), .block = 8},
+                                .score = score.view(),
+                                .entropy = entropy.view()}),
+      Error);
+}
+
+}  // namespace
+}  // namespace ei::test

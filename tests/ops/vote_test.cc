@@ -1,0 +1,129 @@
+#include "ei/ops/vote.h"
+
+#include "tests/ref/ref.h"
+#include "tests/support/device_kv.h"
+
+namespace ei::test {
+namespace {
+
+EI_BACKEND_TEST(VoteTest);
+
+TEST_P(VoteTest, MatchesReference) {
+  struct Case {
+    std::vector<int64_t> rows;  // of every KV head
+    int64_t group, d, ring, w, first;
+  };
+  for (const Case& c : {Case{{2}, 1, 16, 1, 1, 0},
+                        {{40, 33}, 4, 64, 32, 32, 7},
+                        {{65, 700}, 7, 64, 33, 32, 20},
+                        {{1100, 129, 513}, 2, 80, 16, 8, 15},
+                        {{300}, 3, 128, 64, 64, 1},
+                        {{500}, 4, 17, 5, 5, 2}})
+    for (const DType dtype : {DType::kBF16, DType::kF32})
+      for (const int variant : {0, 1, 2}) {
+        SCOPED_TRACE(testing::Message() << c.rows.size() << " x " << c.group << " heads, d " << c.d
+                                        << ", window " << c.w << ", variant " << variant);
+        const bool per_head = variant == 2;
+        const auto reduce = variant == 1 ? GroupReduce::kMax : GroupReduce::kMean;
+        DeviceKv cache(backend(), {dtype, c.d, 32, 1200}, random_heads(c.rows, c.d, 1));
+        const int64_t kv_heads = std::ssize(c.rows), n_heads = kv_heads * c.group;
+        const DeviceAct ring = act(normal<2>({c.ring, n_heads * c.d}, 2, 2), 1);
+        const KvLayer kv = cache.layer();
+        const auto votes =
+            poisoned_array<float, 2>({per_head ? n_heads : kv_heads, kv.rows_bound - c.w + 3});
+        const auto scale = float(1 / std::sqrt(double(c.d)));
+        backend().run(Vote{.window = ring,
+                           .first = c.first,
+                           .n_queries = c.w,
+                           .kv = kv,
+                           .scale = scale,
+                           .reduce = reduce,
+                           .votes = votes.view()});
+        const auto got = download(votes);
+        const auto heads = cache.heads();
+        const Matrix window = ring.values();
+        for (int64_t k = 0; k < kv_heads; ++k) {
+          std::vector<std::vector<double>> per_query_head;
+          for (int64_t h = k * c.group; h < (k + 1) * c.group; ++h) {
+            Matrix queries({c.w, c.d});
+            for (int64_t i = 0; i < c.w; ++i)
+              std::copy_n(window[(c.first + i) % c.ring].data + h * c.d, c.d, queries[i].data);
+            per_query_head.push_back(ref::vote(queries, heads[size_t(k)].k, scale));
+          }
+          const int64_t n = c.rows[size_t(k)] - c.w;
+          for (int64_t g = 0; g < (per_head ? c.group : 1); ++g) {
+            const auto row = got[per_head ? k * c.group + g : k];
+            const std::vector<float> values(row.data, row.data + n);
+            EXPECT_LE(nmse(values, per_head ? per_query_head[size_t(g)]
+                                            : ref::reduce(per_query_head, reduce)),
+                      1e-8);
+          }
+        }
+      }
+}
+
+TEST_P(VoteTest, ThreadsDoNotChangeTheResult) {
+  DeviceKv cache(backend(), {DType::kBF16, 64, 512, 3000}, random_heads({3000, 1777}, 64, 1));
+  const DeviceAct ring = act(normal<2>({32, 8 * 64}, 2));
+  std::vector<std::vector<float>> results;
+  for (const int n_threads : {1, 2, 5}) {
+    const auto votes = upload<float>(Array<float, 2>({2, 3000}, 0.0f));
+    make_backend(n_threads)->run(Vote{.window = ring,
+                                      .first = 3,
+                                      .n_queries = 32,
+                                      .kv = cache.layer(),
+                                      .scale = 0.125f,
+                                      .votes = votes.view()});
+    results.push_back(download(votes).v);
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_EQ(results[0], results[2]);
+}
+
+TEST_P(VoteTest, RejectsAWindowLargerThanTheRing) {
+  DeviceKv cache(backend(), {DType::kF32, 16, 8, 64}, random_heads({64}, 16, 1));
+  const auto votes = poisoned_array<float, 2>({1, 64});
+  EXPECT_THROW(
+      backend().run(Vote{
+          .window = poisoned(4, 16), .n_queries = 5, .kv = cache.layer(), .votes = votes.view()}),
+      Error);
+}
+
+EI_BACKEND_TEST(PoolVotesTest);
+
+TEST_P(PoolVotesTest, MatchesReference) {
+  Array<int32_t, 1> n_votes({4});
+  n_votes.v = {0, 1, 10, 1031};
+  for (const Pooling pooling : {Pooling::kNone, Pooling::kAvg, Pooling::kMax})
+    for (const int64_t kernel : {1, 5, 21, 101}) {
+      SCOPED_TRACE(testing::Message() << "pooling " << int(pooling) << " kernel " << kernel);
+      const Matrix votes = normal<2>({4, 1031}, 1);
+      const auto from = upload<float>(votes);
+      const auto n = upload<int32_t>(n_votes);
+      const auto out = poisoned_array<float, 2>({4, 1031});
+      backend().run(PoolVotes{.votes = from.view(),
+                              .n_votes = n.view(),
+                              .pooling = pooling,
+                              .kernel = kernel,
+                              .out = out.view()});
+      const auto got = download(out);
+      for (int64_t h = 0; h < 4; ++h) {
+        const auto row = votes[h];
+        const std::vector<double> valid(row.data, row.data + n_votes[h]);
+        const auto pooled = got[h];
+        const std::vector<float> values(pooled.data, pooled.data + n_votes[h]);
+        EXPECT_LE(nmse(values, ref::pool(valid, pooling, kernel)), 1e-10);
+      }
+    }
+}
+
+TEST_P(PoolVotesTest, RejectsAnEvenKernel) {
+  const auto votes = poisoned_array<float, 2>({1, 8}), out = poisoned_array<float, 2>({1, 8});
+  const auto n = upload<int32_t>(Array<int32_t, 1>({1}, 8));
+  EXPECT_THROW(backend().run(PoolVotes{
+                   .votes = votes.view(), .n_votes = n.view(), .kernel = 4, .out = out.view()}),
+               Error);
+}
+
+}  // namespace
+}  // namespace ei::test

@@ -1,0 +1,63 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tests/ref/ref.h"
+
+namespace ei::ref {
+
+std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale) {
+  const int64_t w = queries.dim(0), n = k.dim(0), d = k.dim(1);
+  std::vector<double> votes(size_t(n - w), 0.0);
+  for (int64_t i = 0; i < w; ++i) {
+    std::vector<double> score;
+    for (int64_t j = 0; j <= n - w + i; ++j)
+      score.push_back(scale *
+                      std::inner_product(queries[i].data, queries[i].data + d, k[j].data, 0.0));
+    const double top = *std::max_element(score.begin(), score.end());
+    double sum = 0;
+    for (const double s : score) sum += std::exp(s - top);
+    for (size_t j = 0; j < votes.size(); ++j)
+      votes[j] += std::exp(score[j] - top) / sum / double(w);
+  }
+  return votes;
+}
+
+std::vector<double> reduce(const std::vector<std::vector<double>>& votes, GroupReduce how) {
+  std::vector<double> out = votes[0];
+  for (size_t g = 1; g < votes.size(); ++g)
+    for (size_t j = 0; j < out.size(); ++j)
+      out[j] = how == GroupReduce::kMax ? std::max(out[j], votes[g][j]) : out[j] + votes[g][j];
+  if (how == GroupReduce::kMean)
+    for (double& x : out) x /= double(votes.size());
+  return out;
+}
+
+std::vector<double> pool(const std::vector<double>& votes, Pooling pooling, int64_t kernel) {
+  std::vector<double> out = votes;
+  if (pooling == Pooling::kNone) return out;
+  const int64_t n = std::ssize(votes);
+  for (int64_t j = 0; j < n; ++j) {
+    double most = -INFINITY, sum = 0;
+    for (int64_t i = j - kernel / 2; i <= j + kernel / 2; ++i) {
+      if (i < 0 || i >= n) continue;
+      most = std::max(most, votes[size_t(i)]);
+      sum += votes[size_t(i)];
+    }
+    out[size_t(j)] = pooling == Pooling::kMax ? most : sum / double(kernel);
+  }
+  return out;
+}
+
+Rows keep_top(const std::vector<float>& votes, int64_t n_top, int64_t window) {
+  Rows order(votes.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return votes[size_t(a)] > votes[size_t(b)]; });
+  if (std::ssize(order) > n_top) order.resize(size_t(n_top));
+  std::sort(order.begin(), order.end());
+  for (int64_t i = 0; i < window; ++i) order.push_back(std::ssize(votes) + i);
+  return order;
+}
+
+}  // namespace ei::ref

@@ -1,0 +1,180 @@
+"""OpenAI's own client against the server: what it sends must be understood, what it reads must be there."""
+import json
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+
+MODEL = 'needle-8m'
+HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
+
+
+@pytest.fixture
+def client(server):
+    return openai.OpenAI(base_url=server.url + '/v1', api_key='none', max_retries=0)
+
+
+def post(server, path, body, headers={}):
+    request = urllib.request.Request(server.url + path, body if isinstance(body, bytes) else json.dumps(body).encode(),
+                                     {'Content-Type': 'application/json', **headers})
+    try:
+        with urllib.request.urlopen(request) as reply:
+            return reply.status, json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_models(client):
+    models = client.models.list().data
+    assert [m.id for m in models] == [MODEL]
+    assert client.models.retrieve(MODEL).max_model_len == 131072
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve('another')
+
+
+def test_chat(client):
+    got = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=8)
+    choice = got.choices[0]
+    assert got.object == 'chat.completion' and got.id.startswith('chatcmpl-') and got.model == MODEL
+    assert choice.message.role == 'assistant' and choice.message.content and choice.finish_reason == 'length'
+    assert got.usage.completion_tokens == 8
+    assert got.usage.total_tokens == got.usage.prompt_tokens + 8
+    assert got.usage.prompt_tokens_details.cached_tokens == 0
+    assert got.timings['predicted_n'] == 8 and got.sparsity['density'] == 1
+
+
+def test_a_stream_says_what_the_whole_answer_says(client):
+    whole = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12).choices[0].message.content
+    chunks = list(client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12, stream=True,
+                                                 stream_options={'include_usage': True},
+                                                 extra_body={'return_progress': True}))
+    assert chunks[0].choices[0].delta.role == 'assistant'
+    assert ''.join(c.choices[0].delta.content or '' for c in chunks if c.choices) == whole
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == 'length'
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 12
+    progress = [c.prompt_progress for c in chunks if getattr(c, 'prompt_progress', None)]
+    assert progress[-1]['processed'] == progress[-1]['total'] == chunks[-1].usage.prompt_tokens
+
+
+def test_stop(client):
+    whole = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12).choices[0].message.content
+    stop = whole[10:13]
+    got = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12, stop=[stop, 'never']).choices[0]
+    assert got.message.content == whole[:whole.index(stop)] and got.finish_reason == 'stop'
+
+
+def test_seed_n_and_logit_bias(client):
+    def draw(**more):
+        got = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=8, temperature=1, **more)
+        return [c.message.content for c in got.choices]
+    assert draw(seed=3) == draw(seed=3)
+    three = draw(seed=3, n=3)
+    assert len(set(three)) == 3 and three[0] == draw(seed=3)[0]
+    plain = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1, logprobs=True)
+    first = plain.choices[0].logprobs.content[0]
+    ids = json.loads(urllib.request.urlopen(urllib.request.Request(
+        str(client.base_url).replace('/v1/', '/tokenize'), json.dumps({'content': first.token}).encode())).read())['tokens']
+    other = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1, logit_bias={ids[-1]: -100})
+    assert other.choices[0].message.content != plain.choices[0].message.content
+
+
+def test_logprobs(client):
+    got = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=4, logprobs=True, top_logprobs=5)
+    for token in got.choices[0].logprobs.content:
+        assert len(token.top_logprobs) == 5 and token.logprob <= 0
+        assert token.logprob == token.top_logprobs[0].logprob  # greedy
+        assert bytes(token.bytes).decode() == token.token
+
+
+def test_completion_with_echo_is_what_lm_eval_reads(client):
+    prompt = client.completions.create(model=MODEL, prompt='It was a dark and stormy night', max_tokens=1)
+    assert prompt.choices[0].text
+    ids = [0, 400, 500, 600, 700, 800]
+    got = client.completions.create(model=MODEL, prompt=[ids, ids[:4]], max_tokens=1, logprobs=1, echo=True, temperature=0, seed=1)
+    for choice, n in zip(got.choices, (6, 4)):
+        scores = choice.logprobs
+        assert len(scores.token_logprobs) == len(scores.top_logprobs) == len(scores.tokens) == n + 1
+        assert scores.token_logprobs[0] is None and all(x <= 0 for x in scores.token_logprobs[1:])
+        # The token that was drawn is the likeliest.
+        assert max(scores.top_logprobs[-1].values()) == scores.token_logprobs[-1]
+    # The scores of a prefix do not depend on what follows.
+    a, b = (c.logprobs.token_logprobs for c in got.choices)
+    assert a[1:4] == pytest.approx(b[1:4], abs=1e-3)
+
+
+def test_the_next_turn_reuses_what_was_read(client):
+    text = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(400))
+    first = [{'role': 'user', 'content': [{'type': 'text', 'text': text}, {'type': 'text', 'text': 'What follows 7?'}]}]
+    one = client.chat.completions.create(model=MODEL, messages=first, max_tokens=8)
+    more = first + [{'role': 'assistant', 'content': one.choices[0].message.content}, {'role': 'user', 'content': 'And 9?'}]
+    two = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8)
+    assert two.usage.prompt_tokens_details.cached_tokens >= one.usage.prompt_tokens - 1024
+    dense = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8, extra_body={'prefill': 'dense', 'decode': 'full'})
+    assert dense.usage.prompt_tokens_details.cached_tokens == 0 and dense.sparsity['density'] == 1
+
+
+@pytest.mark.parametrize('body, param', [
+    ({}, 'messages'),
+    ({'messages': []}, 'messages'),
+    ({'messages': [{'role': 'tool', 'content': 'x'}]}, 'messages[0].role'),
+    ({'messages': [{'role': 'user'}]}, 'messages[0].content'),
+    ({'messages': HELLO, 'tools': [{}]}, 'tools'),
+    ({'messages': HELLO, 'tool_choice': 'required'}, 'tool_choice'),
+    ({'messages': HELLO, 'response_format': {'type': 'json_object'}}, 'response_format'),
+    ({'messages': HELLO, 'prefill': 'other'}, 'prefill'),
+    ({'messages': HELLO, 'stop': ['x'] * 17}, 'stop'),
+    ({'messages': HELLO, 'logit_bias': {'x': 1}}, 'logit_bias'),
+    ({'messages': HELLO, 'frequency_penalty': 1}, 'frequency_penalty'),
+])
+def test_errors_name_the_field(server, body, param):
+    status, reply = post(server, '/v1/chat/completions', body)
+    assert status == 400 and reply['error']['param'] == param and reply['error']['type'] == 'invalid_request_error'
+
+
+@pytest.mark.parametrize('field, value', [
+    ('n', 0), ('n', 100000), ('n', 1.5), ('max_tokens', 0), ('max_tokens', -1), ('max_tokens', 2**62), ('temperature', -1),
+    ('temperature', 'hot'), ('top_p', 2), ('top_k', -2), ('seed', 'x'), ('top_logprobs', 21), ('stream', 'yes'), ('budget', 0),
+    ('base_budget', -5), ('min_tokens', -1), ('repetition_penalty', 0), ('logit_bias', {'99999': 1}), ('timeout_ms', -1),
+])
+def test_numbers_out_of_range_are_refused(server, field, value):
+    status, reply = post(server, '/v1/chat/completions', {'messages': HELLO, 'logprobs': True, field: value})
+    assert status == 400 and field in reply['error']['message'].replace('-', '_'), reply
+
+
+@pytest.mark.parametrize('body', [b'', b'{', b'[]', b'"x"', b'{"a":' + b'[' * 100000, b'{"messages": [], "messages": []}', b'\xff\xfe'])
+def test_malformed_bodies(server, body):
+    status, reply = post(server, '/v1/chat/completions', body)
+    assert status == 400 and reply['error']['message']
+
+
+def test_too_long_a_prompt_is_refused_with_both_numbers(client):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(model=MODEL, prompt=[5] * 131073)
+    assert error.value.code == 'context_length_exceeded'
+    assert '131072' in str(error.value) and '131073' in str(error.value)
+
+
+def test_tokens_and_template(server):
+    status, reply = post(server, '/tokenize', {'content': 'hello world'})
+    assert status == 200 and reply['count'] == len(reply['tokens'])
+    assert post(server, '/detokenize', {'tokens': reply['tokens']})[1]['content'] == 'hello world'
+    assert post(server, '/apply-template', {'messages': HELLO})[1]['prompt'] == '<|bos|><|user|>Once upon a time<|assistant|>'
+    assert post(server, '/v1/embeddings', {})[0] == 501
+    assert post(server, '/nowhere', {})[0] == 404
+
+
+def test_keys_hosts_and_origins(start):
+    server = start('--api-key', 'secret', '--api-key', 'other', '--cors-origins', 'https://a.example', '--allowed-hosts', 'llm.example')
+    body = {'messages': HELLO, 'max_tokens': 1}
+    path = '/v1/chat/completions'
+    assert post(server, path, body)[0] == 401
+    assert post(server, path, body, {'Authorization': 'Bearer secre'})[0] == 401
+    assert post(server, '/tokenize', {'content': 'x'})[0] == 401
+    good = {'Authorization': 'Bearer other'}
+    assert post(server, path, body, good)[0] == 200
+    assert post(server, path, body, {**good, 'Origin': 'https://a.example'})[0] == 200
+    assert post(server, path, body, {**good, 'Origin': 'https://b.example'})[0] == 403
+    assert post(server, path, body, {**good, 'Host': 'llm.example:8000'})[0] == 200
+    assert post(server, path, body, {**good, 'Host': 'rebound.example'})[0] == 403
+    assert urllib.request.urlopen(server.url + '/health').status == 200

@@ -1,0 +1,83 @@
+#include "tests/support/backend_test.h"
+
+#include "ei/cpu/backend.h"
+#include "ei/cpu/targets.h"
+#include "ei/cuda/backend.h"
+#include "tests/support/numbers.h"
+
+namespace ei::test {
+namespace {
+
+// CUDA's rows are read in vectors of 16 bytes; float's may lie anywhere.
+int64_t unit(const Backend& backend) { return backend.act_bytes() == 4 ? 1 : 8; }
+
+}  // namespace
+
+DeviceAct::DeviceAct(Backend& backend, const Matrix& values, int64_t units)
+    : backend_(&backend),
+      buffer_(backend, (units * unit(backend) + std::ssize(values.v)) * backend.act_bytes()),
+      act_{static_cast<char*>(buffer_.data()) + units * unit(backend) * backend.act_bytes(),
+           values.dim(0), values.dim(1), backend.act_bytes()} {
+  const DType type = backend.act_bytes() == 4 ? DType::kF32 : DType::kBF16;
+  std::vector<char> bytes(values.v.size() * static_cast<size_t>(backend.act_bytes()));
+  for (size_t i = 0; i < values.v.size(); ++i)
+    encode(values.v[i], type, bytes.data() + i * static_cast<size_t>(backend.act_bytes()));
+  backend.copy_in(act_.data, bytes.data(), std::ssize(bytes));
+}
+
+Matrix DeviceAct::values() const {
+  Matrix values({act_.rows, act_.cols});
+  if (values.v.empty()) return values;
+  const DType type = act_.elem_bytes == 4 ? DType::kF32 : DType::kBF16;
+  const auto size = static_cast<size_t>(act_.elem_bytes);
+  std::vector<char> bytes(values.v.size() * size);
+  backend_->copy_out(bytes.data(), act_.data, std::ssize(bytes));
+  for (size_t i = 0; i < values.v.size(); ++i) values.v[i] = decode(bytes.data() + i * size, type);
+  return values;
+}
+
+HostWeight::HostWeight(const Matrix& wanted, DType dtype, int64_t misaligned_bytes)
+    : dtype(dtype), offset(misaligned_bytes), values(wanted) {
+  const auto size = static_cast<size_t>(dtype_bytes(dtype));
+  bytes.resize(static_cast<size_t>(offset) + values.v.size() * size);
+  for (size_t i = 0; i < values.v.size(); ++i) {
+    values.v[i] = round_to(dtype, values.v[i]);
+    encode(values.v[i], dtype, bytes.data() + static_cast<size_t>(offset) + i * size);
+  }
+}
+
+std::vector<std::string> backend_names() {
+  std::vector<std::string> names;
+  for (const std::string& target : cpu::targets()) names.push_back("cpu_" + target);
+#ifdef EI_CUDA
+  names.push_back("cuda");
+#endif
+  return names;
+}
+
+void BackendTest::SetUp() {
+  if (GetParam() == "cuda") {
+    const std::string test = testing::UnitTest::GetInstance()->current_test_info()->name();
+    if (test.starts_with("ThreadsDoNot")) GTEST_SKIP() << "threads are the CPU's";
+    if (!cuda_available()) GTEST_SKIP() << "this machine has no GPU that the kernels run on";
+    backend_ = make_cuda_backend();
+    return;
+  }
+  cpu::use_target(GetParam().substr(4));
+  backend_ = make_backend(2);
+}
+
+void BackendTest::TearDown() {
+  backend_.reset();
+  cpu::use_target("");
+}
+
+std::unique_ptr<Backend> BackendTest::make_backend(int n_threads) {
+  return make_cpu_backend(n_threads);
+}
+
+DeviceAct BackendTest::poisoned(int64_t rows, int64_t cols, int64_t offset) {
+  return act(Matrix({rows, cols}, std::numeric_limits<double>::quiet_NaN()), offset);
+}
+
+}  // namespace ei::test

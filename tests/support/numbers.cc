@@ -1,0 +1,66 @@
+#include "tests/support/numbers.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace ei::test {
+namespace {
+
+struct Format {
+  int digits;  // of the mantissa
+  int min_exponent;
+};
+
+Format format_of(DType dtype) {
+  return dtype == DType::kBF16  ? Format{7, -126}
+         : dtype == DType::kF16 ? Format{10, -14}
+                                : Format{23, -126};
+}
+
+}  // namespace
+
+double round_to(DType dtype, double value) {
+  if (value == 0 || !std::isfinite(value)) return value;
+  const auto [digits, min_exponent] = format_of(dtype);
+  const int exponent = std::max(std::ilogb(value), min_exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(value, digits - exponent)), exponent - digits);
+}
+
+void encode(double value, DType dtype, char* to) {
+  value = round_to(dtype, value);
+  const auto bits = std::bit_cast<uint32_t>(static_cast<float>(value));
+  if (dtype == DType::kF32) {
+    std::memcpy(to, &bits, 4);
+  } else if (dtype == DType::kBF16) {
+    std::memcpy(to, reinterpret_cast<const char*>(&bits) + 2, 2);
+  } else {
+    const double magnitude = std::abs(value);
+    const int exponent = std::max(magnitude == 0 ? -15 : std::ilogb(magnitude), -15);
+    const int mantissa = exponent < -14 ? int(std::ldexp(magnitude, 24))
+                                        : int(std::ldexp(magnitude, 10 - exponent)) - 1024;
+    const auto half = static_cast<uint16_t>((std::signbit(value) ? 0x8000 : 0) |
+                                            (exponent + 15) << 10 | mantissa);
+    std::memcpy(to, &half, 2);
+  }
+}
+
+double decode(const char* from, DType dtype) {
+  uint32_t bits = 0;
+  if (dtype == DType::kF32) {
+    std::memcpy(&bits, from, 4);
+  } else if (dtype == DType::kBF16) {
+    std::memcpy(reinterpret_cast<char*>(&bits) + 2, from, 2);
+  } else {
+    std::memcpy(&bits, from, 2);
+    const int exponent = int(bits >> 10 & 31), mantissa = int(bits & 1023);
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(mantissa + 1024, exponent - 25);
+    return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+  }
+  return std::bit_cast<float>(bits);
+}
+
+}  // namespace ei::test

@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
+
+    tools/bench_gpu.py build/cuda/tools/libgpu_bench.so [attention] [decode] [matmul] [model]
+
+Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
+large bf16 product for arithmetic, a device-to-device copy for memory.
+"""
+
+import ctypes
+import math
+import statistics
+import sys
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+HEADS, KV_HEADS, DIM = 32, 8, 128  # one layer of Llama-3.1-8B
+
+
+class PrefillResult(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_double) for name in ("append", "select", "attend", "kept")]
+
+
+class ModelResult(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_double)
+                for name in ("first_token", "compress", "step", "host", "attended")]
+
+
+class Library:
+    def __init__(self, path):
+        self.lib = ctypes.CDLL(path)
+        self.lib.ei_error.restype = ctypes.c_char_p
+        self.lib.ei_open.restype = ctypes.c_void_p
+        self.handle = ctypes.c_void_p(self.lib.ei_open())
+        if not self.handle:
+            sys.exit(self.lib.ei_error().decode())
+
+    def call(self, name, *args):
+        if getattr(self.lib, name)(self.handle, *args) != 0:
+            sys.exit(f"{name}: {self.lib.ei_error().decode()}")
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def long(value):
+    return ctypes.c_int64(value)
+
+
+def time_ms(run, repeat):
+    """Median of so many runs, by events."""
+    run()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(repeat):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def ceilings():
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    flops = 2 * 8192**3 / (time_ms(lambda: a @ b, 10) * 1e-3)
+    x = torch.empty(2 << 30, device="cuda", dtype=torch.uint8)
+    y = torch.empty_like(x)
+    x.random_()
+    memory = 2 * x.numel() / (time_ms(lambda: y.copy_(x), 10) * 1e-3)
+    print(f"ceilings: {flops / 1e12:.0f} TFLOP/s bf16 8192^3, {memory / 1e12:.2f} TB/s copied")
+    return flops, memory
+
+
+def relative_error(got, want):
+    got, want = got.double(), want.double()
+    return (torch.linalg.norm(got - want) / torch.linalg.norm(want)).item()
+
+
+def prompt_tensors(n, seed=1):
+    """Queries and keys as of a trained model: keys drift slowly and a few stand out."""
+    torch.manual_seed(seed)
+    q = torch.randn(n, HEADS, DIM, device="cuda")
+    k = torch.randn(n, KV_HEADS, DIM, device="cuda")
+    topics = torch.randn(n // 256 + 1, KV_HEADS, DIM, device="cuda").repeat_interleave(256, 0)[:n]
+    k = 0.7 * k + 0.7 * topics
+    wanted = topics[torch.randint(0, n, (n // 512 + 1,), device="cuda")].repeat_interleave(512, 0)[:n]
+    q = 0.8 * q + 0.6 * wanted.repeat_interleave(HEADS // KV_HEADS, 1)
+    v = torch.randn(n, KV_HEADS, DIM, device="cuda")
+    return [x.to(torch.bfloat16).contiguous() for x in (q, k, v)]
+
+
+def sdpa(q, k, v, backend, causal=True):
+    group = q.shape[1] // k.shape[1]
+    heads_first = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
+    if backend == SDPBackend.FLASH_ATTENTION:
+        heads_first[1:] = [x.repeat_interleave(group, 1) for x in heads_first[1:]]
+
+    def run():
+        with sdpa_kernel(backend):
+            return torch.nn.functional.scaled_dot_product_attention(
+                *heads_first, is_causal=causal, enable_gqa=backend != SDPBackend.FLASH_ATTENTION)
+
+    return run
+
+
+def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
+    print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms "
+          "(TFLOP/s of the pairs attended)")
+    print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'entropy 2048':>16} "
+          f"{'select':>8} {'append':>8} {'total':>8} {'pairs':>7} {'error':>9}")
+    for n in lengths:
+        q, k, v = prompt_tensors(n)
+        out = torch.full_like(q, float("nan"))
+        work = 4.0 * HEADS * DIM * n * (n + 1) / 2
+        row, want = f"{n:>8}", None
+        for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+            try:
+                run = sdpa(q, k, v, backend)
+                ms = time_ms(run, 3 if n >= 65536 else 7)
+                if want is None:
+                    want = run()[0].transpose(0, 1).contiguous()
+                row += f" {ms:8.2f} ({work / ms / 1e9:5.0f})"
+            except RuntimeError as error:
+                row += f" {str(error)[:15]:>16}"
+        results = {}
+        for base in (0.0, 2048.0):
+            runs = []
+            for _ in range(4 if n >= 65536 else 8):
+                result = PrefillResult()
+                lib.call("ei_prefill", long(n), long(8192), long(HEADS), long(KV_HEADS), long(DIM),
+                         ctypes.c_float(base), pointer(q), pointer(k), pointer(v), pointer(out),
+                         ctypes.byref(result))
+                runs.append(result)
+            results[base] = sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
+            if base == 0:
+                error = relative_error(out, want) if want is not None else math.nan
+            if not torch.isfinite(out.float()).all():
+                row += " NOT FINITE"
+        dense, sparse = results[0.0], results[2048.0]
+        rate = work / dense.attend / 1e9
+        total = sparse.append + sparse.select + sparse.attend
+        row += (f" {dense.attend:8.2f} ({rate:5.0f}, {rate * 1e12 / flops:3.0%})"
+                f" {sparse.attend:8.2f} ({work * sparse.kept / sparse.attend / 1e9:5.0f})"
+                f" {sparse.select:8.3f} {sparse.append:8.3f} {total:8.2f} {sparse.kept:7.1%} {error:9.1e}")
+        print(row, flush=True)
+        del q, k, v, out, want
+        torch.cuda.empty_cache()
+
+
+def bench_decode(lib, memory):
+    print("\ndecode attention, 32/8 heads d 128: us, TB/s and share of the copy ceiling; error "
+          "against SDPA")
+    for n, sequences in ((1024, 1), (8192, 1), (32768, 1), (131072, 1), (8192, 16)):
+        k, v = (torch.randn(n, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        q = torch.randn(sequences, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+        out = torch.full_like(q, float("nan"))
+        ms = ctypes.c_double()
+        lib.call("ei_decode", long(n), long(sequences), long(HEADS), long(KV_HEADS), long(DIM),
+                 pointer(q), pointer(k), pointer(v), pointer(out), ctypes.c_int(50),
+                 ctypes.byref(ms))
+        keys, values = (x.transpose(0, 1).repeat_interleave(HEADS // KV_HEADS, 0).float() for x in (k, v))
+        s = torch.einsum("ihd,hnd->ihn", q.float(), keys) / math.sqrt(DIM)
+        want = torch.einsum("ihn,hnd->ihd", s.softmax(-1), values)
+        rate = sequences * n * KV_HEADS * DIM * 4 / (ms.value * 1e-3)
+        print(f"{sequences:>3} x {n:>7}: {ms.value * 1e3:8.1f} us {rate / 1e12:6.2f} TB/s "
+              f"{rate / memory:5.0%}   {relative_error(out, want):.1e}", flush=True)
+
+
+def bench_matmul(lib, flops, memory):
+    print("\nmatmul, Llama-3.1-8B shapes: us and share of the ceiling")
+    shapes = (("qkvo", 4096, 4096), ("kv", 4096, 1024), ("up", 4096, 14336), ("down", 14336, 4096),
+              ("head", 4096, 128256))
+    for name, k, m in shapes:
+        row = f"{name:>6} [{m}, {k}]:"
+        for n in (1, 8, 8192) if name != "head" else (1,):
+            n_weights = 1 if n > 8 else max(2, min(32, int(2e8 / (k * m)) + 1))
+            ms = ctypes.c_double()
+            lib.call("ei_matmul", long(n), long(k), long(m), ctypes.c_int(n_weights),
+                     ctypes.c_int(20 if n > 8 else 100), ctypes.byref(ms))
+            share = (2.0 * n * k * m / flops if n > 8 else 2.0 * k * m / memory) / (ms.value * 1e-3)
+            row += f"  n {n}: {ms.value * 1e3:8.1f} us {share:4.0%}"
+        print(row, flush=True)
+
+
+def bench_model(lib, lengths=(32768, 65536, 131072), shape="llama-3.1-8b"):
+    print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token")
+    lib.call("ei_load", shape.encode())
+
+    def generate(n, base, budget, steps):
+        result = ModelResult()
+        lib.call("ei_generate", long(n), long(8192), ctypes.c_float(base), long(budget),
+                 ctypes.c_int(steps), ctypes.byref(result))
+        return result
+
+    generate(8192, 2048.0, 0, 3)  # warms up
+    empty = generate(512, 0.0, 0, 40)
+    print(f"     512: first token {empty.first_token:8.1f}, step {empty.step:6.2f} (host {empty.host:.2f})",
+          flush=True)
+    for n in lengths:
+        sparse = generate(n, 2048.0, 1024, 20)
+        dense = generate(n, 0.0, 0, 20)
+        print(f"{n:>8}: dense {dense.first_token:8.1f}, entropy {sparse.first_token:8.1f} "
+              f"({dense.first_token / sparse.first_token:.2f}x, {sparse.attended:.1%} of pairs); step, full "
+              f"cache {dense.step:6.2f} (host {dense.host:.2f}), 1024 kept {sparse.step:6.2f} "
+              f"({sparse.step / empty.step - 1:+.0%} over empty); compressing {sparse.compress:.1f}",
+              flush=True)
+
+
+def main():
+    lib = Library(sys.argv[1])
+    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "model"]
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    flops, memory = ceilings()
+    if "attention" in wanted:
+        bench_attention(lib, flops)
+    if "decode" in wanted:
+        bench_decode(lib, memory)
+    if "matmul" in wanted:
+        bench_matmul(lib, flops, memory)
+    if "model" in wanted:
+        bench_model(lib)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+// A C interface to timings on the GPU, for tools/bench_gpu.py, which runs PyTorch beside it on the
+// same tensors. Pointers named *_ptr are device memory of the caller's.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ei/base/error.h"
+#include "ei/cache/kv_cache.h"
+#include "ei/cuda/cuda_backend.h"
+#include "ei/decode/decode.h"
+#include "ei/decode/sampler.h"
+#include "ei/engine/named_shapes.h"
+#include "ei/model/model.h"
+#include "ei/prefill/prefill.h"
+
+namespace {
+
+using ei::Act;
+using Clock = std::chrono::steady_clock;
+
+std::string last_error;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+struct Bench {
+  ei::cuda::CudaBackend backend;
+  std::unique_ptr<ei::Model> model;
+
+  void wait() { EI_CUDA(cudaStreamSynchronize(backend.stream())); }
+};
+
+// Between two events of the stream.
+class Stopwatch {
+ public:
+  explicit Stopwatch(cudaStream_t stream) : stream_(stream) {
+    EI_CUDA(cudaEventCreate(&begin_));
+    EI_CUDA(cudaEventCreate(&end_));
+  }
+  ~Stopwatch() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+  void start() { EI_CUDA(cudaEventRecord(begin_, stream_)); }
+  void stop() { EI_CUDA(cudaEventRecord(end_, stream_)); }
+  double ms() {
+    float ms = 0;
+    EI_CUDA(cudaEventSynchronize(end_));
+    EI_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
+    return ms;
+  }
+
+ private:
+  cudaStream_t stream_;
+  cudaEvent_t begin_{}, end_{};
+};
+
+int guarded(const std::function<void()>& work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return 1;
+  }
+}
+
+Act act_of(const void* data, int64_t rows, int64_t cols) {
+  return {const_cast<void*>(data), rows, cols, 2};
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* ei_error() { return last_error.c_str(); }
+
+void* ei_open() {
+  Bench* bench = nullptr;
+  guarded([&] { bench = new Bench; });
+  return bench;
+}
+
+void ei_close(void* handle) { delete static_cast<Bench*>(handle); }
+
+struct PrefillResult {
+  double append_ms, select_ms, attend_ms;  // of all chunks
+  double kept_share;                       // attended pairs over dense ones
+};
+
+// Attention of one layer over a prompt of n tokens, chunk by chunk as the engine reads it: q_ptr
+// and out_ptr [n, n_heads * d], k_ptr and v_ptr [n, n_kv_heads * d]. base 0: dense.
+int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int64_t n_kv_heads,
+               int64_t d, float base, const void* q_ptr, const void* k_ptr, const void* v_ptr,
+               void* out_ptr, PrefillResult* result) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    ei::PrefillPolicy policy;
+    policy.dense_layers = 0;
+    if (base == 0) {
+      policy = ei::PrefillPolicy::dense();
+    } else {
+      policy.budget.base = base;
+    }
+    const ei::KvShape shape = {.n_layers = 1,
+                               .n_kv_heads = n_kv_heads,
+                               .head_dim = d,
+                               .block = policy.block,
+                               .max_tokens = n};
+    ei::PagePool pool(bench.backend, shape.page_bytes());
+    ei::KvCache cache(bench.backend, pool, shape);
+    ei::PrefillPlan plan(bench.backend, policy,
+                         {.n_layers = 1,
+                          .n_heads = n_heads,
+                          .n_kv_heads = n_kv_heads,
+                          .head_dim = d,
+                          .max_tokens = n,
+                          .chunk = chunk_rows});
+    plan.begin(n, 0);
+    const Act q = act_of(q_ptr, n, n_heads * d), k = act_of(k_ptr, n, n_kv_heads * d);
+    const Act v = act_of(v_ptr, n, n_kv_heads * d), out = act_of(out_ptr, n, n_heads * d);
+    Stopwatch append(bench.backend.stream()), select(bench.backend.stream()),
+        attend(bench.backend.stream());
+    *result = {};
+    for (int64_t at = 0; at < n;) {
+      const ei::Chunk chunk = plan.next(at, chunk_rows);
+      cache.reserve(chunk.size);
+      append.start();
+      cache.append(0, k.slice(at, chunk.size), v.slice(at, chunk.size));
+      append.stop();
+      select.start();
+      const ei::Selection seen = plan.select(0, chunk, q.slice(at, chunk.size), cache);
+      select.stop();
+      attend.start();
+      bench.backend.run(ei::SparseAttention{.q = q.slice(at, chunk.size),
+                                            .kv = cache.layer(0),
+                                            .begin = at,
+                                            .segment = policy.segment,
+                                            .block = policy.block,
+                                            .selection = seen,
+                                            .scale = 1 / std::sqrt(static_cast<float>(d)),
+                                            .out = out.slice(at, chunk.size)});
+      attend.stop();
+      result->append_ms += append.ms();
+      result->select_ms += select.ms();
+      result->attend_ms += attend.ms();
+      cache.advance(chunk.size);
+      at += chunk.size;
+    }
+    const ei::PrefillStats stats = plan.stats();
+    result->kept_share = stats.attended_pairs / stats.dense_pairs;
+  });
+}
+
+// Decode attention of n_sequences whose caches hold n rows each; ms of one call, of `repeat`.
+int ei_decode(void* handle, int64_t n, int64_t n_sequences, int64_t n_heads, int64_t n_kv_heads,
+              int64_t d, const void* q_ptr, const void* k_ptr, const void* v_ptr, void* out_ptr,
+              int repeat, double* ms) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    const ei::KvShape shape = {
+        .n_layers = 1, .n_kv_heads = n_kv_heads, .head_dim = d, .max_tokens = n};
+    ei::PagePool pool(bench.backend, shape.page_bytes());
+    std::vector<std::unique_ptr<ei::KvCache>> caches;
+    std::vector<ei::KvLayer> kv;
+    for (int64_t i = 0; i < n_sequences; ++i) {
+      caches.push_back(std::make_unique<ei::KvCache>(bench.backend, pool, shape));
+      caches.back()->reserve(n);
+      caches.back()->append(0, act_of(k_ptr, n, n_kv_heads * d), act_of(v_ptr, n, n_kv_heads * d));
+      kv.push_back(caches.back()->layer(0));
+    }
+    const ei::DecodeAttention op = {.q = act_of(q_ptr, n_sequences, n_heads * d),
+                                    .kv = kv,
+                                    .scale = 1 / std::sqrt(static_cast<float>(d)),
+                                    .out = act_of(out_ptr, n_sequences, n_heads * d)};
+    bench.backend.run(op);
+    Stopwatch watch(bench.backend.stream());
+    watch.start();
+    for (int i = 0; i < repeat; ++i) bench.backend.run(op);
+    watch.stop();
+    *ms = watch.ms() / repeat;
+  });
+}
+
+// x [n, k] times a random weight [m, k]; rotates among `n_weights` so that the cache holds none.
+int ei_matmul(void* handle, int64_t n, int64_t k, int64_t m, int n_weights, int repeat,
+              double* ms) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    std::vector<uint16_t> values(static_cast<size_t>(std::max(n, m) * k));
+    uint32_t state = 1;
+    for (uint16_t& x : values) {
+      state = state * 1664525 + 1013904223;
+      x = static_cast<uint16_t>(0x3c00 | (state >> 16 & 0x80ff));  // around 2^-7, either sign
+    }
+    std::vector<ei::Weight> weights;
+    for (int i = 0; i < n_weights; ++i)
+      weights.push_back(bench.backend.place({values.data(), ei::DType::kBF16, m, k}));
+    const ei::Buffer x(bench.backend, n * k * 2), out(bench.backend, n * m * 2);
+    bench.backend.copy_in(x.data(), values.data(), n * k * 2);
+    const auto run = [&](int i) {
+      bench.backend.run(
+          ei::MatMul{.x = act_of(x.data(), n, k),
+                     .parts = {{{.weight = weights[static_cast<size_t>(i % n_weights)],
+                                 .bias = {},
+                                 .out = act_of(out.data(), n, m)}}}});
+    };
+    for (int i = 0; i < n_weights; ++i) run(i);
+    Stopwatch watch(bench.backend.stream());
+    watch.start();
+    for (int i = 0; i < repeat; ++i) run(i);
+    watch.stop();
+    *ms = watch.ms() / repeat;
+    // Not kept: a bench of many shapes would fill the memory.
+    bench.wait();
+    for (const ei::Weight& weight : weights)
+      bench.backend.release(const_cast<void*>(weight.data), weight.bytes());
+  });
+}
+
+int ei_load(void* handle, const char* shape) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    bench.model = std::make_unique<ei::Model>(
+        ei::Model::random(bench.backend, ei::named_shape(shape), /*seed=*/1));
+    bench.wait();
+  });
+}
+
+struct ModelResult {
+  double first_token_ms;  // prompt to token
+  double compress_ms;
+  double step_ms;  // median, host and device
+  double host_ms;  // of a step, without waiting for its token
+  double attended_share;
+};
+
+// Reads a random prompt and decodes n_steps tokens. base 0: dense prefill; budget 0: full cache.
+int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t budget,
+                int n_steps, ModelResult* result) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    const ei::ModelConfig& config = bench.model->config();
+    ei::PrefillPolicy policy;
+    if (base == 0) {
+      policy = ei::PrefillPolicy::dense();
+    } else {
+      policy.budget.base = base;
+    }
+    ei::DecodePolicy decode = ei::DecodePolicy::full();
+    if (budget > 0) {
+      decode = {};
+      decode.budget = budget;
+      decode.gap = -1;
+    }
+    const int64_t most = n + n_steps + 1;
+    const ei::KvShape shape = {.n_layers = config.n_layers,
+                               .n_kv_heads = config.n_kv_heads,
+                               .head_dim = config.head_dim,
+                               .block = policy.is_dense() ? 0 : policy.block,
+                               .max_tokens = most};
+    ei::PagePool pool(bench.backend, shape.page_bytes());
+    ei::KvCache cache(bench.backend, pool, shape);
+    ei::PrefillPlan plan(bench.backend, policy,
+                         {.n_layers = config.n_layers,
+                          .n_heads = config.n_heads,
+                          .n_kv_heads = config.n_kv_heads,
+                          .head_dim = config.head_dim,
+                          .max_tokens = most,
+                          .chunk = chunk_rows});
+    ei::Activations act(bench.backend, config, plan.chunk_rows(n), 1);
+    ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(decode),
+                           config.n_heads * config.head_dim);
+    const ei::Compressor compressor(decode, n);
+    std::vector<int32_t> tokens;
+    uint32_t state = 7;
+    for (int64_t i = 0; i < n; ++i) {
+      state = state * 1664525 + 1013904223;
+      tokens.push_back(static_cast<int32_t>(state % static_cast<uint32_t>(config.vocab_size)));
+    }
+    ei::Sampler sampler(bench.backend, {}, config.vocab_size, {}, n_steps + 1);
+    bench.wait();
+
+    const auto start = Clock::now();
+    plan.begin(n, 0);
+    while (cache.n_tokens() < n)
+      ei::prefill_chunk(bench.backend, *bench.model, act, cache, window, plan, tokens);
+    int32_t token = sampler.next(bench.model->logits(act, act.rows() - 1, 1));
+    result->first_token_ms = ms_since(start);
+    const ei::PrefillStats stats = plan.stats();
+    result->attended_share = stats.attended_pairs / stats.dense_pairs;
+
+    const auto compressing = Clock::now();
+    if (compressor.due(cache)) compressor.run(bench.backend, cache, window, config.n_heads);
+    bench.wait();
+    result->compress_ms = ms_since(compressing);
+
+    ei::Decoder decoder(bench.backend, *bench.model, 1);
+    std::vector<double> steps, host;
+    for (int i = 0; i < n_steps; ++i) {
+      const ei::Running running = {&cache, &window, &compressor, token};
+      const auto begin = Clock::now();
+      const Act logits = decoder.step(act, {&running, 1});
+      host.push_back(ms_since(begin));
+      token = sampler.next(logits);
+      steps.push_back(ms_since(begin));
+    }
+    result->step_ms = median(steps);
+    result->host_ms = median(host);
+  });
+}
+
+}  // extern "C"
