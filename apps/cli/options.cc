@@ -13,8 +13,9 @@ namespace {
 
 constexpr const char* kModelGroup = "Model";
 constexpr const char* kPolicyGroup = "Policy";
-constexpr const char* kPrefillGroup = "Policy of reading the prompt (--prefill entropy)";
-constexpr const char* kDecodeGroup = "Policy of writing the answer (--decode latent)";
+constexpr const char* kPrefillGroup =
+    "Policy of reading the prompt (defaults of --prefill entropy)";
+constexpr const char* kDecodeGroup = "Policy of writing the answer (defaults of --decode latent)";
 constexpr const char* kSamplingGroup =
     "Sampling (default: as the checkpoint's generation_config.json says)";
 
@@ -22,6 +23,43 @@ std::string setting_name(const std::string& flag) {
   std::string name = flag.substr(2);
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
+}
+
+// A name and where its settings start.
+template <class Policy>
+using Named = std::vector<std::pair<std::string, Policy>>;
+
+const Named<PrefillPolicy>& prefills() {
+  static const Named<PrefillPolicy> named = {
+      {"entropy", {}}, {"dense", PrefillPolicy::dense()}, {"criti", PrefillPolicy::criti()}};
+  return named;
+}
+
+const Named<DecodePolicy>& decodes() {
+  static const Named<DecodePolicy> named = {{"latent", {}},
+                                            {"full", DecodePolicy::full()},
+                                            {"snapkv", DecodePolicy::snapkv()},
+                                            {"adakv", DecodePolicy::adakv()},
+                                            {"latent-adakv", DecodePolicy::latent_adakv()},
+                                            {"pyramidkv", DecodePolicy::pyramidkv()},
+                                            {"streaming", DecodePolicy::streaming()}};
+  return named;
+}
+
+template <class Policy>
+const Policy& find(const Named<Policy>& named, const std::string& name) {
+  for (const auto& [n, policy] : named)
+    if (n == name) return policy;
+  std::string known;
+  for (const auto& [n, policy] : named) known += (known.empty() ? "" : ", ") + n;
+  throw CLI::ValidationError(fmt::format("policy {} is not known, expected {}", name, known));
+}
+
+template <class Policy>
+std::vector<std::string> names(const Named<Policy>& named) {
+  std::vector<std::string> all;
+  for (const auto& [name, policy] : named) all.push_back(name);
+  return all;
 }
 
 }  // namespace
@@ -112,17 +150,22 @@ void PolicyOptions::yes(Loop loop, const std::string& flag, Field<bool> field,
 }
 
 PolicyOptions::PolicyOptions(CLI::App& command) : command_(command) {
-  const auto policy = [&](const char* flag, std::string& value, std::vector<std::string> names,
+  const auto policy = [&](const char* flag, std::string& value, std::vector<std::string> allowed,
                           const char* text, const char* help) {
     command.add_option(flag, value, help)
-        ->check(CLI::IsMember(std::move(names)))
+        ->check(CLI::IsMember(std::move(allowed)))
         ->option_text(text)
         ->group(kPolicyGroup);
   };
-  policy("--prefill", prefill_, {"entropy", "dense"}, "entropy|dense [entropy]",
-         "How the prompt is read: blocks chosen by attention entropy, or all of them");
-  policy("--decode", decode_, {"latent", "full"}, "latent|full [latent]",
-         "The cache of the answer: what the first generated tokens vote for, or all of it");
+  policy(
+      "--prefill", prefill_, names(prefills()), "entropy|dense|criti [entropy]",
+      "How the prompt is read: blocks chosen by attention entropy, all of them, or a fixed number "
+      "(CritiPrefill)");
+  policy(
+      "--decode", decode_, names(decodes()),
+      "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming [latent]",
+      "The cache of the answer: what the first generated tokens vote for, all of it, or a method "
+      "to compare with");
   policy("--preset", preset_, {"default", "reference"}, "default|reference [default]",
          "Where the settings below start: ours, or the authors' released code");
   add_prefill_settings();
@@ -170,6 +213,9 @@ void PolicyOptions::add_prefill_settings() {
       kLoop, "--rigid", [](P& p) -> bool& { return p.prefill.budget.rigid_whole_prompt; },
       {{"so-far", false}, {"whole-prompt", true}},
       "Whether a head is rigid by the segments so far or by all of the prompt");
+  number<float>(
+      kLoop, "--fusion", [](P& p) -> float& { return p.prefill.fusion; },
+      "Share of the layer before in the ranks of blocks");
   yes(
       kLoop, "--score-scale", [](P& p) -> bool& { return p.prefill.scale_scores; },
       "Divide block scores by the root of the head size");
@@ -211,17 +257,32 @@ void PolicyOptions::add_decode_settings() {
       kLoop, "--kv-scope", [](P& p) -> KvScope& { return p.decode.scope; },
       {{"kv", KvScope::kKvHead}, {"query", KvScope::kQueryHead}},
       "Whether each KV head or each query head keeps its own entries");
+  choice<Split>(
+      kLoop, "--split", [](P& p) -> Split& { return p.decode.split; },
+      {{"even", Split::kEven},
+       {"adaptive", Split::kAdaptive},
+       {"pyramid", Split::kPyramid},
+       {"streaming", Split::kStreaming}},
+      "How budgets are shared: the same for all, over the heads of a layer by votes, falling from "
+      "layer to layer, or the first and last entries without votes");
+  number<float>(
+      kLoop, "--floor", [](P& p) -> float& { return p.decode.floor; },
+      "Share of its even budget that an adaptive split leaves every head");
+  number<int64_t>(
+      kLoop, "--pyramid-beta", [](P& p) -> int64_t& { return p.decode.pyramid_beta; },
+      "A pyramid split gives the last layer so many times less than an even one");
   yes(
       kLoop, "--off-by-one", [](P& p) -> bool& { return p.decode.off_by_one; },
       "Let one key after each voting query count, as the released code does");
 }
 
-Policies PolicyOptions::policies() const {
-  Policies p;
-  if (preset_ == "reference") p = {PrefillPolicy::reference(), DecodePolicy::reference()};
+Policies PolicyOptions::policies(const std::string& prefill, const std::string& decode) const {
+  Policies p{find(prefills(), prefill), find(decodes(), decode)};
+  if (preset_ == "reference" && prefill == "entropy") p.prefill = PrefillPolicy::reference();
+  if (preset_ == "reference" && decode == "latent") p.decode = DecodePolicy::reference();
   for (const auto& override_field : overrides_) override_field(p);
-  if (prefill_ == "dense") p.prefill.threshold_len = PrefillPolicy::dense().threshold_len;
-  if (decode_ == "full") p.decode.budget = DecodePolicy::full().budget;
+  if (prefill == "dense") p.prefill.threshold_len = PrefillPolicy::dense().threshold_len;
+  if (decode == "full") p.decode.budget = DecodePolicy::full().budget;
   try {
     validate(p.prefill);
     validate(p.decode);

@@ -43,7 +43,10 @@ class PolicyOptions {
   PolicyOptions(const PolicyOptions&) = delete;
 
   // Throws CLI::ValidationError when the settings do not fit each other.
-  Policies policies() const;
+  Policies policies() const { return policies(prefill_, decode_); }
+  // The same settings beside other names than those of --prefill and --decode; throws for a name
+  // that is not known as well.
+  Policies policies(const std::string& prefill, const std::string& decode) const;
   // Every setting that matters, by the name of its flag.
   nlohmann::ordered_json describe() const;
 

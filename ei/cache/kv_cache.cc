@@ -1,6 +1,7 @@
 #include "ei/cache/kv_cache.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "ei/base/fail.h"
 
@@ -69,10 +70,13 @@ int64_t KvCache::bytes() const {
   return n * shape_.page_bytes();
 }
 
-int64_t KvCache::most_rows() const {
-  int64_t most = 0;
-  for (const Layer& layer : layers_) most = std::max(most, layer.rows_bound);
-  return most;
+double KvCache::mean_rows() const {
+  double sum = 0, n_heads = 0;
+  for (const Layer& layer : layers_) {
+    sum = std::accumulate(layer.rows.begin(), layer.rows.end(), sum);
+    n_heads += double(layer.rows.size());
+  }
+  return sum / n_heads;
 }
 
 void KvCache::reserve(int64_t n) {

@@ -40,8 +40,8 @@ class KvCache {
   int64_t rows(int layer, int64_t head) const {
     return layers_[static_cast<size_t>(layer)].rows[static_cast<size_t>(head)];
   }
-  int64_t most_rows() const;  // of any head
-  int64_t bytes() const;      // of the pages held
+  double mean_rows() const;  // of the heads of all layers
+  int64_t bytes() const;     // of the pages held
 
   // Makes room for n more tokens. Throws Error when they pass max_tokens or memory is short; the
   // cache is then as it was.

@@ -2,11 +2,50 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+
+#include "ei/policy/split.h"
 
 namespace ei {
+namespace {
+
+// How many of the highest votes every head keeps when the heads compete for the layer's n_even each
+// (AdaKV). Ties to the lower head, then to the lower row.
+std::vector<int64_t> compete(const std::vector<float>& votes, const std::vector<int32_t>& n_votes,
+                             int64_t n_even, float floor) {
+  const size_t heads = n_votes.size(), width = votes.size() / heads;
+  std::vector<size_t> order;
+  for (size_t h = 0; h < heads; ++h)
+    for (size_t j = 0; j < static_cast<size_t>(n_votes[h]); ++j) order.push_back(h * width + j);
+  const size_t n = std::min(order.size(), heads * static_cast<size_t>(n_even));
+  const auto last = order.begin() + static_cast<std::ptrdiff_t>(n);
+  std::nth_element(order.begin(), last, order.end(), [&](size_t a, size_t b) {
+    return votes[a] != votes[b] ? votes[a] > votes[b] : a < b;
+  });
+  std::vector<int64_t> won(heads, 0);
+  for (auto it = order.begin(); it != last; ++it) ++won[*it / width];
+  for (int64_t& n_top : won) n_top = adaptive_capacity(n_top, n_even, floor);
+  return won;
+}
+
+// The first rows and the last, whatever is in them (StreamingLLM).
+void keep_ends(Backend& backend, KvCache& cache, int layer, int64_t budget) {
+  const int64_t heads = cache.layer(layer).n_kv_heads();
+  std::vector<int32_t> rows, count;
+  for (int64_t h = 0; h < heads; ++h) {
+    const int64_t n = cache.rows(layer, h), kept = std::min(n, budget);
+    for (int64_t i = 0; i < budget; ++i)
+      rows.push_back(static_cast<int32_t>(i < kStreamingSinks ? i : n - kept + i));
+    count.push_back(static_cast<int32_t>(kept));
+  }
+  const DeviceArray<int32_t, 1> all(backend, rows), counts(backend, count);
+  cache.compact(layer, {{all.view().data, {heads, budget}}, counts.view()});
+}
+
+}  // namespace
 
 int64_t Compressor::window_rows(const DecodePolicy& policy) {
-  if (policy.is_full()) return 0;
+  if (policy.is_full() || policy.split == Split::kStreaming) return 0;
   return policy.window + (policy.off_by_one ? 1 : 0);
 }
 
@@ -14,49 +53,73 @@ bool Compressor::due(const KvCache& cache) const {
   if (policy_.is_full()) return false;
   if (!cache.compacted() && n_prompt_ > policy_.budget)
     return cache.n_tokens() >= n_prompt_ + std::max<int64_t>(0, policy_.gap);
-  return policy_.regrow > 0 && cache.most_rows() >= policy_.budget + policy_.regrow;
+  return policy_.regrow > 0 && cache.mean_rows() >= double(policy_.budget + policy_.regrow);
 }
 
 void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window,
                      int64_t n_heads) const {
   const KvShape& shape = cache.shape();
-  const float scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
+  for (int l = 0; l < shape.n_layers; ++l) {
+    if (policy_.split == Split::kStreaming) {
+      keep_ends(backend, cache, l, policy_.budget);
+    } else {
+      keep_voted(backend, cache, l, window, n_heads);
+    }
+  }
+}
+
+void Compressor::keep_voted(Backend& backend, KvCache& cache, int l, const QueryWindow& window,
+                            int64_t n_heads) const {
   // The reference's window ends one token before the newest.
   const int64_t oldest = cache.n_tokens() - policy_.window - (policy_.off_by_one ? 1 : 0);
+  const KvLayer layer = cache.layer(l);
+  const int64_t heads = policy_.scope == KvScope::kQueryHead ? n_heads : layer.n_kv_heads();
+  const int64_t most = layer.rows_bound - policy_.window;
+  const DeviceArray<float, 2> votes(backend, {heads, most}), pooled(backend, {heads, most});
+  std::vector<int32_t> before_window;
+  for (int64_t h = 0; h < heads; ++h)
+    before_window.push_back(
+        static_cast<int32_t>(cache.rows(l, h * layer.n_kv_heads() / heads) - policy_.window));
+  const DeviceArray<int32_t, 1> n_votes(backend, before_window);
 
-  for (int l = 0; l < shape.n_layers; ++l) {
-    const KvLayer layer = cache.layer(l);
-    const int64_t heads = policy_.scope == KvScope::kQueryHead ? n_heads : layer.n_kv_heads();
-    const int64_t most = layer.rows_bound - policy_.window;
-    const DeviceArray<float, 2> votes(backend, {heads, most}), pooled(backend, {heads, most});
-    std::vector<int32_t> before_window;
-    for (int64_t h = 0; h < heads; ++h)
-      before_window.push_back(
-          static_cast<int32_t>(cache.rows(l, h * layer.n_kv_heads() / heads) - policy_.window));
-    const DeviceArray<int32_t, 1> n_votes(backend, before_window);
-    const DeviceArray<int32_t, 2> rows(backend, {heads, policy_.budget});
-    const DeviceArray<int32_t, 1> count(backend, {heads});
-    const Keep keep = {rows.view(), count.view()};
-
-    backend.run(Vote{.window = window.ring(l),
-                     .first = oldest % window.n_rows(),
-                     .n_queries = policy_.window,
-                     .kv = layer,
-                     .scale = scale,
-                     .reduce = policy_.reduce,
-                     .votes = votes.view()});
-    backend.run(PoolVotes{.votes = votes.view(),
-                          .n_votes = n_votes.view(),
-                          .pooling = policy_.pooling,
-                          .kernel = policy_.kernel,
-                          .out = pooled.view()});
-    backend.run(KeepTop{.votes = pooled.view(),
+  backend.run(Vote{.window = window.ring(l),
+                   .first = oldest % window.n_rows(),
+                   .n_queries = policy_.window,
+                   .kv = layer,
+                   .scale = 1 / std::sqrt(static_cast<float>(layer.head_dim)),
+                   .reduce = policy_.reduce,
+                   .votes = votes.view()});
+  backend.run(PoolVotes{.votes = votes.view(),
                         .n_votes = n_votes.view(),
-                        .n_top = policy_.budget - policy_.window,
-                        .window = policy_.window,
-                        .out = keep});
-    cache.compact(l, keep);
+                        .pooling = policy_.pooling,
+                        .kernel = policy_.kernel,
+                        .out = pooled.view()});
+
+  int64_t n_top = policy_.budget - policy_.window;
+  if (policy_.split == Split::kPyramid)
+    n_top = pyramid_capacity(l, cache.shape().n_layers, n_top, cache.n_tokens() - policy_.window,
+                             policy_.pyramid_beta);
+  std::vector<int64_t> tops;  // of every head, where they differ
+  if (policy_.split == Split::kAdaptive) {
+    tops = compete(pooled.to_host(backend), before_window, n_top, policy_.floor);
+    n_top = *std::max_element(tops.begin(), tops.end());
   }
+  const DeviceArray<int32_t, 2> rows(backend, {heads, n_top + policy_.window});
+  const DeviceArray<int32_t, 1> count(backend, {heads});
+  const Keep keep = {rows.view(), count.view()};
+  const auto keep_top = [&](int64_t first_head, int64_t n, int64_t top) {
+    backend.run(KeepTop{.votes = pooled.view().slice(first_head, n),
+                        .n_votes = n_votes.view().slice(first_head, n),
+                        .n_top = top,
+                        .window = policy_.window,
+                        .out = {keep.rows.slice(first_head, n), keep.count.slice(first_head, n)}});
+  };
+  if (tops.empty()) {
+    keep_top(0, heads, n_top);
+  } else {
+    for (int64_t h = 0; h < heads; ++h) keep_top(h, 1, tops[static_cast<size_t>(h)]);
+  }
+  cache.compact(l, keep);
 }
 
 }  // namespace ei

@@ -17,13 +17,17 @@ class Compressor {
   // Queries the policy wants remembered.
   static int64_t window_rows(const DecodePolicy& policy);
 
-  // True once `gap` tokens were decoded, and again whenever a head has grown `regrow` rows past the
-  // budget. To be asked after the prefill and after every step.
+  // True once `gap` tokens were decoded, and again whenever the heads have grown `regrow` rows past
+  // the budget, on average: they may hold different numbers of rows. To be asked after the prefill
+  // and after every step.
   bool due(const KvCache& cache) const;
 
   void run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads) const;
 
  private:
+  void keep_voted(Backend& backend, KvCache& cache, int layer, const QueryWindow& window,
+                  int64_t n_heads) const;
+
   DecodePolicy policy_;
   int64_t n_prompt_;
 };

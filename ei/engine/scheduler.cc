@@ -74,7 +74,9 @@ int64_t Scheduler::planned_bytes(const Request& request) const {
   if (!decode.is_full() && decode.regrow > 0) {
     const int64_t wide =
         decode.scope == KvScope::kQueryHead ? config.n_heads / config.n_kv_heads : 1;
-    const int64_t compact = wide * shape.bytes(decode.budget + decode.regrow);
+    // Heads that hold different numbers of rows may each begin a page more.
+    const int64_t ragged = decode.split == Split::kEven ? 0 : shape.page_rows;
+    const int64_t compact = wide * shape.bytes(decode.budget + decode.regrow + ragged);
     const int64_t before = shape.bytes(n_prompt + std::max<int64_t>(0, decode.gap) + 1);
     // A layer is there twice while it is compressed.
     bytes = std::min(bytes, std::max(before, compact)) + compact / config.n_layers;

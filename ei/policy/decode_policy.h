@@ -9,6 +9,13 @@ enum class GroupReduce : uint8_t { kMean, kMax };
 // Whether a compressed cache holds one set of rows per KV head, or one per query head as released:
 // G times the memory (method.md 3, line 5).
 enum class KvScope : uint8_t { kKvHead, kQueryHead };
+// How the rows of a budget are shared out and chosen (method.md section 4).
+enum class Split : uint8_t {
+  kEven,       // every head of every layer its `budget` highest votes
+  kAdaptive,   // heads of a layer share the layer's budget by where its highest votes are (AdaKV)
+  kPyramid,    // even, with budgets that fall from the first layer to the last (PyramidKV)
+  kStreaming,  // no votes: the first rows and the last (StreamingLLM)
+};
 
 // How the KV cache shrinks while decoding (method.md section 2). full() never compresses.
 struct DecodePolicy {
@@ -20,7 +27,10 @@ struct DecodePolicy {
   int64_t regrow = 1024;  // compress again when so many rows past the budget; 0: never
   GroupReduce reduce = GroupReduce::kMean;
   KvScope scope = KvScope::kKvHead;
-  bool off_by_one = false;  // reference: one key after each query counts in its denominator
+  Split split = Split::kEven;
+  float floor = 0.2f;         // kAdaptive: share of its even budget that every head is sure of
+  int64_t pyramid_beta = 20;  // kPyramid: the last layer gets 1/beta of the even budget
+  bool off_by_one = false;    // reference: one key after each query counts in its denominator
 
   static DecodePolicy full() {
     DecodePolicy policy;
@@ -34,6 +44,38 @@ struct DecodePolicy {
     policy.regrow = 0;
     policy.scope = KvScope::kQueryHead;
     policy.off_by_one = true;
+    return policy;
+  }
+  // The baselines, as their authors run them but for the rows of a head being one per KV head and
+  // for growing again.
+  static DecodePolicy snapkv() {
+    DecodePolicy policy;
+    policy.gap = -1;
+    policy.pooling = Pooling::kAvg;
+    policy.kernel = 5;
+    return policy;
+  }
+  static DecodePolicy adakv() {
+    DecodePolicy policy;
+    policy.gap = -1;
+    policy.kernel = 7;
+    policy.split = Split::kAdaptive;
+    return policy;
+  }
+  static DecodePolicy latent_adakv() {  // AdaKV's split of our votes
+    DecodePolicy policy;
+    policy.split = Split::kAdaptive;
+    return policy;
+  }
+  static DecodePolicy pyramidkv() {
+    DecodePolicy policy = snapkv();
+    policy.split = Split::kPyramid;
+    return policy;
+  }
+  static DecodePolicy streaming() {
+    DecodePolicy policy;
+    policy.gap = -1;
+    policy.split = Split::kStreaming;
     return policy;
   }
   bool is_full() const { return budget == INT64_MAX; }

@@ -20,6 +20,9 @@ struct PrefillPolicy {
   int64_t dense_layers = 1;      // so many first layers are dense
   int64_t dense_tail = 64;       // a last segment shorter than this takes the one before along
   Rank rank = Rank::kScore;
+  // Share of the layer before in what blocks are ranked by (softmax probabilities then), from layer
+  // 2 on; 0: each layer for itself. CritiPrefill's layer fusion.
+  float fusion = 0;
   bool scale_scores = false;  // scores times 1/sqrt(d)
   int64_t sink_blocks = 0;    // always kept, at the start
   int64_t recent_blocks = 0;  // always kept, right before the segment
@@ -35,6 +38,15 @@ struct PrefillPolicy {
     policy.budget.max_over_heads = true;
     policy.dense_tail = 0;
     policy.rank = Rank::kProbability;
+    return policy;
+  }
+  // CritiPrefill: one fixed budget for every head and segment, larger blocks, layer fusion.
+  static PrefillPolicy criti() {
+    PrefillPolicy policy;
+    policy.block = 32;
+    policy.budget.alpha = 0;
+    policy.rank = Rank::kProbability;
+    policy.fusion = 0.25f;
     return policy;
   }
   bool operator==(const PrefillPolicy&) const = default;

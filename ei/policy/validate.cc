@@ -2,6 +2,7 @@
 #include "ei/policy/decode_policy.h"
 #include "ei/policy/prefill_policy.h"
 #include "ei/policy/sampling.h"
+#include "ei/policy/split.h"
 
 namespace ei {
 namespace {
@@ -27,19 +28,23 @@ void validate(const PrefillPolicy& p) {
   in_range("dense-layers", double(p.dense_layers), 0, 1e6);
   in_range("dense-tail", double(p.dense_tail), 0, double(p.segment));
   in_range("sink-blocks", double(p.sink_blocks), 0, double(kMaxTokens));
+  in_range("fusion", p.fusion, 0, 1);
   in_range("recent-blocks", double(p.recent_blocks), 0, double(kMaxTokens));
 }
 
 void validate(const DecodePolicy& p) {
   if (p.is_full()) return;
   in_range("window", double(p.window), 1, 65536);
-  in_range("budget", double(p.budget), 1, double(kMaxTokens));
-  require(p.budget > p.window, "budget {} leaves nothing beside the window of {}; raise the budget",
-          p.budget, p.window);
+  in_range("budget", double(p.budget), p.split == Split::kStreaming ? kStreamingSinks + 1 : 1,
+           double(kMaxTokens));
+  require(p.split == Split::kStreaming || p.budget > p.window,
+          "budget {} leaves nothing beside the window of {}; raise the budget", p.budget, p.window);
   in_range("decode-gap", double(p.gap), -1, double(kMaxTokens));
   in_range("kernel", double(p.kernel), 1, 4095);
   require(p.kernel % 2 == 1, "kernel is {}, expected an odd number", p.kernel);
   in_range("regrow", double(p.regrow), 0, double(kMaxTokens));
+  in_range("floor", p.floor, 0, 1);
+  in_range("pyramid-beta", double(p.pyramid_beta), 1, 1e6);
 }
 
 void validate(const SamplingParams& p) {

@@ -136,17 +136,44 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
                               .dense_from = first_dense_segment(n_tokens_),
                               .tokens = {static_cast<float*>(budgets_.data()), rows},
                               .blocks = blocks(layer, chunk)});
+  if (policy_.fusion > 0) fuse_layers(layer, chunk, score);
   // Select: the blocks most wanted.
   backend_.run(SelectBlocks{.score = score,
                             .blocks = blocks(layer, chunk),
                             .first_segment = first,
                             .segment = policy_.segment,
                             .block = policy_.block,
-                            .rank = policy_.rank,
+                            .rank = policy_.fusion > 0 ? Rank::kScore : policy_.rank,
                             .sink_blocks = policy_.sink_blocks,
                             .recent_blocks = policy_.recent_blocks,
                             .out = selection});
   return selection;
+}
+
+// Replaces scores by their softmax, mixed with that of the layer before. On the host: no more than
+// some megabytes a chunk, for a setting that is there to be compared with.
+void PrefillPlan::fuse_layers(int layer, const Chunk& chunk, const View<float, 3>& score) {
+  const int64_t width = score.dim(2);
+  std::vector<float> p(static_cast<size_t>(score.size()));
+  const int64_t n_bytes = score.size() * int64_t{sizeof(float)};
+  backend_.copy_out(p.data(), score.data, n_bytes);
+  for (int64_t row = 0; row < score.dim(0) * score.dim(1); ++row) {
+    const int64_t segment = chunk.begin / policy_.segment + row % score.dim(1);
+    const auto n = static_cast<size_t>(segment * policy_.segment / policy_.block);
+    if (n == 0) continue;
+    float* const at = p.data() + row * width;
+    const float top = *std::max_element(at, at + n);
+    float sum = 0;
+    for (size_t b = 0; b < n; ++b) sum += at[b] = std::exp(at[b] - top);
+    for (size_t b = 0; b < n; ++b) at[b] /= sum;
+    if (layer < 2 || fused_.empty()) continue;
+    const float* const before = fused_.data() + row * width;
+    for (size_t b = 0; b < n; ++b)
+      at[b] = policy_.fusion * before[b] + (1 - policy_.fusion) * at[b];
+  }
+  backend_.copy_in(score.data, p.data(), n_bytes);
+  fused_ = std::move(p);
+  if (layer + 1 == shape_.n_layers) fused_.clear();
 }
 
 PrefillStats PrefillPlan::stats() {

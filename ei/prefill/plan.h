@@ -70,6 +70,7 @@ class PrefillPlan {
  private:
   bool sparse(int layer) const;
   bool at_once() const;
+  void fuse_layers(int layer, const Chunk& chunk, const View<float, 3>& score);
   int64_t first_dense_segment(int64_t n_tokens) const;
   int64_t n_segments(const Chunk& chunk) const;
   int64_t past_blocks() const;
@@ -83,8 +84,10 @@ class PrefillPlan {
   std::vector<Chunk> chunks_;                   // that it is read in
   std::vector<DeviceArray<float, 2>> entropy_;  // per layer [n_kv_heads, max_segments]
   std::vector<DeviceArray<int32_t, 1>>
-      blocks_;                               // per layer, [n_kv_heads, n_segments] of each chunk
-  DeviceArray<int32_t, 1> all_;              // kAllBlocks for a chunk's segments
+      blocks_;                   // per layer, [n_kv_heads, n_segments] of each chunk
+  DeviceArray<int32_t, 1> all_;  // kAllBlocks for a chunk's segments
+  std::vector<float> fused_;  // fused probabilities of the layer before, [n_kv_heads, n_segments,
+                              // past blocks], of the chunk being read
   Buffer scores_, budgets_, count_, index_;  // of one layer and chunk
 };
 

@@ -61,6 +61,24 @@ TEST(PolicyOptionsTest, DenseAndFullTurnTheMethodOff) {
             R"({"prefill":"dense","decode":"full","preset":"default"})");
 }
 
+TEST(PolicyOptionsTest, BaselinesStartFromTheirOwnSettings) {
+  const Policies got =
+      Parsed("--prefill criti --decode adakv --preset reference --floor 0.5").get();
+  EXPECT_EQ(got.prefill, PrefillPolicy::criti());
+  EXPECT_EQ(got.prefill.block, 32);
+  EXPECT_EQ(got.decode.gap, -1);
+  EXPECT_EQ(got.decode.kernel, 7);
+  EXPECT_EQ(got.decode.split, Split::kAdaptive);
+  EXPECT_FLOAT_EQ(got.decode.floor, 0.5);
+  for (const auto& [name, split] : std::map<std::string, Split>{{"snapkv", Split::kEven},
+                                                                {"pyramidkv", Split::kPyramid},
+                                                                {"streaming", Split::kStreaming}}) {
+    EXPECT_EQ(Parsed("--decode " + name).get().decode.split, split) << name;
+    EXPECT_EQ(Parsed("--decode " + name).get().decode.gap, -1) << name;
+  }
+  EXPECT_EQ(Parsed("--decode latent-adakv").get().decode.gap, DecodePolicy{}.gap);
+}
+
 // Each setting by its flag, and by its environment variable.
 TEST(PolicyOptionsTest, EverySettingIsReachable) {
   const std::map<std::string, std::string> other_values = {{"segment", "1024"},
@@ -86,6 +104,10 @@ TEST(PolicyOptionsTest, EverySettingIsReachable) {
                                                            {"regrow", "0"},
                                                            {"reduce", "max"},
                                                            {"kv-scope", "query"},
+                                                           {"fusion", "0.5"},
+                                                           {"split", "adaptive"},
+                                                           {"floor", "0.5"},
+                                                           {"pyramid-beta", "10"},
                                                            {"off-by-one", "true"}};
   const Parsed plain("");
   const auto described = plain.policy.describe();

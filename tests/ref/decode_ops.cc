@@ -60,4 +60,19 @@ Rows keep_top(const std::vector<float>& votes, int64_t n_top, int64_t window) {
   return order;
 }
 
+std::vector<int64_t> adaptive_split(const std::vector<std::vector<float>>& votes, int64_t n_even,
+                                    double floor) {
+  std::vector<std::pair<float, size_t>> all;  // vote, head
+  for (size_t h = 0; h < votes.size(); ++h)
+    for (const float vote : votes[h]) all.push_back({vote, h});
+  std::stable_sort(all.begin(), all.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::vector<double> won(votes.size(), 0);
+  for (size_t i = 0; i < std::min(all.size(), votes.size() * size_t(n_even)); ++i)
+    won[all[i].second] += 1;
+  std::vector<int64_t> out;
+  for (const double c : won) out.push_back(std::llround(c * (1 - floor) + floor * double(n_even)));
+  return out;
+}
+
 }  // namespace ei::ref

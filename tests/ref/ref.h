@@ -59,6 +59,9 @@ std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale);
 std::vector<double> reduce(const std::vector<std::vector<double>>& votes, GroupReduce how);
 std::vector<double> pool(const std::vector<double>& votes, Pooling pooling, int64_t kernel);
 Rows keep_top(const std::vector<float>& votes, int64_t n_top, int64_t window);
+// AdaKV: how many votes each head of a layer keeps when together they keep n_even each.
+std::vector<int64_t> adaptive_split(const std::vector<std::vector<float>>& votes, int64_t n_even,
+                                    double floor);
 
 double log_probability(const std::vector<double>& logits, int64_t target);
 // The probability of every token to be drawn after all filters of `params`.
