@@ -12,10 +12,12 @@ std::string environment_name(const std::string& flag) {
 }
 
 void add_environment(CLI::App& program) {
-  for (CLI::App* command : program.get_subcommands({}))
+  for (CLI::App* command : program.get_subcommands({})) {
     for (CLI::Option* option : command->get_options())
       if (option != command->get_help_ptr() && !option->get_lnames().empty())
         option->envname(environment_name(option->get_lnames().front()));
+    add_environment(*command);
+  }
 }
 
 }  // namespace ei::cli

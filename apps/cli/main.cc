@@ -9,6 +9,7 @@
 #include "apps/cli/environment.h"
 #include "apps/cli/interrupt.h"
 #include "apps/cli/version.h"
+#include "apps/eval/eval.h"
 #include "apps/server/serve.h"
 #include "ei/base/error.h"
 
@@ -38,10 +39,14 @@ int run(int argc, char** argv) {
   program.footer(
       "Each flag has an environment variable: --top-k 5 is ENTROPYINFER_TOP_K=5.\n"
       "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.");
-  const std::vector<Command> commands = {
-      add_run(program, interrupts),   add_info(program), add_tokenize(program),
-      add_score(program, interrupts), add_demo(program), add_bench(program),
-      add_serve(program, interrupts)};
+  const std::vector<Command> commands = {add_run(program, interrupts),
+                                         add_info(program),
+                                         add_tokenize(program),
+                                         add_score(program, interrupts),
+                                         add_demo(program),
+                                         add_bench(program),
+                                         add_serve(program, interrupts),
+                                         add_eval(program, interrupts)};
   add_environment(program);
 
   try {

@@ -293,8 +293,13 @@ Policies PolicyOptions::policies(const std::string& prefill, const std::string& 
 }
 
 nlohmann::ordered_json PolicyOptions::describe() const {
-  Policies p = policies();
   nlohmann::ordered_json out = {{"prefill", prefill_}, {"decode", decode_}, {"preset", preset_}};
+  out.update(describe(policies()));
+  return out;
+}
+
+nlohmann::ordered_json PolicyOptions::describe(Policies p) const {
+  auto out = nlohmann::ordered_json::object();
   for (const Setting& setting : settings_)
     if (setting.loop == Loop::kPrefill ? !p.prefill.is_dense() : !p.decode.is_full())
       out[setting.name] = setting.value(p);

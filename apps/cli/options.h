@@ -47,8 +47,10 @@ class PolicyOptions {
   // The same settings beside other names than those of --prefill and --decode; throws for a name
   // that is not known as well.
   Policies policies(const std::string& prefill, const std::string& decode) const;
-  // Every setting that matters, by the name of its flag.
+  // Every setting that matters, by the name of its flag; of policies() with their names, or of
+  // others.
   nlohmann::ordered_json describe() const;
+  nlohmann::ordered_json describe(Policies policies) const;
 
  private:
   enum class Loop { kPrefill, kDecode };

@@ -42,7 +42,10 @@ nlohmann::ordered_json to_json(const Generation& g, double load_ms,
         {"rigid_heads", g.sparsity.rigid_heads},
         {"dynamic_heads", g.sparsity.dynamic_heads}}},
       {"kv",
-       {{"bytes", g.kv.bytes}, {"bytes_full", g.kv.bytes_full}, {"compressed", g.kv.compressed}}},
+       {{"bytes", g.kv.bytes},
+        {"bytes_full", g.kv.bytes_full},
+        {"entry_bytes", g.kv.entry_bytes},
+        {"compressed", g.kv.compressed}}},
       {"policy", policy},
   };
 }

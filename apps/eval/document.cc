@@ -3,7 +3,9 @@
 #include <cctype>
 #include <map>
 #include <set>
+#include <utility>
 
+#include "ei/base/fail.h"
 #include "ei/policy/sampling.h"
 
 namespace ei::eval {
@@ -130,30 +132,65 @@ std::string Needle::question() const {
   return "What is the special magic number for " + key + " mentioned in the provided text?";
 }
 
+Sentences made_up_sentences(uint64_t seed) {
+  return [writer = Writer(seed)]() mutable { return writer.one_of("sentence"); };
+}
+
+Sentences sentences_of(std::string_view text, const std::string& name, uint64_t seed) {
+  std::vector<std::string> sentences;
+  std::string sentence;
+  const auto end = [&] {
+    if (!sentence.empty()) sentences.push_back(std::exchange(sentence, {}));
+  };
+  for (const char c : text) {
+    const bool blank = std::isspace(static_cast<unsigned char>(c)) != 0;
+    if (!blank) {
+      sentence += c;
+    } else if (!sentence.empty() &&
+               std::string_view(".!?").find(sentence.back()) != std::string_view::npos) {
+      end();
+    } else if (!sentence.empty() && sentence.back() != ' ') {
+      sentence += ' ';
+    }
+  }
+  end();
+  require(!sentences.empty(), "{}: there is no text in it", name);
+  const auto first = static_cast<size_t>(Writer(seed).below(std::ssize(sentences)));
+  return [all = std::move(sentences), i = first]() mutable { return all[i++ % all.size()]; };
+}
+
+std::vector<Needle> make_needles(int64_t n, uint64_t seed) {
+  Writer writer(seed);
+  return make_needles(n, writer);
+}
+
+std::string write_document(int64_t n_tokens, const std::vector<Placed>& placed,
+                           const Sentences& sentences, const TokenCounter& count) {
+  std::string text;
+  int64_t n = 0;
+  size_t next = 0;
+  while (n < n_tokens || next < placed.size()) {
+    const bool place = next < placed.size() && n >= placed[next].at;
+    const std::string piece =
+        (text.empty() ? "" : " ") + (place ? placed[next++].sentence : sentences());
+    n += count(piece);
+    text += piece;
+  }
+  return text;
+}
+
 Document make_document(const DocumentSpec& spec, const TokenCounter& count) {
   Writer writer(spec.seed);
   Document document{"", make_needles(spec.n_needles, writer)};
-  std::vector<int64_t> at;  // tokens before each needle
+  std::vector<Placed> placed;
   for (int64_t i = 0; i < spec.n_needles; ++i) {
     const int64_t begin = spec.n_tokens * i / spec.n_needles;
     const int64_t end = spec.n_tokens * (i + 1) / spec.n_needles;
-    at.push_back(begin + writer.below(end - begin));
+    placed.push_back(
+        {document.needles[static_cast<size_t>(i)].fact(), begin + writer.below(end - begin)});
   }
-
-  int64_t n_tokens = 0;
-  const auto add = [&](const std::string& sentence) {
-    const std::string piece = (document.text.empty() ? "" : " ") + sentence;
-    n_tokens += count(piece);
-    document.text += piece;
-  };
-  size_t next = 0;
-  while (n_tokens < spec.n_tokens || next < at.size()) {
-    if (next < at.size() && n_tokens >= at[next]) {
-      add(document.needles[next++].fact());
-    } else {
-      add(writer.one_of("sentence"));
-    }
-  }
+  document.text = write_document(
+      spec.n_tokens, placed, [&] { return writer.one_of("sentence"); }, count);
   return document;
 }
 

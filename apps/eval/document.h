@@ -36,4 +36,24 @@ using TokenCounter = std::function<int64_t(std::string_view)>;
 // text.
 Document make_document(const DocumentSpec& spec, const TokenCounter& count);
 
+// The pieces of the above, for other documents.
+
+// Sentences, one after another, for ever.
+using Sentences = std::function<std::string()>;
+Sentences made_up_sentences(uint64_t seed);
+// Those of a text, from one that the seed chooses on, round and round. Throws Error when there is
+// none; `name` is the text's.
+Sentences sentences_of(std::string_view text, const std::string& name, uint64_t seed);
+
+// n needles of different keys and values.
+std::vector<Needle> make_needles(int64_t n, uint64_t seed);
+
+struct Placed {
+  std::string sentence;
+  int64_t at = 0;  // tokens before it
+};
+// About n_tokens tokens of sentences, with the placed ones, in order of `at`, among them.
+std::string write_document(int64_t n_tokens, const std::vector<Placed>& placed,
+                           const Sentences& sentences, const TokenCounter& count);
+
 }  // namespace ei::eval

@@ -70,6 +70,13 @@ int64_t KvCache::bytes() const {
   return n * shape_.page_bytes();
 }
 
+int64_t KvCache::entry_bytes() const {
+  int64_t n_rows = 0;
+  for (const Layer& layer : layers_)
+    n_rows = std::accumulate(layer.rows.begin(), layer.rows.end(), n_rows);
+  return n_rows * (shape_.page_bytes() / shape_.page_rows);
+}
+
 double KvCache::mean_rows() const {
   double sum = 0, n_heads = 0;
   for (const Layer& layer : layers_) {

@@ -22,6 +22,10 @@ struct KvShape {
   int64_t bytes(int64_t n_tokens) const {
     return (n_tokens + page_rows - 1) / page_rows * page_bytes() * n_kv_heads * n_layers;
   }
+  // The same without what the last pages leave free.
+  int64_t entry_bytes(int64_t n_tokens) const {
+    return n_tokens * page_bytes() / page_rows * n_kv_heads * n_layers;
+  }
 };
 
 // K and V of one sequence in all layers, and the bounds of its key blocks. Until it is compacted,
@@ -40,8 +44,9 @@ class KvCache {
   int64_t rows(int layer, int64_t head) const {
     return layers_[static_cast<size_t>(layer)].rows[static_cast<size_t>(head)];
   }
-  double mean_rows() const;  // of the heads of all layers
-  int64_t bytes() const;     // of the pages held
+  double mean_rows() const;     // of the heads of all layers
+  int64_t bytes() const;        // of the pages held
+  int64_t entry_bytes() const;  // of the rows in them
 
   // Makes room for n more tokens. Throws Error when they pass max_tokens or memory is short; the
   // cache is then as it was.

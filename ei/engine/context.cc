@@ -95,6 +95,7 @@ void Context::finish_answer() {
 }
 
 void Context::clear() {
+  if (pool_ == nullptr && prefixes_ != nullptr) prefixes_->clear();  // pages of the pool that goes
   tokens_.clear();
   reusable_ = 0;
   plan_.reset();

@@ -16,8 +16,10 @@ namespace ei {
 // What one conversation has read and what it needs to go on: tokens, cache, window and plan.
 class Context {
  public:
-  // Room for the model's longest context, with pages of its own: a conversation that goes on.
-  explicit Context(Engine::Impl& engine) : engine_(engine) {}
+  // Room for the model's longest context, with pages of its own, which `prefixes` (null: none) may
+  // share as long as the policy stays the same: a conversation that goes on.
+  explicit Context(Engine::Impl& engine, PrefixCache* prefixes = nullptr)
+      : engine_(engine), prefixes_(prefixes) {}
   // Room for max_tokens only, with pages of `pool` and of the prefix cache (null: none).
   Context(Engine::Impl& engine, PagePool& pool, PrefixCache* prefixes, int64_t max_tokens)
       : engine_(engine), pool_(&pool), prefixes_(prefixes), max_tokens_(max_tokens) {}

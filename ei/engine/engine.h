@@ -115,8 +115,10 @@ struct SparsityStats {
 };
 
 struct KvStats {
-  int64_t bytes = 0;       // the sequence holds at the end
-  int64_t bytes_full = 0;  // the same tokens would need uncompressed
+  int64_t bytes = 0;        // the sequence holds at the end, in whole pages
+  int64_t bytes_full = 0;   // the same tokens would need uncompressed
+  int64_t entry_bytes = 0;  // of the K and V in those pages
+  int64_t entry_bytes_full = 0;
   bool compressed = false;
 };
 
@@ -140,7 +142,9 @@ struct TokenScore {
 // long as the policy stays the same and nothing of it was compressed away.
 class Session {
  public:
-  explicit Session(Engine& engine);
+  // Keeps so many bytes of what it reads beside, so that another request with the same beginning
+  // and prefill policy reads on from there even if the cache was compressed since.
+  explicit Session(Engine& engine, int64_t prefix_bytes = 0);
   ~Session();
 
   // Reads the prompt and writes the answer. Cancellation is looked at between chunks and tokens; a

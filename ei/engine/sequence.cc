@@ -129,6 +129,8 @@ void Sequence::finish(FinishReason reason) {
   const KvCache& cache = context_.cache();
   result_.kv = {.bytes = cache.bytes(),
                 .bytes_full = cache.shape().bytes(cache.n_tokens()),
+                .entry_bytes = cache.entry_bytes(),
+                .entry_bytes_full = cache.shape().entry_bytes(cache.n_tokens()),
                 .compressed = cache.compacted()};
   result_.finish_reason = reason;
   finished_ = true;

@@ -11,10 +11,14 @@
 namespace ei {
 
 struct Session::Impl {
-  explicit Impl(Engine::Impl& e) : engine(e), context(e) {}
+  Impl(Engine::Impl& e, int64_t prefix_bytes)
+      : engine(e),
+        context(e, prefix_bytes > 0 ? &prefixes : nullptr),
+        prefixes(*e.backend, prefix_bytes) {}
 
   Engine::Impl& engine;
   Context context;
+  PrefixCache prefixes;  // its pages are of the context's pool: goes first
   std::unique_ptr<Activations> act;
 
   // Room for the chunks of the prompt that the context is about to read.
@@ -29,7 +33,8 @@ struct Session::Impl {
   }
 };
 
-Session::Session(Engine& engine) : impl_(std::make_unique<Impl>(engine.impl())) {}
+Session::Session(Engine& engine, int64_t prefix_bytes)
+    : impl_(std::make_unique<Impl>(engine.impl(), prefix_bytes)) {}
 Session::~Session() = default;
 
 void Session::clear() { impl_->context.clear(); }

@@ -113,7 +113,8 @@ TEST_F(ProgramTest, JsonHasEveryField) {
                                                           "prefill_tps", "decode_tps"));
   EXPECT_THAT(keys(json["sparsity"]),
               UnorderedElementsAre("density", "kept_blocks_mean", "rigid_heads", "dynamic_heads"));
-  EXPECT_THAT(keys(json["kv"]), UnorderedElementsAre("bytes", "bytes_full", "compressed"));
+  EXPECT_THAT(keys(json["kv"]),
+              UnorderedElementsAre("bytes", "bytes_full", "entry_bytes", "compressed"));
   EXPECT_EQ(json["policy"]["prefill"], "entropy");
   EXPECT_EQ(json["policy"]["base_budget"], 2048);
 }
@@ -174,6 +175,42 @@ TEST_F(ProgramTest, DemoComparesDenseAndEntropy) {
   EXPECT_EQ(got.exit_code, 0) << got.out << got.err;
   EXPECT_THAT(got.out, testing::ContainsRegex("answer is right +\\| +yes \\| +yes"));
   EXPECT_GT(read_file(dir_ / "document.txt").size(), 20000u);
+}
+
+TEST_F(ProgramTest, EvalComparesPoliciesAndGoesOn) {
+  const std::string out = (dir_ / "out").string();
+  const std::string arguments = "eval needle " + kModel +
+                                " --lengths 2k --samples 1 --tasks single,quote --policies "
+                                "dense+full,entropy+snapkv@64,dense+streaming@256 --out " +
+                                out;
+  const Finished got = run_program(arguments);
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_THAT(got.out, testing::ContainsRegex("dense\\+full +\\| +single +\\| +2,048 +\\| +1.00"));
+  const std::string answers = read_file(out + "/answers.jsonl");
+  EXPECT_EQ(std::count(answers.begin(), answers.end(), '\n'), 1 + 2 * 3);
+  EXPECT_THAT(read_file(out + "/report.html"), HasSubstr("entropy+snapkv@64"));
+
+  // What is missing is done again, with the same answers: greedy and from the same prompts.
+  const std::string start =
+      answers.substr(0, answers.find('\n', answers.find("streaming@256\",\"e")) + 9);
+  test::write_file(out + "/answers.jsonl", start);
+  const Finished again = run_program(arguments);
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_THAT(read_file(out + "/answers.jsonl"),
+              testing::StartsWith(start.substr(0, start.rfind('\n'))));
+  const auto scores = [](const std::string& table) {  // what is left of the times
+    std::string kept;
+    for (size_t at = 0; at < table.size(); at = table.find('\n', at) + 1) {
+      const size_t end = table.find("iB", at);
+      kept += table.substr(at, std::min(end, table.find('\n', at)) - at) + "\n";
+    }
+    return kept;
+  };
+  EXPECT_EQ(scores(again.out), scores(got.out));
+
+  EXPECT_EQ(run_program(arguments + " --seed 2").exit_code, 1);
+  EXPECT_EQ(run_program("eval needle " + kModel + " --policies dense").exit_code, 2);
+  EXPECT_EQ(run_program("eval").exit_code, 2);
 }
 
 }  // namespace

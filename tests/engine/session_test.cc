@@ -48,6 +48,35 @@ TEST_F(SessionTest, StreamsTheTextItReturns) {
   EXPECT_GT(got.timings.prefill_ms, 0);
 }
 
+// A prompt read once under each prefill policy, and compressed in several ways from there.
+TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
+  const eval::Document text = document(5000);
+  Session session(engine(), int64_t{1} << 30);
+  for (const PrefillPolicy& prefill : {PrefillPolicy::dense(), PrefillPolicy{}}) {
+    bool first = true;
+    for (const DecodePolicy& decode :
+         {DecodePolicy::adakv(), DecodePolicy::full(), DecodePolicy::streaming()}) {
+      Request request = dense();
+      request.messages = {{"user", {text.text, text.needles[1].question()}}};
+      request.prefill = prefill;
+      request.decode = decode;
+      const Generation got = session.generate(request);
+      const Generation fresh = Session(engine()).generate(request);
+      EXPECT_EQ(got.text, fresh.text);
+      EXPECT_EQ(got.kv.bytes, fresh.kv.bytes);
+      EXPECT_EQ(got.kv.entry_bytes, fresh.kv.entry_bytes);
+      EXPECT_LE(got.kv.entry_bytes, got.kv.bytes);
+      EXPECT_LT(got.kv.entry_bytes_full, got.kv.bytes_full);
+      if (first) {
+        EXPECT_EQ(got.cached_tokens, 0);
+      } else {
+        EXPECT_GE(got.cached_tokens, got.prompt_tokens - 1024);
+      }
+      first = false;
+    }
+  }
+}
+
 TEST_F(SessionTest, ReportsProgressAndStopsAtChunkBorders) {
   Request request = dense();
   request.tokens = engine().tokenize(document(6000).text);

@@ -1,0 +1,59 @@
+#include "apps/eval/policies.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+
+namespace ei::eval {
+namespace {
+
+int64_t parse_number(std::string_view digits, const std::string& where) {
+  int64_t n = 0;
+  const char* const end = digits.data() + digits.size();
+  const auto [stop, error] = std::from_chars(digits.data(), end, n);
+  if (error != std::errc() || stop != end || n <= 0 || n > int64_t{1} << 30)
+    throw CLI::ValidationError(
+        fmt::format("{}: expected a positive number, found \"{}\"", where, digits));
+  return n;
+}
+
+// Takes "@N" off a name: N, or 0 when there is none.
+int64_t take_budget(std::string& name, const std::string& where) {
+  const size_t at = name.find('@');
+  if (at == std::string::npos) return 0;
+  const int64_t budget = parse_number(std::string_view(name).substr(at + 1), where);
+  name.resize(at);
+  if (name == "dense" || name == "full")
+    throw CLI::ValidationError(fmt::format("{}: {} has no budget", where, name));
+  return budget;
+}
+
+}  // namespace
+
+NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options) {
+  const size_t plus = text.find('+');
+  if (plus == std::string::npos)
+    throw CLI::ValidationError(fmt::format(
+        "policies: \"{}\" is not PREFILL+DECODE, as in entropy+latent or dense+snapkv@256", text));
+  std::string prefill = text.substr(0, plus), decode = text.substr(plus + 1);
+  const int64_t base = take_budget(prefill, text), budget = take_budget(decode, text);
+  cli::Policies policies = options.policies(prefill, decode);
+  if (base > 0) policies.prefill.budget.base = static_cast<float>(base);
+  if (budget > 0) policies.decode.budget = budget;
+  try {
+    validate(policies.prefill);
+    validate(policies.decode);
+  } catch (const Error& error) {
+    throw CLI::ValidationError(fmt::format("{}: {}", text, error.what()));
+  }
+  return {text, policies};
+}
+
+int64_t parse_length(const std::string& text) {
+  const bool kilo = text.ends_with('k') || text.ends_with('K');
+  return parse_number(std::string_view(text).substr(0, text.size() - (kilo ? 1 : 0)),
+                      "length " + text) *
+         (kilo ? 1024 : 1);
+}
+
+}  // namespace ei::eval

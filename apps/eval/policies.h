@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string>
+
+#include "apps/cli/options.h"
+
+namespace ei::eval {
+
+struct NamedPolicies {
+  std::string name;  // as it was asked for
+  cli::Policies policies;
+};
+
+// Reads PREFILL+DECODE, each with @N for its budget if wanted: "dense+snapkv@256",
+// "entropy@512+latent". Everything else is as `options` has it. Throws CLI::ValidationError.
+NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options);
+
+// 4096 of "4k" or "4096". Throws CLI::ValidationError.
+int64_t parse_length(const std::string& text);
+
+}  // namespace ei::eval

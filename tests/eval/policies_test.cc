@@ -1,0 +1,45 @@
+#include "apps/eval/policies.h"
+
+#include <gtest/gtest.h>
+
+namespace ei::eval {
+namespace {
+
+class PoliciesTest : public testing::Test {
+ protected:
+  NamedPolicies parse(const std::string& text, const std::string& flags = "") {
+    CLI::App program;
+    const cli::PolicyOptions options(program);
+    program.parse(flags);
+    return parse_policies(text, options);
+  }
+};
+
+TEST_F(PoliciesTest, NamesAndBudgets) {
+  const NamedPolicies both = parse("entropy@512+snapkv@256", "--window 16 --budget 99");
+  EXPECT_EQ(both.name, "entropy@512+snapkv@256");
+  EXPECT_EQ(both.policies.prefill.budget.base, 512);
+  EXPECT_EQ(both.policies.decode.budget, 256);
+  EXPECT_EQ(both.policies.decode.window, 16);
+  EXPECT_EQ(both.policies.decode.gap, -1);
+  EXPECT_EQ(parse("criti+latent", "--budget 99").policies.decode.budget, 99);
+  EXPECT_TRUE(parse("dense+full").policies.prefill.is_dense());
+  EXPECT_TRUE(parse("dense+full").policies.decode.is_full());
+}
+
+TEST_F(PoliciesTest, RefusesWhatIsNotOne) {
+  for (const char* text : {"dense", "dense+", "+full", "some+full", "dense+some", "dense+snapkv@",
+                           "dense+snapkv@-1", "dense+snapkv@2x", "dense+full@256", "dense@8+full",
+                           "dense+snapkv@16", "entropy@4+full", ""})
+    EXPECT_THROW(parse(text), CLI::ValidationError) << text;
+}
+
+TEST_F(PoliciesTest, Lengths) {
+  EXPECT_EQ(parse_length("4k"), 4096);
+  EXPECT_EQ(parse_length("1000"), 1000);
+  for (const char* text : {"", "k", "4m", "-4k", "4.5k", "99999999999999999999"})
+    EXPECT_THROW(parse_length(text), CLI::ValidationError) << text;
+}
+
+}  // namespace
+}  // namespace ei::eval
