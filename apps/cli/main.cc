@@ -10,6 +10,7 @@
 #include "apps/cli/interrupt.h"
 #include "apps/cli/version.h"
 #include "apps/eval/eval.h"
+#include "apps/eval/perplexity.h"
 #include "apps/server/serve.h"
 #include "ei/base/error.h"
 
@@ -46,7 +47,8 @@ int run(int argc, char** argv) {
                                          add_demo(program),
                                          add_bench(program),
                                          add_serve(program, interrupts),
-                                         add_eval(program, interrupts)};
+                                         add_eval(program, interrupts),
+                                         add_perplexity(program, interrupts)};
   add_environment(program);
 
   try {

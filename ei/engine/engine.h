@@ -95,6 +95,8 @@ struct Callbacks {
   // After every chunk of the prompt: tokens read, tokens in all, of which `cached` were already
   // there.
   std::function<void(int64_t done, int64_t total, int64_t cached)> on_prefill;
+  // Of score() alone: the model's logits [vocab_size] for the token at `position`.
+  std::function<void(int64_t position, std::span<const float> logits)> on_logits;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };

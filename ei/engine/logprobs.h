@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "ei/ops/backend.h"
@@ -26,6 +27,7 @@ class LogitRow {
 
   // On `chosen` and the n_top likeliest ids below n_tokens.
   TokenReport report(int32_t chosen, int64_t n_top, int64_t n_tokens) const;
+  std::span<const float> logits() const { return logits_; }
 
  private:
   TokenLogprob at(int32_t token) const {

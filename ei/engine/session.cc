@@ -6,6 +6,7 @@
 #include "ei/engine/context.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/engine_impl.h"
+#include "ei/engine/logprobs.h"
 #include "ei/engine/sequence.h"
 
 namespace ei {
@@ -100,6 +101,8 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
                             .argmax = argmax.view().slice(0, n_rows)});
     const auto logprobs = logprob.to_host(backend);
     const auto likeliest = argmax.to_host(backend);
+    for (int64_t i = 0; callbacks.on_logits && i < n_known; ++i)
+      callbacks.on_logits(at + 1 + i, LogitRow(backend, logits, i).logits());
     for (int64_t i = 0; i < n_known; ++i)
       scores[static_cast<size_t>(at + 1 + i)] = {logprobs[static_cast<size_t>(i)],
                                                  likeliest[static_cast<size_t>(i)]};

@@ -213,5 +213,31 @@ TEST_F(ProgramTest, EvalComparesPoliciesAndGoesOn) {
   EXPECT_EQ(run_program("eval").exit_code, 2);
 }
 
+TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += kFact + " It was a quiet morning near the harbor. ";
+  test::write_file(dir_ / "text.txt", text);
+  const std::string arguments =
+      "perplexity " + kModel + " --file " + (dir_ / "text.txt").string() + " --chunks 2 --ctx ";
+  const Finished got =
+      run_program(arguments + "512 --policies dense+full,dense+streaming@40 --json");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json json = parse_json(got.out, "stdout");
+  EXPECT_EQ(json["chunks"], 2);
+  const Json& same = json["policies"]["dense+full"];
+  EXPECT_EQ(same["n_tokens"], 512);  // the second halves
+  EXPECT_EQ(same["kld"]["value"], 0);
+  EXPECT_EQ(same["ppl_ratio"]["value"], 1);
+  EXPECT_EQ(same["same_top"]["value"], 1);
+  const Json& worse = json["policies"]["dense+streaming@40"];
+  EXPECT_EQ(worse["ppl_base"], same["ppl"]);
+  EXPECT_GT(worse["kld"]["value"], 0.001);
+  EXPECT_GT(worse["ppl_ratio"]["value"], 1);
+  EXPECT_LT(worse["same_top"]["value"], 1);
+  const Finished table = run_program(arguments + "512");
+  EXPECT_THAT(table.out, HasSubstr("Mean KLD"));
+  EXPECT_EQ(run_program(arguments + "100k").exit_code, 1);
+}
+
 }  // namespace
 }  // namespace ei::cli

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace ei::eval {
+
+// A number and its standard error.
+struct Estimate {
+  double value = 0, error = 0;
+};
+
+// How far one way of computing the same text is from another, token by token, in the terms of
+// llama-perplexity.
+struct Divergence {
+  int64_t n_tokens = 0;
+  Estimate ppl, ppl_base;  // exp of the mean negative log-probability of the text's tokens
+  Estimate ppl_ratio;      // the first over the second; the error knows that they move together
+  Estimate kld;            // mean KL divergence of the base's distribution from this one, in nats
+  std::vector<double> kld_percentiles;  // at kPercentiles
+  Estimate rms_dp;    // root mean square change of the probability of the text's token
+  Estimate same_top;  // share of tokens whose likeliest is the same
+};
+inline constexpr double kPercentiles[] = {0.5, 0.9, 0.95, 0.99, 1};
+
+class DivergenceMeter {
+ public:
+  // One token of the text: logits of both for its place, over the same vocabulary.
+  void add(std::span<const float> base, std::span<const float> other, int32_t token);
+  // Throws Error when there are fewer than two tokens.
+  Divergence result() const;
+
+ private:
+  std::vector<double> nll_base_, nll_, kld_, dp_;
+  std::vector<double> same_top_;
+};
+
+}  // namespace ei::eval
