@@ -11,6 +11,7 @@
 #include "apps/cli/version.h"
 #include "apps/eval/eval.h"
 #include "apps/eval/perplexity.h"
+#include "apps/eval/profile.h"
 #include "apps/server/serve.h"
 #include "ei/base/error.h"
 
@@ -48,7 +49,8 @@ int run(int argc, char** argv) {
                                          add_bench(program),
                                          add_serve(program, interrupts),
                                          add_eval(program, interrupts),
-                                         add_perplexity(program, interrupts)};
+                                         add_perplexity(program, interrupts),
+                                         add_profile(program, interrupts)};
   add_environment(program);
 
   try {

@@ -147,6 +147,8 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
                             .sink_blocks = policy_.sink_blocks,
                             .recent_blocks = policy_.recent_blocks,
                             .out = selection});
+  if (observer_)
+    observer_(layer, chunk, {selection, {static_cast<float*>(budgets_.data()), rows}, entropy});
   return selection;
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "ei/cache/kv_cache.h"
@@ -64,6 +66,15 @@ class PrefillPlan {
   // q [chunk.size, n_heads * d]; the cache holds the chunk's keys. Valid until the next call.
   Selection select(int layer, const Chunk& chunk, const Act& q, const KvCache& cache);
 
+  // What select() decided for a sparse layer, on the device, for those who want to look.
+  struct Choice {
+    const Selection& selection;
+    View<const float, 2> tokens;   // [n_kv_heads, n_segments] budgets before they are cut to blocks
+    View<const float, 2> entropy;  // of all segments so far, as entropy()
+  };
+  using Observer = std::function<void(int layer, const Chunk& chunk, const Choice& choice)>;
+  void observe(Observer observer) { observer_ = std::move(observer); }
+
   // Of the tokens read since begin(). Waits for the device.
   PrefillStats stats();
 
@@ -80,6 +91,7 @@ class PrefillPlan {
   Backend& backend_;
   PrefillPolicy policy_;
   Shape shape_;
+  Observer observer_;
   int64_t n_tokens_ = 0;                        // of the prompt being read
   std::vector<Chunk> chunks_;                   // that it is read in
   std::vector<DeviceArray<float, 2>> entropy_;  // per layer [n_kv_heads, max_segments]

@@ -180,12 +180,12 @@ TEST_F(ProgramTest, DemoComparesDenseAndEntropy) {
 TEST_F(ProgramTest, EvalComparesPoliciesAndGoesOn) {
   const std::string out = (dir_ / "out").string();
   const std::string arguments = "eval needle " + kModel +
-                                " --lengths 2k --samples 1 --tasks single,quote --policies "
+                                " --lengths 1k --samples 1 --tasks single,quote --policies "
                                 "dense+full,entropy+snapkv@64,dense+streaming@256 --out " +
                                 out;
   const Finished got = run_program(arguments);
   ASSERT_EQ(got.exit_code, 0) << got.err;
-  EXPECT_THAT(got.out, testing::ContainsRegex("dense\\+full +\\| +single +\\| +2,048 +\\| +1.00"));
+  EXPECT_THAT(got.out, testing::ContainsRegex("dense\\+full +\\| +single +\\| +1,024 +\\| +1.00"));
   const std::string answers = read_file(out + "/answers.jsonl");
   EXPECT_EQ(std::count(answers.begin(), answers.end(), '\n'), 1 + 2 * 3);
   EXPECT_THAT(read_file(out + "/report.html"), HasSubstr("entropy+snapkv@64"));
@@ -237,6 +237,25 @@ TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
   const Finished table = run_program(arguments + "512");
   EXPECT_THAT(table.out, HasSubstr("Mean KLD"));
   EXPECT_EQ(run_program(arguments + "100k").exit_code, 1);
+}
+
+TEST_F(ProgramTest, ProfileWritesDataAndAPage) {
+  const std::string out = (dir_ / "profile").string();
+  const std::string document = (dir_ / "document.txt").string();
+  run_program("demo " + kModel + " --length 1500 --save " + document);
+  const Finished got = run_program("profile " + kModel + " --threshold 512 --file " + document +
+                                   " " + kAsk + " --out " + out);
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_THAT(got.out, HasSubstr("all: dense"));
+  const Json json = parse_json(read_file(out + "/profile.json"), "profile.json");
+  EXPECT_EQ(json["layers"].size(), 8u);
+  EXPECT_EQ(json["layers"][0][0]["entropy"].size(), 0u);
+  EXPECT_EQ(json["layers"][1][1]["entropy"].size(), (json["prompt_tokens"].get<int>() + 511) / 512);
+  EXPECT_EQ(json["policy"]["prefill"], "entropy");
+  const std::string page = read_file(out + "/profile.html");
+  EXPECT_THAT(page, HasSubstr("kept_by_distance\":["));
+  for (const char* outside : {"src=", "https:", "@import", "url("})
+    EXPECT_THAT(page, Not(HasSubstr(outside)));
 }
 
 }  // namespace

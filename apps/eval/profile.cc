@@ -1,0 +1,156 @@
+#include "apps/eval/profile.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <fstream>
+#include <memory>
+
+#include "apps/cli/input.h"
+#include "apps/cli/interrupt.h"
+#include "apps/cli/options.h"
+#include "apps/cli/progress.h"
+#include "apps/cli/report.h"
+#include "apps/cli/table.h"
+#include "apps/eval/page.h"
+#include "ei/base/fail.h"
+#include "ei/engine/profile.h"
+
+namespace ei::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Six digits are enough for pictures, and a third of the bytes.
+double rounded(double x) {
+  if (x == 0 || !std::isfinite(x)) return 0;
+  const double unit = std::pow(10, 5 - std::floor(std::log10(std::abs(x))));
+  return std::round(x * unit) / unit;
+}
+
+Json to_json(const std::vector<double>& values) {
+  Json out = Json::array();
+  for (const double value : values) out.push_back(rounded(value));
+  return out;
+}
+
+Json to_json(const ei::Profile::Head& head) {
+  Json entropy = Json::array(), budget = Json::array(), blocks = Json::array(),
+       dense = Json::array();
+  for (const ei::Profile::Segment& segment : head.segments) {
+    entropy.push_back(rounded(segment.entropy));
+    budget.push_back(rounded(segment.budget));
+    blocks.push_back(segment.blocks);
+    dense.push_back(segment.dense);
+  }
+  return {{"rigid", head.rigid},
+          {"entropy", entropy},
+          {"budget", budget},
+          {"blocks", blocks},
+          {"dense", dense},
+          {"kept_by_distance", to_json(head.kept_by_distance)},
+          {"votes", to_json(head.votes)}};
+}
+
+class Profile {
+ public:
+  Profile(CLI::App& command, Interrupts& interrupts)
+      : interrupts_(interrupts), model_(command), policy_(command) {
+    command.add_option("--file", file_, "The document")->required()->option_text("F");
+    command.add_option("--prompt", prompt_, "A question on it")->option_text("T");
+    command.add_option("--out", out_, "Write profile.json and profile.html into this folder")
+        ->required()
+        ->option_text("DIR");
+  }
+
+  int operator()() {
+    const Policies policies = policy_.policies();
+    const std::string text = read_text(file_);
+    Engine engine = model_.load();
+    Request request;
+    if (engine.info().chat_format.empty()) {
+      request.tokens = engine.tokenize(prompt_.empty() ? text : text + "\n\n" + prompt_);
+    } else {
+      request.messages = {{"user", {text}}};
+      if (!prompt_.empty()) request.messages[0].parts.push_back(prompt_);
+    }
+    request.prefill = policies.prefill;
+    request.decode = policies.decode;
+    request.sampling = SamplingParams{};
+
+    ProgressBar progress("reading");
+    const Interrupts::Scope scope(interrupts_);
+    const ei::Profile profile = ei::profile(engine, request, watch(progress), scope.token());
+    progress.clear();
+    if (scope.interrupted()) return kExitInterrupted;
+
+    Json out = {{"model", model_.path().string()},
+                {"file", file_},
+                {"prompt", prompt_},
+                {"prompt_tokens", profile.generation.prompt_tokens},
+                {"density", rounded(profile.generation.sparsity.density)},
+                {"segment", profile.segment},
+                {"block", profile.block},
+                {"policy", policy_.describe()}};
+    for (const auto& layer : profile.heads) {
+      Json heads = Json::array();
+      for (const ei::Profile::Head& head : layer) heads.push_back(to_json(head));
+      out["layers"].push_back(heads);
+    }
+    std::filesystem::create_directories(out_);
+    write("profile.json", dump(out) + "\n");
+    write("profile.html", eval::fill_page(eval::kProfilePage, out));
+    print(table(profile));
+    return kExitOk;
+  }
+
+ private:
+  void write(const char* name, const std::string& text) const {
+    std::ofstream file(out_ / name, std::ios::binary);
+    require(bool(file << text << std::flush), "{}: cannot be written", (out_ / name).string());
+  }
+
+  static std::string table(const ei::Profile& profile) {
+    Table table({"layer", "rigid heads", "mean entropy", "mean budget", "past kept"});
+    for (size_t l = 0; l < profile.heads.size(); ++l) {
+      int64_t n_rigid = 0;
+      double entropy = 0, budget = 0, n = 0, kept = 0, past = 0;
+      for (const ei::Profile::Head& head : profile.heads[l]) {
+        n_rigid += head.rigid;
+        for (size_t s = 1; s < head.segments.size(); ++s) {
+          const ei::Profile::Segment& segment = head.segments[s];
+          entropy += double(segment.entropy);
+          budget += double(segment.budget);
+          kept += double(segment.blocks);
+          past += double(s) * double(profile.segment / profile.block);
+          n += 1;
+        }
+      }
+      if (n == 0) {
+        table.add({fmt::format("{}", l), "", "", "", "all: dense"});
+        continue;
+      }
+      table.add({fmt::format("{}", l), fmt::format("{} of {}", n_rigid, profile.heads[l].size()),
+                 fmt::format("{:.3g}", entropy / n), fmt::format("{:.0f}", budget / n),
+                 fmt::format("{:.1f}%", 100 * kept / past)});
+    }
+    return table.str();
+  }
+
+  Interrupts& interrupts_;
+  ModelOptions model_;
+  std::string file_, prompt_;
+  std::filesystem::path out_;
+  PolicyOptions policy_;
+};
+
+}  // namespace
+
+Command add_profile(CLI::App& program, Interrupts& interrupts) {
+  CLI::App* command = program.add_subcommand(
+      "profile", "Pictures of what every layer, head and segment attends to in a document");
+  return {command,
+          [profile = std::make_shared<Profile>(*command, interrupts)] { return (*profile)(); }};
+}
+
+}  // namespace ei::cli
