@@ -1,5 +1,8 @@
 #include "apps/eval/eval.h"
 
+#include <vector>
+
+#include "apps/eval/multi_turn.h"
 #include "apps/eval/needle.h"
 
 namespace ei::cli {
@@ -8,7 +11,13 @@ Command add_eval(CLI::App& program, Interrupts& interrupts) {
   CLI::App* command =
       program.add_subcommand("eval", "Compare policies: what they answer, and what they save");
   command->require_subcommand(1);
-  return {command, eval::add_needle(*command, interrupts).run};
+  const std::vector<Command> evaluations = {eval::add_needle(*command, interrupts),
+                                            eval::add_multi_turn(*command, interrupts)};
+  return {command, [evaluations] {
+            for (const Command& evaluation : evaluations)
+              if (evaluation.app->parsed()) return evaluation.run();
+            return kExitUsage;  // not reached: one is required
+          }};
 }
 
 }  // namespace ei::cli

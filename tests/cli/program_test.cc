@@ -180,7 +180,7 @@ TEST_F(ProgramTest, DemoComparesDenseAndEntropy) {
 TEST_F(ProgramTest, EvalComparesPoliciesAndGoesOn) {
   const std::string out = (dir_ / "out").string();
   const std::string arguments = "eval needle " + kModel +
-                                " --lengths 1k --samples 1 --tasks single,quote --policies "
+                                " -t 1 --lengths 1k --samples 1 --tasks single,quote --policies "
                                 "dense+full,entropy+snapkv@64,dense+streaming@256 --out " +
                                 out;
   const Finished got = run_program(arguments);
@@ -217,8 +217,8 @@ TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
   std::string text;
   for (int i = 0; i < 60; ++i) text += kFact + " It was a quiet morning near the harbor. ";
   test::write_file(dir_ / "text.txt", text);
-  const std::string arguments =
-      "perplexity " + kModel + " --file " + (dir_ / "text.txt").string() + " --chunks 2 --ctx ";
+  const std::string arguments = "perplexity " + kModel + " --file " + (dir_ / "text.txt").string() +
+                                " -t 1 --chunks 2 --ctx ";
   const Finished got =
       run_program(arguments + "512 --policies dense+full,dense+streaming@40 --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
@@ -243,8 +243,8 @@ TEST_F(ProgramTest, ProfileWritesDataAndAPage) {
   const std::string out = (dir_ / "profile").string();
   const std::string document = (dir_ / "document.txt").string();
   run_program("demo " + kModel + " --length 1500 --save " + document);
-  const Finished got = run_program("profile " + kModel + " --threshold 512 --file " + document +
-                                   " " + kAsk + " --out " + out);
+  const Finished got = run_program("profile " + kModel + " -t 1 --threshold 512 --file " +
+                                   document + " " + kAsk + " --out " + out);
   ASSERT_EQ(got.exit_code, 0) << got.err;
   EXPECT_THAT(got.out, HasSubstr("all: dense"));
   const Json json = parse_json(read_file(out + "/profile.json"), "profile.json");
@@ -256,6 +256,19 @@ TEST_F(ProgramTest, ProfileWritesDataAndAPage) {
   EXPECT_THAT(page, HasSubstr("kept_by_distance\":["));
   for (const char* outside : {"src=", "https:", "@import", "url("})
     EXPECT_THAT(page, Not(HasSubstr(outside)));
+}
+
+// A cache that was compressed for the first question has lost what the others ask for, unless it is
+// made anew from the full one.
+TEST_F(ProgramTest, EvalMultiTurnShowsWhatIsLost) {
+  const Finished got =
+      run_program("eval multi-turn " + kModel +
+                  " -t 1 --length 1k --samples 1 --policies dense+full,dense+latent@128");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  for (const char* row : {"\\+full +\\| +full \\| +1.00 \\| 1.00 \\| 1.00 \\| 1.00 \\| 1.00",
+                          "compressed anew \\| +1.00 \\| 1.00 \\| 1.00 \\| 1.00 \\| 1.00",
+                          "compressed once \\| +1.00 \\| ....? \\| 0.00 \\| 0.00 \\| 0.00"})
+    EXPECT_THAT(got.out, testing::ContainsRegex(row)) << got.out;
 }
 
 }  // namespace

@@ -73,10 +73,12 @@ TEST(TaskTest, FactsOfATaskAreThere) {
       values.question.substr(question.size(), values.question.find(" mentioned") - question.size());
   EXPECT_EQ(occurrences(values.document, fact + key + " is: "), 4u);
   const Sample chain = sample("chain");
-  for (size_t i = 1; i < 3; ++i)
-    EXPECT_LT(
-        chain.document.find("VAR " + chain.expected[i - 1] + " = "),
-        chain.document.find("VAR " + chain.expected[i] + " = VAR " + chain.expected[i - 1] + "."));
+  for (size_t i = 1; i < 3; ++i) {
+    const size_t at =
+        chain.document.find("VAR " + chain.expected[i] + " = VAR " + chain.expected[i - 1] + ".");
+    ASSERT_NE(at, std::string::npos);
+    EXPECT_LT(chain.document.find("VAR " + chain.expected[i - 1] + " = "), at);
+  }
 }
 
 TEST(TaskTest, AQuoteGoesOnWhereItsPassageEnds) {
@@ -113,6 +115,11 @@ TEST(TaskTest, ScoreIsTheShareThatWasFound) {
 }
 
 TEST(TaskTest, RefusesWhatCannotBe) {
+  EXPECT_NE(test::error_of([] {
+              make_sample({.task = "quote", .n_tokens = 1000, .haystack = "It rained."},
+                          count_words);
+            }).find("repeats"),
+            std::string::npos);
   EXPECT_NE(test::error_of([] { make_sample({.task = "riddle"}, count_words); }).find("riddle"),
             std::string::npos);
   EXPECT_NE(test::error_of([] {
