@@ -149,7 +149,7 @@ void PolicyOptions::yes(Loop loop, const std::string& flag, Field<bool> field,
       ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
 }
 
-PolicyOptions::PolicyOptions(CLI::App& command) : command_(command) {
+PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(command) {
   const auto policy = [&](const char* flag, std::string& value, std::vector<std::string> allowed,
                           const char* text, const char* help) {
     command.add_option(flag, value, help)
@@ -157,15 +157,17 @@ PolicyOptions::PolicyOptions(CLI::App& command) : command_(command) {
         ->option_text(text)
         ->group(kPolicyGroup);
   };
-  policy(
-      "--prefill", prefill_, names(prefills()), "entropy|dense|criti [entropy]",
-      "How the prompt is read: blocks chosen by attention entropy, all of them, or a fixed number "
-      "(CritiPrefill)");
-  policy(
-      "--decode", decode_, names(decodes()),
-      "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming [latent]",
-      "The cache of the answer: what the first generated tokens vote for, all of it, or a method "
-      "to compare with");
+  if (with_names) {
+    policy("--prefill", prefill_, names(prefills()), "entropy|dense|criti [entropy]",
+           "How the prompt is read: blocks chosen by attention entropy, all of them, or a fixed "
+           "number "
+           "(CritiPrefill)");
+    policy(
+        "--decode", decode_, names(decodes()),
+        "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming [latent]",
+        "The cache of the answer: what the first generated tokens vote for, all of it, or a method "
+        "to compare with");
+  }
   policy("--preset", preset_, {"default", "reference"}, "default|reference [default]",
          "Where the settings below start: ours, or the authors' released code");
   add_prefill_settings();

@@ -39,7 +39,8 @@ struct Policies {
 // How the attention is spent: a preset and whatever is set beside it.
 class PolicyOptions {
  public:
-  explicit PolicyOptions(CLI::App& command);
+  // Without names there is no --prefill and --decode: the subcommand takes several of each.
+  explicit PolicyOptions(CLI::App& command, bool names = true);
   PolicyOptions(const PolicyOptions&) = delete;
 
   // Throws CLI::ValidationError when the settings do not fit each other.

@@ -40,7 +40,7 @@ int64_t token_of(const Engine& engine, const std::vector<int32_t>& tokens, int64
 class MultiTurn {
  public:
   MultiTurn(CLI::App& command, cli::Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command) {
+      : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
     command
         .add_option_function<std::string>(
             "--length", [this](const std::string& n) { length_ = parse_length(n); },

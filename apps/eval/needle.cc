@@ -39,7 +39,7 @@ std::string read_haystack(const std::filesystem::path& dir) {
 class NeedleEval {
  public:
   NeedleEval(CLI::App& command, cli::Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command) {
+      : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
     const auto list = [&](const char* flag, std::vector<std::string>& values, const char* text,
                           const char* help) {
       return command.add_option(flag, values, help)->delimiter(',')->option_text(text);

@@ -27,7 +27,7 @@ using eval::Estimate;
 class Perplexity {
  public:
   Perplexity(CLI::App& command, Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command) {
+      : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
     command.add_option("--file", file_, "The text")->required()->option_text("F");
     command
         .add_option_function<std::string>(

@@ -9,7 +9,7 @@ class PoliciesTest : public testing::Test {
  protected:
   NamedPolicies parse(const std::string& text, const std::string& flags = "") {
     CLI::App program;
-    const cli::PolicyOptions options(program);
+    const cli::PolicyOptions options(program, /*with_names=*/false);
     program.parse(flags);
     return parse_policies(text, options);
   }
@@ -32,6 +32,11 @@ TEST_F(PoliciesTest, RefusesWhatIsNotOne) {
                            "dense+snapkv@-1", "dense+snapkv@2x", "dense+full@256", "dense@8+full",
                            "dense+snapkv@16", "entropy@4+full", ""})
     EXPECT_THROW(parse(text), CLI::ValidationError) << text;
+}
+
+TEST_F(PoliciesTest, NamesAreInTheListAlone) {
+  EXPECT_THROW(parse("dense+full", "--prefill dense"), CLI::ParseError);
+  EXPECT_THROW(parse("dense+full", "--decode full"), CLI::ParseError);
 }
 
 TEST_F(PoliciesTest, Lengths) {
