@@ -4,6 +4,7 @@
 
 #include "apps/eval/multi_turn.h"
 #include "apps/eval/needle.h"
+#include "apps/eval/ruler.h"
 
 namespace ei::cli {
 
@@ -12,6 +13,7 @@ Command add_eval(CLI::App& program, Interrupts& interrupts) {
       program.add_subcommand("eval", "Compare policies: what they answer, and what they save");
   command->require_subcommand(1);
   const std::vector<Command> evaluations = {eval::add_needle(*command, interrupts),
+                                            eval::add_ruler(*command, interrupts),
                                             eval::add_multi_turn(*command, interrupts)};
   return {command, [evaluations] {
             for (const Command& evaluation : evaluations)

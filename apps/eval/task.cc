@@ -1,6 +1,7 @@
 #include "apps/eval/task.h"
 
 #include <algorithm>
+#include <cctype>
 #include <set>
 
 #include "ei/base/fail.h"
@@ -160,11 +161,16 @@ Sample make_sample(const SampleSpec& spec, const TokenCounter& count) {
   return sample;
 }
 
-double score(const std::vector<std::string>& expected, const std::string& answer) {
+double score(const std::vector<std::string>& expected, const std::string& answer, bool any) {
+  const auto lower = [](std::string text) {
+    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return text;
+  };
+  const std::string where = lower(answer);
   const auto found = std::count_if(expected.begin(), expected.end(), [&](const std::string& part) {
-    return answer.find(part) != std::string::npos;
+    return where.find(lower(part)) != std::string::npos;
   });
-  return double(found) / double(expected.size());
+  return any ? double(found > 0) : double(found) / double(expected.size());
 }
 
 }  // namespace ei::eval

@@ -39,7 +39,8 @@ Sample make_sample(const SampleSpec& spec, const TokenCounter& count);
 // Whether `task` has one place in the text that is asked for: depth means something.
 bool has_depth(const std::string& task);
 
-// Share of what was expected that the answer contains (RULER's string match).
-double score(const std::vector<std::string>& expected, const std::string& answer);
+// Share of what was expected that the answer contains, or with `any` whether it contains some of
+// it; capitals do not count (RULER's string_match_all and string_match_part).
+double score(const std::vector<std::string>& expected, const std::string& answer, bool any = false);
 
 }  // namespace ei::eval

@@ -271,5 +271,24 @@ TEST_F(ProgramTest, EvalMultiTurnShowsWhatIsLost) {
     EXPECT_THAT(got.out, testing::ContainsRegex(row)) << got.out;
 }
 
+// needle-8m makes nothing of a question in the same message, but it does so every time.
+TEST_F(ProgramTest, EvalRulerReadsItsFiles) {
+  const std::string line = Json{
+      {"index", 0},
+      {"input", kFact + " " + kAsk.substr(10, kAsk.size() - 11)},
+      {"outputs", {"The OLD man", "no such words"}},
+      {"length", 60}}.dump();
+  test::write_file(dir_ / "niah.jsonl", line + "\nbroken\n");
+  test::write_file(dir_ / "qa_1.jsonl", line);
+  const std::string arguments =
+      "eval ruler " + kModel + " -t 1 --policies dense+full --data " + dir_.path().string();
+  const Finished got = run_program(arguments + " --skip-bad");
+  EXPECT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_THAT(got.out, testing::ContainsRegex("dense\\+full \\| niah \\| +60 \\| +0.50"));
+  EXPECT_THAT(got.out, testing::ContainsRegex("dense\\+full \\| qa_1 \\| +60 \\| +1.00"));
+  EXPECT_THAT(got.err, HasSubstr("niah.jsonl, line 2"));
+  EXPECT_EQ(run_program(arguments).exit_code, 1);
+}
+
 }  // namespace
 }  // namespace ei::cli

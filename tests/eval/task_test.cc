@@ -112,6 +112,9 @@ TEST(TaskTest, ScoreIsTheShareThatWasFound) {
   EXPECT_EQ(score({"12", "34"}, "it is 34"), 0.5);
   EXPECT_EQ(score({"12", "34"}, "34, 12"), 1);
   EXPECT_EQ(score({"12"}, ""), 0);
+  EXPECT_EQ(score({"Paris", "paris"}, "It is PARIS."), 1);
+  EXPECT_EQ(score({"12", "34"}, "it is 34", /*any=*/true), 1);
+  EXPECT_EQ(score({"12", "34"}, "it is 5", /*any=*/true), 0);
 }
 
 TEST(TaskTest, RefusesWhatCannotBe) {
