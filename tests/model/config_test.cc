@@ -290,7 +290,7 @@ TEST(GenerationConfig, ReadsWhatIsThere) {
 }
 
 TEST(GenerationConfig, RefusesValuesOutOfRange) {
-  for (const auto& [key, value] :
+  for (const auto& bad :
        std::initializer_list<std::pair<const char*, Json>>{{"temperature", -1},
                                                            {"temperature", "hot"},
                                                            {"top_k", -1},
@@ -302,9 +302,9 @@ TEST(GenerationConfig, RefusesValuesOutOfRange) {
                                                            {"eos_token_id", -2},
                                                            {"eos_token_id", "</s>"}})
     EXPECT_THAT(error_of([&] {
-                  parse_generation_config({{key, value}}, "g.json");
+                  parse_generation_config({{bad.first, bad.second}}, "g.json");
                 }),
-                AllOf(HasSubstr("g.json"), HasSubstr(key)));
+                AllOf(HasSubstr("g.json"), HasSubstr(bad.first)));
 }
 
 }  // namespace
