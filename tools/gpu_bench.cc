@@ -282,7 +282,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     ei::Activations act(bench.backend, config, plan.chunk_rows(n), 1);
     ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(decode),
                            config.n_heads * config.head_dim);
-    const ei::Compressor compressor(decode, n);
+    ei::Compressor compressor(decode, n);
     std::vector<int32_t> tokens;
     uint32_t state = 7;
     for (int64_t i = 0; i < n; ++i) {

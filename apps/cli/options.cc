@@ -237,7 +237,13 @@ void PolicyOptions::add_decode_settings() {
       "Cache entries kept per head");
   number<int64_t>(
       kLoop, "--decode-gap", [](P& p) -> int64_t& { return p.decode.gap; },
-      "Tokens written before the cache is compressed; -1: right after the prompt");
+      "Tokens written before the cache is compressed; -1: right after the prompt; auto: as soon as "
+      "they no longer change what is kept")
+      ->transform(CLI::Transformer(std::map<std::string, int64_t>{{"auto", kAutoGap}}));
+  settings_.back().value = [](P& p) -> nlohmann::ordered_json {
+    if (p.decode.gap == kAutoGap) return "auto";
+    return p.decode.gap;
+  };
   number<int64_t>(
       kLoop, "--window", [](P& p) -> int64_t& { return p.decode.window; },
       "Newest queries that vote on what is kept");
@@ -278,11 +284,15 @@ void PolicyOptions::add_decode_settings() {
       "Let one key after each voting query count, as the released code does");
 }
 
+void PolicyOptions::apply(Policies& policies) const {
+  for (const auto& override_field : overrides_) override_field(policies);
+}
+
 Policies PolicyOptions::policies(const std::string& prefill, const std::string& decode) const {
   Policies p{find(prefills(), prefill), find(decodes(), decode)};
   if (preset_ == "reference" && prefill == "entropy") p.prefill = PrefillPolicy::reference();
   if (preset_ == "reference" && decode == "latent") p.decode = DecodePolicy::reference();
-  for (const auto& override_field : overrides_) override_field(p);
+  apply(p);
   if (prefill == "dense") p.prefill.threshold_len = PrefillPolicy::dense().threshold_len;
   if (decode == "full") p.decode.budget = DecodePolicy::full().budget;
   try {

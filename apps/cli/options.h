@@ -48,6 +48,8 @@ class PolicyOptions {
   // The same settings beside other names than those of --prefill and --decode; throws for a name
   // that is not known as well.
   Policies policies(const std::string& prefill, const std::string& decode) const;
+  // Sets what the flags set, and nothing else.
+  void apply(Policies& policies) const;
   // Every setting that matters, by the name of its flag; of policies() with their names, or of
   // others.
   nlohmann::ordered_json describe() const;

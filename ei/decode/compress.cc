@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "ei/policy/split.h"
 
@@ -51,31 +52,63 @@ int64_t Compressor::window_rows(const DecodePolicy& policy) {
 
 bool Compressor::due(const KvCache& cache) const {
   if (policy_.is_full()) return false;
-  if (!cache.compacted() && n_prompt_ > policy_.budget)
-    return cache.n_tokens() >= n_prompt_ + std::max<int64_t>(0, policy_.gap);
+  if (!cache.compacted() && n_prompt_ > policy_.budget) {
+    const int64_t n_written = cache.n_tokens() - n_prompt_;
+    if (policy_.gap == kAutoGap) return n_written % kLook == 0;
+    return n_written >= policy_.longest_gap();
+  }
   return policy_.regrow > 0 && cache.mean_rows() >= double(policy_.budget + policy_.regrow);
 }
 
-void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window,
-                     int64_t n_heads) const {
+void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads) {
+  if (policy_.gap == kAutoGap && !cache.compacted() && !settled(backend, cache, window, n_heads))
+    return;
   const KvShape& shape = cache.shape();
   for (int l = 0; l < shape.n_layers; ++l) {
     if (policy_.split == Split::kStreaming) {
       keep_ends(backend, cache, l, policy_.budget);
     } else {
-      keep_voted(backend, cache, l, window, n_heads);
+      cache.compact(l, choose(backend, cache, l, window, n_heads).keep());
     }
   }
 }
 
-void Compressor::keep_voted(Backend& backend, KvCache& cache, int l, const QueryWindow& window,
-                            int64_t n_heads) const {
+// On the host: some thousand rows a head, for an option that is asked now and then.
+bool Compressor::settled(Backend& backend, const KvCache& cache, const QueryWindow& window,
+                         int64_t n_heads) {
+  if (cache.n_tokens() - n_prompt_ >= policy_.longest_gap()) return true;
+  std::vector<std::vector<int32_t>> now;
+  bool agree = !looked_at_.empty();
+  for (int l = 0; l < cache.shape().n_layers; ++l) {
+    const Choice choice = choose(backend, cache, l, window, n_heads);
+    const auto rows = choice.rows.to_host(backend), count = choice.count.to_host(backend);
+    const auto votes = choice.votes.to_host(backend);
+    const size_t most = rows.size() / count.size(), width = votes.size() / count.size();
+    for (size_t h = 0; h < count.size(); ++h) {
+      const auto votes_for = [&](const std::vector<int32_t>& kept) {
+        double sum = 0;  // rows of the window have no votes, they are kept in any case
+        for (const int32_t row : kept)
+          if (row < choice.n_votes[h]) sum += double(votes[h * width + static_cast<size_t>(row)]);
+        return sum;
+      };
+      const auto first = rows.begin() + static_cast<std::ptrdiff_t>(h * most);
+      now.emplace_back(first, first + count[h]);
+      if (agree) agree = votes_for(looked_at_[now.size() - 1]) >= kSettled * votes_for(now.back());
+    }
+  }
+  looked_at_ = std::move(now);
+  return agree;
+}
+
+Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, int l,
+                                      const QueryWindow& window, int64_t n_heads) const {
   // The reference's window ends one token before the newest.
   const int64_t oldest = cache.n_tokens() - policy_.window - (policy_.off_by_one ? 1 : 0);
   const KvLayer layer = cache.layer(l);
   const int64_t heads = policy_.scope == KvScope::kQueryHead ? n_heads : layer.n_kv_heads();
   const int64_t most = layer.rows_bound - policy_.window;
-  const DeviceArray<float, 2> votes(backend, {heads, most}), pooled(backend, {heads, most});
+  const DeviceArray<float, 2> votes(backend, {heads, most});
+  DeviceArray<float, 2> pooled(backend, {heads, most});
   std::vector<int32_t> before_window;
   for (int64_t h = 0; h < heads; ++h)
     before_window.push_back(
@@ -104,8 +137,8 @@ void Compressor::keep_voted(Backend& backend, KvCache& cache, int l, const Query
     tops = compete(pooled.to_host(backend), before_window, n_top, policy_.floor);
     n_top = *std::max_element(tops.begin(), tops.end());
   }
-  const DeviceArray<int32_t, 2> rows(backend, {heads, n_top + policy_.window});
-  const DeviceArray<int32_t, 1> count(backend, {heads});
+  DeviceArray<int32_t, 2> rows(backend, {heads, n_top + policy_.window});
+  DeviceArray<int32_t, 1> count(backend, {heads});
   const Keep keep = {rows.view(), count.view()};
   const auto keep_top = [&](int64_t first_head, int64_t n, int64_t top) {
     backend.run(KeepTop{.votes = pooled.view().slice(first_head, n),
@@ -119,7 +152,7 @@ void Compressor::keep_voted(Backend& backend, KvCache& cache, int l, const Query
   } else {
     for (int64_t h = 0; h < heads; ++h) keep_top(h, 1, tops[static_cast<size_t>(h)]);
   }
-  cache.compact(l, keep);
+  return {std::move(rows), std::move(count), std::move(pooled), std::move(before_window)};
 }
 
 }  // namespace ei

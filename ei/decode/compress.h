@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "ei/cache/kv_cache.h"
 #include "ei/cache/query_window.h"
 #include "ei/ops/backend.h"
@@ -18,18 +20,35 @@ class Compressor {
   static int64_t window_rows(const DecodePolicy& policy);
 
   // True once `gap` tokens were decoded, and again whenever the heads have grown `regrow` rows past
-  // the budget, on average: they may hold different numbers of rows. To be asked after the prefill
-  // and after every step.
+  // the budget, on average: they may hold different numbers of rows. An automatic gap is looked at
+  // after the prompt and after every kLook tokens. To be asked after the prefill and after every
+  // step.
   bool due(const KvCache& cache) const;
 
-  void run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads) const;
+  // Compresses. Ends an automatic gap only if in every layer and head the rows that would have been
+  // kept at the last look have kSettled of the votes that the rows now kept have, or if a whole
+  // window was written.
+  void run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads);
+
+  static constexpr int64_t kLook = 4;
+  static constexpr double kSettled = 0.95;
 
  private:
-  void keep_voted(Backend& backend, KvCache& cache, int layer, const QueryWindow& window,
-                  int64_t n_heads) const;
+  // What every head of a layer should keep, and the pooled votes that say so.
+  struct Choice {
+    DeviceArray<int32_t, 2> rows;  // [n_heads, most]
+    DeviceArray<int32_t, 1> count;
+    DeviceArray<float, 2> votes;   // [n_heads, rows before the window, at most]
+    std::vector<int32_t> n_votes;  // [n_heads] of them
+    Keep keep() const { return {rows.view(), count.view()}; }
+  };
+  Choice choose(Backend& backend, const KvCache& cache, int layer, const QueryWindow& window,
+                int64_t n_heads) const;
+  bool settled(Backend& backend, const KvCache& cache, const QueryWindow& window, int64_t n_heads);
 
   DecodePolicy policy_;
   int64_t n_prompt_;
+  std::vector<std::vector<int32_t>> looked_at_;  // [n_layers * n_heads] rows at the last look
 };
 
 }  // namespace ei

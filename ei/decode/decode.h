@@ -14,7 +14,7 @@ namespace ei {
 struct Running {
   KvCache* cache = nullptr;
   QueryWindow* window = nullptr;
-  const Compressor* compressor = nullptr;
+  Compressor* compressor = nullptr;
   int32_t token = 0;  // to be read by the next step
 };
 

@@ -56,7 +56,7 @@ class Step {
     Decoder decoder(backend_, model_, 1);
     Sampler sampler(backend_, {}, config_.vocab_size, {}, kDecoded);
     const DecodePolicy policy = DecodePolicy::full();
-    const Compressor compressor(policy, kTokens);
+    Compressor compressor(policy, kTokens);
     backend_.reset();
     Running running = {&cache_, &window_, &compressor, 1};
     for (int64_t i = 0; i < kDecoded; ++i)

@@ -102,7 +102,7 @@ Profile profile(Engine& engine, const Request& request, const Callbacks& callbac
   const DecodePolicy window = watched.decode;
   watched.decode.budget = int64_t{1} << 30;
   watched.decode.regrow = 0;
-  watched.max_tokens = std::max<int64_t>(0, window.gap) + 1;
+  watched.max_tokens = window.longest_gap() + 1;
 
   Profile out;
   out.segment = request.prefill.segment;

@@ -77,7 +77,7 @@ int64_t Scheduler::planned_bytes(const Request& request) const {
     // Heads that hold different numbers of rows may each begin a page more.
     const int64_t ragged = decode.split == Split::kEven ? 0 : shape.page_rows;
     const int64_t compact = wide * shape.bytes(decode.budget + decode.regrow + ragged);
-    const int64_t before = shape.bytes(n_prompt + std::max<int64_t>(0, decode.gap) + 1);
+    const int64_t before = shape.bytes(n_prompt + decode.longest_gap() + 1);
     // A layer is there twice while it is compressed.
     bytes = std::min(bytes, std::max(before, compact)) + compact / config.n_layers;
   }

@@ -121,7 +121,7 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
     if (callbacks.on_prefill) callbacks.on_prefill(n_scored, n_prefill, 0);
   }
 
-  const Compressor compressor(policies.decode, n_prefill);
+  Compressor compressor(policies.decode, n_prefill);
   Decoder decoder(backend, *e.model, 1);
   if (n_scored == n_prefill && compressor.due(context.cache()))
     compressor.run(backend, context.cache(), context.window(), e.model->config().n_heads);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace ei {
@@ -17,11 +18,15 @@ enum class Split : uint8_t {
   kStreaming,  // no votes: the first rows and the last (StreamingLLM)
 };
 
+// DecodePolicy::gap: compress as soon as the written tokens no longer change what would be kept.
+inline constexpr int64_t kAutoGap = -2;
+
 // How the KV cache shrinks while decoding (method.md section 2). full() never compresses.
 struct DecodePolicy {
   int64_t budget = 1024;  // rows kept per head, the window among them
   int64_t window = 32;    // newest queries that vote; their rows are always kept
-  int64_t gap = 16;       // tokens decoded before compressing; -1: right after the prompt (SnapKV)
+  int64_t gap = 16;       // tokens decoded before compressing; -1: right after the prompt (SnapKV);
+                          // kAutoGap: up to a window of them
   Pooling pooling = Pooling::kMax;
   int64_t kernel = 21;    // width of the pool, odd
   int64_t regrow = 1024;  // compress again when so many rows past the budget; 0: never
@@ -79,6 +84,8 @@ struct DecodePolicy {
     return policy;
   }
   bool is_full() const { return budget == INT64_MAX; }
+  // Tokens decoded with the full cache at most.
+  int64_t longest_gap() const { return gap == kAutoGap ? window : std::max<int64_t>(0, gap); }
 };
 
 // Throws Error naming the first setting that is out of range or does not fit another.

@@ -39,7 +39,9 @@ void validate(const DecodePolicy& p) {
            double(kMaxTokens));
   require(p.split == Split::kStreaming || p.budget > p.window,
           "budget {} leaves nothing beside the window of {}; raise the budget", p.budget, p.window);
-  in_range("decode-gap", double(p.gap), -1, double(kMaxTokens));
+  if (p.gap != kAutoGap) in_range("decode-gap", double(p.gap), -1, double(kMaxTokens));
+  require(p.gap != kAutoGap || p.split != Split::kStreaming,
+          "decode-gap auto goes by votes, a streaming split has none; give a number");
   in_range("kernel", double(p.kernel), 1, 4095);
   require(p.kernel % 2 == 1, "kernel is {}, expected an odd number", p.kernel);
   in_range("regrow", double(p.regrow), 0, double(kMaxTokens));

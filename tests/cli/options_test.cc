@@ -79,6 +79,15 @@ TEST(PolicyOptionsTest, BaselinesStartFromTheirOwnSettings) {
   EXPECT_EQ(Parsed("--decode latent-adakv").get().decode.gap, DecodePolicy{}.gap);
 }
 
+TEST(PolicyOptionsTest, TheGapMayBeAutomatic) {
+  const Parsed parsed("--decode-gap auto");
+  EXPECT_EQ(parsed.get().decode.gap, kAutoGap);
+  EXPECT_EQ(parsed.policy.describe()["decode_gap"], "auto");
+  EXPECT_EQ(Parsed("--decode-gap 3").policy.describe()["decode_gap"], 3);
+  EXPECT_THROW(Parsed("--decode-gap soon"), CLI::ParseError);
+  EXPECT_THROW(Parsed("--decode-gap auto --decode streaming").get(), CLI::ParseError);
+}
+
 // Each setting by its flag, and by its environment variable.
 TEST(PolicyOptionsTest, EverySettingIsReachable) {
   const std::map<std::string, std::string> other_values = {{"segment", "1024"},

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "ei/base/error.h"
 #include "tests/decode/sequence.h"
 
 namespace ei::test {
@@ -15,7 +16,7 @@ TEST(CompressTest, WaitsForTheGap) {
   const DecodePolicy policy = small_policy();
   Sequence s(policy);
   s.feed(500);
-  const Compressor compressor(policy, 500);
+  Compressor compressor(policy, 500);
   for (int i = 0; i < 4; ++i) {
     EXPECT_FALSE(compressor.due(s.cache)) << i;
     s.feed(1);
@@ -35,7 +36,7 @@ TEST(CompressTest, ShortPromptsAreLeftAloneUntilTheyHaveGrown) {
   const DecodePolicy policy = small_policy();
   Sequence s(policy);
   s.feed(90);
-  const Compressor compressor(policy, 90);
+  Compressor compressor(policy, 90);
   for (; s.cache.n_tokens() < 150; s.feed(1)) ASSERT_FALSE(compressor.due(s.cache));
   EXPECT_TRUE(compressor.due(s.cache));
 }
@@ -72,7 +73,7 @@ TEST(CompressTest, CompressesAgainAfterGrowing) {
   const DecodePolicy policy = small_policy();
   Sequence s(policy);
   s.feed(300);
-  const Compressor compressor(policy, 296);
+  Compressor compressor(policy, 296);
   ASSERT_TRUE(compressor.due(s.cache));
   compressor.run(*s.backend, s.cache, s.window, kHeads);
   for (int i = 0; i < 50; ++i) {
@@ -83,6 +84,73 @@ TEST(CompressTest, CompressesAgainAfterGrowing) {
   compressor.run(*s.backend, s.cache, s.window, kHeads);
   EXPECT_EQ(s.cache.mean_rows(), 100);
   EXPECT_EQ(s.positions(0, 0).back(), 349);
+}
+
+// Feeds token after token; how many until the cache is compressed.
+int64_t written_until_compressed(Sequence& s, Compressor& compressor, int64_t most) {
+  for (int64_t n = 0; n <= most; ++n, s.feed(1)) {
+    EXPECT_EQ(compressor.due(s.cache), n % Compressor::kLook == 0) << n;
+    if (compressor.due(s.cache)) compressor.run(*s.backend, s.cache, s.window, kHeads);
+    if (s.cache.compacted()) return n;
+  }
+  return -1;
+}
+
+TEST(CompressTest, AnAutomaticGapEndsWhenTheVotesHaveSettled) {
+  DecodePolicy policy = small_policy();
+  policy.gap = kAutoGap;
+  policy.window = 16;
+  {
+    Sequence s(policy);
+    s.same_queries = true;
+    s.feed(500);
+    Compressor compressor(policy, 500);
+    EXPECT_EQ(written_until_compressed(s, compressor, 40), Compressor::kLook);
+    EXPECT_EQ(s.cache.rows(0, 0), 100);
+  }
+  Sequence s(policy);  // every token asks for something else: never before a whole window
+  s.feed(500);
+  Compressor compressor(policy, 500);
+  EXPECT_EQ(written_until_compressed(s, compressor, 40), policy.window);
+
+  DecodePolicy fixed = policy;
+  fixed.gap = policy.window;
+  Sequence same(fixed);
+  same.feed(500);
+  for (int i = 0; i < policy.window; ++i) same.feed(1);
+  Compressor(fixed, 500).run(*same.backend, same.cache, same.window, kHeads);
+  for (int64_t h = 0; h < kKvHeads; ++h) EXPECT_EQ(s.positions(1, h), same.positions(1, h));
+}
+
+// One head that asks for something new is enough to wait, wherever it is.
+TEST(CompressTest, AnAutomaticGapWaitsForEveryHead) {
+  for (const int layer : {0, static_cast<int>(kLayers) - 1}) {
+    DecodePolicy policy = small_policy();
+    policy.gap = kAutoGap;
+    policy.window = 16;
+    Sequence s(policy);
+    s.same_queries = true;
+    s.feed(500);
+    Compressor compressor(policy, 500);
+    compressor.run(*s.backend, s.cache, s.window, kHeads);
+    // From here on the last head of the layer asks for the opposite.
+    auto& q = s.first_queries[layer];
+    for (size_t i = q.size() - kHeadDim; i < q.size(); ++i) q[i] = -8 * q[i];
+    s.feed(Compressor::kLook);
+    compressor.run(*s.backend, s.cache, s.window, kHeads);
+    EXPECT_FALSE(s.cache.compacted()) << layer;
+    s.feed(policy.window - Compressor::kLook);
+    compressor.run(*s.backend, s.cache, s.window, kHeads);
+    EXPECT_TRUE(s.cache.compacted()) << layer;
+  }
+}
+
+TEST(CompressTest, AnAutomaticGapNeedsVotes) {
+  DecodePolicy policy = DecodePolicy::streaming();
+  policy.gap = kAutoGap;
+  EXPECT_THROW(validate(policy), Error);
+  EXPECT_EQ(DecodePolicy().longest_gap(), 16);
+  EXPECT_EQ(DecodePolicy::snapkv().longest_gap(), 0);
 }
 
 // What is kept, by plain loops in double from the method's formula.

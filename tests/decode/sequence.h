@@ -31,6 +31,11 @@ struct Sequence {
     for (int l = 0; l < kLayers; ++l) {
       for (auto* m : {&q, &k, &v})
         for (float& x : *m) x = normal(random);
+      if (same_queries) {  // as the first ones of the layer
+        auto& first = first_queries[size_t(l)];
+        if (first.empty()) first.assign(q.begin(), q.begin() + kHeads * kHeadDim);
+        for (size_t i = 0; i < q.size(); ++i) q[i] = first[i % first.size()];
+      }
       // The first KV head's queries look more sharply than the second's.
       for (size_t i = 0; i < q.size(); ++i)
         if (int64_t(i) % (kHeads * kHeadDim) < kHeads / kKvHeads * kHeadDim) q[i] *= 4;
@@ -54,6 +59,8 @@ struct Sequence {
     return at;
   }
 
+  bool same_queries = false;  // every token asks for the same
+  std::vector<float> first_queries[kLayers];
   std::mt19937_64 random{1};
   std::unique_ptr<Backend> backend;
   KvShape shape;

@@ -112,7 +112,7 @@ TEST(SplitTest, RaggedHeadsGrowAgainTogether) {
     policy.regrow = 20;
     Sequence s(policy);
     s.feed(kTokens);
-    const Compressor compressor(policy, kTokens - 4);
+    Compressor compressor(policy, kTokens - 4);
     for (int round = 0; round < 3; ++round) {
       compressor.run(*s.backend, s.cache, s.window, kHeads);
       ASSERT_NEAR(s.cache.mean_rows(), 100, 1);
@@ -171,7 +171,7 @@ TEST(SplitTest, StreamingKeepsExactlyItsTokens) {
   Sequence s(policy);
   EXPECT_EQ(s.window.n_rows(), 0);
   s.feed(kTokens);
-  const Compressor compressor(policy, kTokens);
+  Compressor compressor(policy, kTokens);
   for (int64_t n = kTokens; n <= kTokens + 100; n += 50) {
     ASSERT_TRUE(compressor.due(s.cache));
     compressor.run(*s.backend, s.cache, s.window, kHeads);
