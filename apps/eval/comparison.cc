@@ -10,7 +10,6 @@
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
 #include "apps/eval/summary.h"
-#include "apps/eval/task.h"
 #include "ei/base/fail.h"
 
 namespace ei::eval {
@@ -46,33 +45,52 @@ bool Comparison::known(const Item& item, const NamedPolicies& policy) const {
   });
 }
 
-bool Comparison::ask(Session& session, const Item& item, Request& request, const Posed& posed,
-                     std::stop_token cancel, const std::function<void(Result)>& add) const {
-  std::optional<Generation> read;  // the prompt, under the prefill policy at hand
-  for (size_t p = 0; p < compared_.size(); ++p) {
-    if (p > 0 && !(compared_[p].policies.prefill == compared_[p - 1].policies.prefill))
-      read.reset();
-    if (known(item, compared_[p])) continue;
-    request.prefill = compared_[p].policies.prefill;
-    request.decode = compared_[p].policies.decode;
-    const Generation answer = session.generate(request, {}, cancel);
-    if (answer.finish_reason == FinishReason::kCancelled) return false;
-    if (!read) read = answer;
-    const auto n_later = double(std::max<int64_t>(1, std::ssize(answer.tokens) - 1));
-    add({.task = item.task,
-         .length = item.length,
-         .sample = item.sample,
-         .depth = item.depth,
-         .policy = compared_[p].name,
-         .expected = posed.expected,
-         .answer = answer.text,
-         .score = score(posed.expected, answer.text, posed.any),
-         .prompt_tokens = answer.prompt_tokens,
-         .density = read->sparsity.density,
-         .kv_bytes = answer.kv.entry_bytes,
-         .kv_bytes_full = answer.kv.entry_bytes_full,
-         .prefill_ms = read->timings.prefill_ms,
-         .token_ms = answer.timings.decode_ms / n_later});
+bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> items,
+                     const std::function<Posed(const Item&)>& pose, std::stop_token cancel,
+                     const std::function<void(const Item&, Result)>& add) const {
+  std::vector<Posed> posed;
+  std::vector<Request> requests;
+  for (const Item& item : items) {
+    posed.push_back(pose(item));
+    Request request;
+    if (engine.info().chat_format.empty() || !posed.back().chat) {
+      request.tokens = engine.tokenize(fmt::format("{}", fmt::join(posed.back().parts, "\n\n")));
+    } else {
+      request.messages = {{"user", posed.back().parts}};
+    }
+    request.max_tokens = posed.back().max_tokens;
+    request.sampling = SamplingParams{};
+    requests.push_back(std::move(request));
+  }
+  for (size_t first = 0, last = 0; first < compared_.size(); first = last) {
+    const PrefillPolicy& prefill = compared_[first].policies.prefill;
+    while (last < compared_.size() && compared_[last].policies.prefill == prefill) ++last;
+    std::optional<Generation> read;  // the document, under this policy
+    for (size_t i = 0; i < items.size(); ++i)
+      for (size_t p = first; p < last; ++p) {
+        const Item& item = items[i];
+        if (known(item, compared_[p])) continue;
+        requests[i].prefill = prefill;
+        requests[i].decode = compared_[p].policies.decode;
+        const Generation answer = session.generate(requests[i], {}, cancel);
+        if (answer.finish_reason == FinishReason::kCancelled) return false;
+        if (!read) read = answer;
+        const auto n_later = double(std::max<int64_t>(1, std::ssize(answer.tokens) - 1));
+        add(item, {.task = item.task,
+                   .length = item.length,
+                   .sample = item.sample,
+                   .depth = item.depth,
+                   .policy = compared_[p].name,
+                   .expected = posed[i].expected,
+                   .answer = answer.text,
+                   .score = posed[i].score(answer.text),
+                   .prompt_tokens = answer.prompt_tokens,
+                   .density = read->sparsity.density,
+                   .kv_bytes = answer.kv.entry_bytes,
+                   .kv_bytes_full = answer.kv.entry_bytes_full,
+                   .prefill_ms = read->timings.prefill_ms,
+                   .token_ms = answer.timings.decode_ms / n_later});
+      }
   }
   return true;
 }
@@ -87,37 +105,30 @@ int Comparison::run(Engine& engine, nlohmann::ordered_json about, const std::vec
     file.emplace(out_ / "answers.jsonl", about);
     results_ = file->results();
   }
+  const auto size_of = [](const Item& item) { return std::max(item.length, item.n_tokens); };
   int64_t n_tokens = 0, n_known = 0, longest = 0;
   for (const Item& item : items)
     for (const NamedPolicies& policy : compared_) {
-      n_tokens += item.length;
-      if (known(item, policy)) n_known += item.length;
-      longest = std::max(longest, item.length);
+      n_tokens += size_of(item);
+      if (known(item, policy)) n_known += size_of(item);
+      longest = std::max(longest, size_of(item));
     }
 
   Session session(engine, 2 * longest * engine.info().kv_bytes_per_token);
   cli::ProgressBar progress("eval");
   const cli::Interrupts::Scope scope(interrupts_);
   int64_t n_done = n_known;
-  for (const Item& item : items) {
-    if (std::all_of(compared_.begin(), compared_.end(),
-                    [&](const auto& policy) { return known(item, policy); }))
-      continue;
-    const Posed posed = pose(item);
-    Request request;
-    if (engine.info().chat_format.empty()) {
-      request.tokens = engine.tokenize(fmt::format("{}", fmt::join(posed.parts, "\n\n")));
-    } else {
-      request.messages = {{"user", posed.parts}};
-    }
-    request.max_tokens = posed.max_tokens;
-    request.sampling = SamplingParams{};
-    if (!ask(session, item, request, posed, scope.token(), [&](Result result) {
-          if (file) file->add(result);
-          results_.push_back(std::move(result));
-          progress.update(n_done += item.length, n_tokens, n_known);
-        }))
-      break;
+  const std::span all(items);
+  for (size_t first = 0, last = 0; first < items.size(); first = last) {
+    for (last = first + 1; last < items.size() && items[first].document >= 0 &&
+                           items[last].document == items[first].document;)
+      ++last;
+    const auto add = [&](const Item& item, Result result) {
+      if (file) file->add(result);
+      results_.push_back(std::move(result));
+      progress.update(n_done += size_of(item), n_tokens, n_known);
+    };
+    if (!ask(engine, session, all.subspan(first, last - first), pose, scope.token(), add)) break;
     session.clear();
   }
   progress.clear();

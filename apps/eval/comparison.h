@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,21 +18,24 @@ namespace ei::eval {
 // Which prompt of an evaluation.
 struct Item {
   std::string task;
-  int64_t length = 0;  // of the prompt in tokens, about
+  int64_t length = 0;  // of the prompt in tokens, about; 0: prompts of all lengths are one group
   int64_t sample = 0;
-  double depth = -1;  // as in Result
+  double depth = -1;      // as in Result
+  int64_t n_tokens = 0;   // of this prompt, about; 0: `length`
+  int64_t document = -1;  // prompts that begin with the same text and follow each other; -1: none
 };
 
 // What is asked.
 struct Posed {
   std::vector<std::string> parts;  // of a user's message
+  bool chat = true;                // in the model's chat format, if it has one
   std::vector<std::string> expected;
-  bool any = false;  // one of what is expected is enough
+  std::function<double(const std::string& answer)> score;  // 0 to 1
   int64_t max_tokens = 128;
 };
 
-// What evaluations of answers have in common: model, policies, where answers go; every prompt is
-// read once per prefill policy, and asked again of nobody who has answered.
+// What evaluations of answers have in common: model, policies, where answers go; every document is
+// read once per prefill policy, and nothing is asked of a policy that has answered it.
 class Comparison {
  public:
   Comparison(CLI::App& command, cli::Interrupts& interrupts);
@@ -45,9 +49,10 @@ class Comparison {
 
  private:
   bool known(const Item& item, const NamedPolicies& policy) const;
-  // False when it was interrupted.
-  bool ask(Session& session, const Item& item, Request& request, const Posed& posed,
-           std::stop_token cancel, const std::function<void(Result)>& add) const;
+  // All that is still to be asked of one document. False when it was interrupted.
+  bool ask(Engine& engine, Session& session, std::span<const Item> items,
+           const std::function<Posed(const Item&)>& pose, std::stop_token cancel,
+           const std::function<void(const Item&, Result)>& add) const;
 
   cli::Interrupts& interrupts_;
   cli::ModelOptions model_;

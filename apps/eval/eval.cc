@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "apps/eval/longbench.h"
 #include "apps/eval/multi_turn.h"
 #include "apps/eval/needle.h"
 #include "apps/eval/ruler.h"
@@ -12,9 +13,9 @@ Command add_eval(CLI::App& program, Interrupts& interrupts) {
   CLI::App* command =
       program.add_subcommand("eval", "Compare policies: what they answer, and what they save");
   command->require_subcommand(1);
-  const std::vector<Command> evaluations = {eval::add_needle(*command, interrupts),
-                                            eval::add_ruler(*command, interrupts),
-                                            eval::add_multi_turn(*command, interrupts)};
+  const std::vector<Command> evaluations = {
+      eval::add_needle(*command, interrupts), eval::add_ruler(*command, interrupts),
+      eval::add_longbench(*command, interrupts), eval::add_multi_turn(*command, interrupts)};
   return {command, [evaluations] {
             for (const Command& evaluation : evaluations)
               if (evaluation.app->parsed()) return evaluation.run();

@@ -1,26 +1,19 @@
 #include "apps/eval/needle.h"
 
-#include <algorithm>
 #include <memory>
 
 #include "apps/cli/input.h"
 #include "apps/eval/comparison.h"
+#include "apps/eval/json_lines.h"
 #include "apps/eval/task.h"
-#include "ei/base/fail.h"
 
 namespace ei::eval {
 namespace {
 
 // All the text files of a folder, one after another, in the order of their names.
 std::string read_haystack(const std::filesystem::path& dir) {
-  require(std::filesystem::is_directory(dir), "{}: is no folder", dir.string());
-  std::vector<std::filesystem::path> files;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir))
-    if (entry.path().extension() == ".txt") files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
-  require(!files.empty(), "{}: has no .txt files", dir.string());
   std::string text;
-  for (const auto& file : files) text += cli::read_text(file) + "\n";
+  for (const auto& file : files_in(dir, ".txt")) text += cli::read_text(file) + "\n";
   return text;
 }
 
@@ -49,13 +42,15 @@ class NeedleEval {
 
   int operator()() {
     std::vector<Item> items;
+    int64_t n_documents = 0;
     for (const std::string& length : lengths_)
-      for (const std::string& task : tasks_)
-        for (int64_t i = 0; i < n_samples_; ++i)
+      for (int64_t i = 0; i < n_samples_; ++i, ++n_documents)
+        for (const std::string& task : tasks_)
           items.push_back({.task = task,
                            .length = parse_length(length),
                            .sample = i,
-                           .depth = has_depth(task) ? depth_of(i) : -1});
+                           .depth = has_depth(task) ? depth_of(i) : -1,
+                           .document = task == "single" ? -1 : n_documents});
     const std::string haystack = haystack_.empty() ? "" : read_haystack(haystack_);
     Engine engine = comparison_.load();
     return comparison_.run(
@@ -75,7 +70,11 @@ class NeedleEval {
                .seed = 1000003 * seed_ + static_cast<uint64_t>(1009 * item.sample + item.length),
                .haystack = haystack},
               [&](std::string_view text) { return std::ssize(engine.tokenize(text)); });
-          return Posed{.parts = {sample.document, sample.question}, .expected = sample.expected};
+          return Posed{.parts = {sample.document, sample.question},
+                       .expected = sample.expected,
+                       .score = [expected = sample.expected](const std::string& answer) {
+                         return score(expected, answer);
+                       }};
         });
   }
 

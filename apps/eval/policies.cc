@@ -31,15 +31,27 @@ int64_t take_budget(std::string& name, const std::string& where) {
 }  // namespace
 
 NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options) {
-  const size_t plus = text.find('+');
+  CLI::App own;
+  const cli::PolicyOptions settings(own, /*with_names=*/false);
+  std::vector<std::string> names = CLI::detail::split(text, ':'), flags;
+  if (names.empty()) names.emplace_back();
+  // CLI11 takes arguments from the end.
+  for (size_t i = names.size() - 1; i > 0; --i) flags.push_back("--" + names[i]);
+  try {
+    own.parse(flags);
+  } catch (const CLI::ParseError& error) {
+    throw CLI::ValidationError(fmt::format("{}: {}", text, error.what()));
+  }
+  const size_t plus = names[0].find('+');
   if (plus == std::string::npos)
     throw CLI::ValidationError(fmt::format(
         "policies: \"{}\" is not PREFILL+DECODE, as in entropy+latent or dense+snapkv@256", text));
-  std::string prefill = text.substr(0, plus), decode = text.substr(plus + 1);
+  std::string prefill = names[0].substr(0, plus), decode = names[0].substr(plus + 1);
   const int64_t base = take_budget(prefill, text), budget = take_budget(decode, text);
   cli::Policies policies = options.policies(prefill, decode);
   if (base > 0) policies.prefill.budget.base = static_cast<float>(base);
   if (budget > 0) policies.decode.budget = budget;
+  settings.apply(policies);
   try {
     validate(policies.prefill);
     validate(policies.decode);

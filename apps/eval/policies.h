@@ -11,8 +11,9 @@ struct NamedPolicies {
   cli::Policies policies;
 };
 
-// Reads PREFILL+DECODE, each with @N for its budget if wanted: "dense+snapkv@256",
-// "entropy@512+latent". Everything else is as `options` has it. Throws CLI::ValidationError.
+// Reads PREFILL+DECODE, each with @N for its budget if wanted, and settings of its own by the names
+// of their flags: "dense+snapkv@256", "entropy@512+latent", "dense+latent@256:kernel=7:window=16".
+// Everything else is as `options` has it. Throws CLI::ValidationError.
 NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options);
 
 // 4096 of "4k" or "4096". Throws CLI::ValidationError.

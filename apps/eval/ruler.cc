@@ -1,28 +1,23 @@
 #include "apps/eval/ruler.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <memory>
 
-#include "apps/cli/input.h"
 #include "apps/eval/comparison.h"
+#include "apps/eval/json_lines.h"
+#include "apps/eval/task.h"
 #include "ei/base/fail.h"
-#include "ei/io/json.h"
 
 namespace ei::eval {
 namespace {
 
-RulerLine parse_line(const std::string& line, const std::string& task) {
-  const Json json = parse_json(line, "line");
-  RulerLine out{.task = task,
-                .index = json.at("index").get<int64_t>(),
-                .length = json.at("length").get<int64_t>(),
-                .input = json.at("input").get<std::string>(),
-                .outputs = json.at("outputs").get<std::vector<std::string>>()};
-  require(!out.outputs.empty(), "outputs is empty");
-  require(out.length > 0, "length is {}, expected a positive number", out.length);
-  return out;
+RulerLine parse_line(const Json& json, const std::string& task) {
+  const Fields fields(json, "line");
+  return {.task = task,
+          .index = fields.integer("index", 0, INT64_MAX),
+          .length = fields.integer("length", 1, int64_t{1} << 40),
+          .input = fields.string("input"),
+          .outputs = strings(fields, "outputs")};
 }
 
 class Ruler {
@@ -56,9 +51,12 @@ class Ruler {
             return l.task == item.task && l.index == item.sample && l.length == item.length;
           });
           // RULER asks for all strings, but for one of those that answer a question on a text.
+          const bool any = item.task.starts_with("qa");
           return Posed{.parts = {line->input},
                        .expected = line->outputs,
-                       .any = item.task.starts_with("qa")};
+                       .score = [outputs = line->outputs, any](const std::string& answer) {
+                         return score(outputs, answer, any);
+                       }};
         });
   }
 
@@ -72,33 +70,12 @@ class Ruler {
 }  // namespace
 
 std::vector<RulerLine> read_ruler(const std::filesystem::path& dir, bool skip_bad) {
-  require(std::filesystem::is_directory(dir), "{}: is no folder", dir.string());
-  std::vector<std::filesystem::path> files;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir))
-    if (entry.path().extension() == ".jsonl") files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
-  require(!files.empty(), "{}: has no .jsonl files", dir.string());
   std::vector<RulerLine> out;
-  for (const auto& file : files) {
+  for (const auto& file : files_in(dir, ".jsonl")) {
     const bool in_folder = file.stem() == "validation" || file.stem() == "test";
     const std::string task = (in_folder ? file.parent_path().filename() : file.stem()).string();
-    const std::string text = cli::read_text(file);
-    int64_t n_line = 0;
-    for (size_t begin = 0; begin < text.size();) {
-      const size_t end = std::min(text.find('\n', begin), text.size());
-      const std::string line = text.substr(begin, end - begin);
-      begin = end + 1;
-      ++n_line;
-      if (line.empty()) continue;
-      try {
-        out.push_back(parse_line(line, task));
-      } catch (const std::exception& error) {
-        const std::string what =
-            fmt::format("{}, line {}: {}", file.string(), n_line, error.what());
-        if (!skip_bad) fail("{}", what);
-        fmt::print(stderr, "left out: {}\n", what);
-      }
-    }
+    for_each_line(file, skip_bad,
+                  [&](const Json& line, int64_t) { out.push_back(parse_line(line, task)); });
   }
   return out;
 }

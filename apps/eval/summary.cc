@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "apps/cli/table.h"
@@ -23,18 +24,27 @@ void add_new(std::vector<T>& values, const T& value) {
 Group group_of(const std::string& task, int64_t length, const std::string& policy,
                const std::vector<Result>& results) {
   Group group{.task = task, .length = length, .policy = policy};
-  std::vector<double> scores;
+  std::map<std::string, std::vector<double>> scores;  // of the tasks
+  double prompt_tokens = 0;
   for (const Result& r : results) {
     if ((task != "all" && r.task != task) || r.length != length || r.policy != policy) continue;
-    scores.push_back(r.score);
+    scores[r.task].push_back(r.score);
+    ++group.n;
+    prompt_tokens += double(r.prompt_tokens);
     group.density += r.density;
     group.kv_bytes += double(r.kv_bytes);
     group.kv_bytes_full += double(r.kv_bytes_full);
     group.prefill_ms += r.prefill_ms;
     group.token_ms += r.token_ms;
   }
-  group.n = std::ssize(scores);
-  group.score = interval(scores);
+  double mean = 0, unit_variance = 0;
+  for (const auto& [name, own] : scores) {
+    mean += interval(own).mean / double(scores.size());
+    unit_variance += 1 / double(own.size());
+  }
+  // As many prompts as would give the same variance if all tasks had the same number.
+  group.score = interval(mean, double(scores.size() * scores.size()) / unit_variance);
+  if (length == 0 && group.n > 0) group.length = std::llround(prompt_tokens / double(group.n));
   for (double* sum :
        {&group.density, &group.kv_bytes, &group.kv_bytes_full, &group.prefill_ms, &group.token_ms})
     *sum /= double(std::max<int64_t>(1, group.n));
@@ -45,9 +55,12 @@ Group group_of(const std::string& task, int64_t length, const std::string& polic
 
 Interval interval(const std::vector<double>& scores) {
   if (scores.empty()) return {};
-  constexpr double kZ = 1.959964;  // of 95%
   const auto n = double(scores.size());
-  const double p = std::accumulate(scores.begin(), scores.end(), 0.0) / n;
+  return interval(std::accumulate(scores.begin(), scores.end(), 0.0) / n, n);
+}
+
+Interval interval(double p, double n) {
+  constexpr double kZ = 1.959964;  // of 95%
   const double center = (p + kZ * kZ / (2 * n)) / (1 + kZ * kZ / n);
   const double half = kZ / (1 + kZ * kZ / n) * std::sqrt(p * (1 - p) / n + kZ * kZ / (4 * n * n));
   return {p, std::max(0.0, center - half), std::min(1.0, center + half)};
@@ -66,8 +79,8 @@ std::vector<Group> summarize(const std::vector<Result>& results) {
   for (const int64_t length : lengths)
     for (const std::string& task : tasks)
       for (const std::string& policy : policies) {
-        groups.push_back(group_of(task, length, policy, results));
-        if (groups.back().n == 0) groups.pop_back();
+        const Group group = group_of(task, length, policy, results);
+        if (group.n > 0) groups.push_back(group);
       }
   return groups;
 }

@@ -15,11 +15,13 @@ struct Interval {
   double mean = 0, low = 0, high = 1;
 };
 Interval interval(const std::vector<double>& scores);
+Interval interval(double mean, double n);
 
-// What one policy made of one task at one length; of all tasks when `task` is "all".
+// What one policy made of one task at one length; of all tasks when `task` is "all": the mean of
+// the tasks' means, however many prompts each of them has.
 struct Group {
   std::string task;
-  int64_t length = 0;
+  int64_t length = 0;  // asked for; where prompts of all lengths are one group, their mean
   std::string policy;
   int64_t n = 0;
   Interval score;

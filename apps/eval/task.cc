@@ -10,7 +10,9 @@
 namespace ei::eval {
 namespace {
 
-constexpr int64_t kQuestionTokens = 192;  // of a length: the question and the answer
+// Of a length, for the question and the answer. So many that a document's last segment holds little
+// of it: that segment is read anew for every policy.
+constexpr int64_t kQuestionTokens = 448;
 constexpr size_t kPassageWords = 12, kQuotedWords = 6;
 
 class Random {
@@ -42,6 +44,42 @@ std::string list(const std::vector<std::string>& words) {
   for (size_t i = 0; i < words.size(); ++i)
     out += (i == 0 ? "" : i + 1 == words.size() ? ", and " : ", ") + words[i];
   return out;
+}
+
+// All that a document of several tasks states.
+struct Facts {
+  std::vector<Needle> needles;      // of one value each: the first stands at the depth asked for,
+  std::vector<std::string> others;  // the others are spread over the text
+  std::string key_of_values;
+  std::vector<std::string> several_values, values;  // of one key, and the sentences that state them
+  std::string assigned;  // to all of the variables, the first of them directly
+  std::vector<std::string> variables, assignments;
+};
+
+Facts make_facts(uint64_t seed, Random& random) {
+  Facts facts;
+  std::vector<Needle> all = make_needles(12, seed + 1);
+  facts.needles.assign(all.begin(), all.begin() + 8);
+  for (size_t i = 1; i < 8; ++i) facts.others.push_back(facts.needles[i].fact());
+  facts.key_of_values = all[8].key;
+  for (size_t i = 8; i < 12; ++i) {
+    all[i].key = facts.key_of_values;
+    facts.several_values.push_back(all[i].value);
+    facts.values.push_back(all[i].fact());
+  }
+  std::set<std::string> names;
+  while (names.size() < 3) {
+    std::string name;
+    for (int i = 0; i < 5; ++i) name += static_cast<char>('A' + random.below(26));
+    if (names.insert(name).second) facts.variables.push_back(name);
+  }
+  facts.assigned = std::to_string(10000 + random.below(89999));
+  std::string from = facts.assigned;
+  for (const std::string& name : facts.variables) {
+    facts.assignments.push_back("VAR " + name + " = " + from + ".");
+    from = "VAR " + name;
+  }
+  return facts;
 }
 
 constexpr std::string_view kAll = "What are all the special magic numbers for ";
@@ -97,57 +135,32 @@ Sample make_sample(const SampleSpec& spec, const TokenCounter& count) {
           512 + kQuestionTokens);
   Random random(spec.seed);
   const auto at = static_cast<int64_t>(spec.depth * double(n));
-  std::vector<Needle> needles = make_needles(8, spec.seed + 1);
-  std::vector<Placed> placed;
+  const Facts facts = make_facts(spec.seed, random);
   Sample sample;
-  if (spec.task == "single") {
-    placed = {{needles[0].fact(), at}};
-    sample.question = needles[0].question();
-    sample.expected = {needles[0].value};
-  } else if (spec.task == "many-keys") {
-    std::vector<std::string> others;
-    for (size_t i = 1; i < needles.size(); ++i) others.push_back(needles[i].fact());
-    placed = spread(others, n, random);
-    const auto before = std::find_if(placed.begin(), placed.end(),
-                                     [&](const Placed& other) { return other.at >= at; });
-    placed.insert(before, {needles[0].fact(), at});
-    sample.question = needles[0].question();
-    sample.expected = {needles[0].value};
+  std::vector<Placed> placed = {{facts.needles[0].fact(), at}};
+  if (spec.task != "single") {
+    for (const auto& some : {facts.others, facts.values, facts.assignments})
+      for (Placed& fact : spread(some, n, random)) placed.push_back(std::move(fact));
+    std::stable_sort(placed.begin(), placed.end(),
+                     [](const Placed& a, const Placed& b) { return a.at < b.at; });
+  }
+  if (spec.task == "single" || spec.task == "many-keys") {
+    sample.question = facts.needles[0].question();
+    sample.expected = {facts.needles[0].value};
   } else if (spec.task == "many-values") {
-    std::vector<std::string> facts;
-    for (size_t i = 0; i < 4; ++i) {
-      needles[i].key = needles[0].key;
-      facts.push_back(needles[i].fact());
-      sample.expected.push_back(needles[i].value);
-    }
-    placed = spread(facts, n, random);
-    sample.question = std::string(kAll) + needles[0].key + std::string(kMentioned);
+    sample.question = std::string(kAll) + facts.key_of_values + std::string(kMentioned);
+    sample.expected = facts.several_values;
   } else if (spec.task == "several-keys") {
-    std::vector<std::string> facts, keys;
-    for (const Needle& needle : needles) facts.push_back(needle.fact());
-    placed = spread(facts, n, random);
-    for (const size_t i : {1, 4, 6}) {
-      keys.push_back(needles[i].key);
-      sample.expected.push_back(needles[i].value);
+    std::vector<std::string> keys;
+    for (const size_t i : {2, 4, 7}) {
+      keys.push_back(facts.needles[i].key);
+      sample.expected.push_back(facts.needles[i].value);
     }
     sample.question = std::string(kAll) + list(keys) + std::string(kMentioned);
   } else if (spec.task == "chain") {
-    std::set<std::string> names;
-    while (names.size() < 3) {
-      std::string name;
-      for (int i = 0; i < 5; ++i) name += static_cast<char>('A' + random.below(26));
-      if (names.insert(name).second) sample.expected.push_back(name);
-    }
-    const std::string value = std::to_string(10000 + random.below(89999));
-    std::string from = value;
-    std::vector<std::string> facts;
-    for (const std::string& name : sample.expected) {
-      facts.push_back("VAR " + name + " = " + from + ".");
-      from = "VAR " + name;
-    }
-    placed = spread(facts, n, random);
     sample.question =
-        "Find all variables that are assigned the value " + value + " in the text above.";
+        "Find all variables that are assigned the value " + facts.assigned + " in the text above.";
+    sample.expected = facts.variables;
   } else {
     require(spec.task == "quote", "task {} is not known, expected one of {}", spec.task,
             fmt::join(task_names(), ", "));

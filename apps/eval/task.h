@@ -11,9 +11,10 @@ namespace ei::eval {
 //   single        the value of the only needle
 //   many-keys     the value of one needle among eight
 //   many-values   the four values of one key
-//   several-keys  the values of three keys among eight
+//   several-keys  the values of three of the eight
 //   chain         three variables that are assigned a value one through the other
 //   quote         how a passage goes on
+// All but the first ask about the same document.
 const std::vector<std::string>& task_names();
 
 struct SampleSpec {

@@ -34,6 +34,23 @@ TEST_F(PoliciesTest, RefusesWhatIsNotOne) {
     EXPECT_THROW(parse(text), CLI::ValidationError) << text;
 }
 
+TEST_F(PoliciesTest, SettingsOfItsOwn) {
+  const NamedPolicies own =
+      parse("entropy@512+latent@256:kernel=7:decode-gap=auto:sink-blocks=2:off-by-one",
+            "--kernel 9 --window 16 --recent-blocks 3");
+  EXPECT_EQ(own.policies.decode.kernel, 7);
+  EXPECT_EQ(own.policies.decode.gap, kAutoGap);
+  EXPECT_EQ(own.policies.decode.budget, 256);
+  EXPECT_EQ(own.policies.decode.window, 16);
+  EXPECT_TRUE(own.policies.decode.off_by_one);
+  EXPECT_EQ(own.policies.prefill.budget.base, 512);
+  EXPECT_EQ(own.policies.prefill.sink_blocks, 2);
+  EXPECT_EQ(own.policies.prefill.recent_blocks, 3);
+  for (const char* text : {"dense+latent:kernel", "dense+latent:kernel=x", "dense+latent:kernel=4",
+                           "dense+latent:nope=3", "dense+latent:prefill=dense", ":kernel=7"})
+    EXPECT_THROW(parse(text), CLI::ValidationError) << text;
+}
+
 TEST_F(PoliciesTest, NamesAreInTheListAlone) {
   EXPECT_THROW(parse("dense+full", "--prefill dense"), CLI::ParseError);
   EXPECT_THROW(parse("dense+full", "--decode full"), CLI::ParseError);

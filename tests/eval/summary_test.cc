@@ -65,6 +65,22 @@ TEST(SummaryTest, GroupsByLengthTaskAndPolicy) {
   EXPECT_NE(text.find("15%"), std::string::npos) << text;
 }
 
+TEST(SummaryTest, TasksCountTheSameInTheMeanOfAll) {
+  std::vector<Result> results = {result("a", 0, 0, "p", 1)};
+  for (int i = 0; i < 9; ++i) results.push_back(result("b", 0, i, "p", 0));
+  for (Result& r : results) r.prompt_tokens = r.task == "a" ? 1000 : 100;
+  const std::vector<Group> groups = summarize(results);
+  ASSERT_EQ(groups.size(), 3u);
+  EXPECT_EQ(groups[2].task, "all");
+  EXPECT_EQ(groups[2].n, 10);
+  EXPECT_EQ(groups[2].score.mean, 0.5);
+  // The variance of half the sum of two means, of 1 and of 9: as of 4 / (1 + 1/9) = 3.6 prompts.
+  EXPECT_NEAR(groups[2].score.high, interval(0.5, 3.6).high, 1e-12);
+  // Prompts of all lengths are one group; it tells their mean.
+  EXPECT_EQ(groups[0].length, 1000);
+  EXPECT_EQ(groups[2].length, 190);
+}
+
 // Whatever models answer, it stays data.
 TEST(SummaryTest, ThePageHoldsItsData) {
   Result odd = result("single", 4096, 0, "</script><b>", 1);

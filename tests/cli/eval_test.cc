@@ -1,0 +1,147 @@
+// The evaluations, from outside.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "ei/io/json.h"
+#include "tests/cli/program.h"
+#include "tests/support/files.h"
+
+namespace ei::cli {
+namespace {
+
+using testing::HasSubstr;
+
+const std::string kModel = EI_SOURCE_DIR "/models/needle-8m";
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    lines.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+// Without the last two columns: times differ from run to run.
+std::string without_times(const std::string& table) {
+  std::string out;
+  for (std::string line : lines_of(table)) {
+    for (int i = 0; i < 3; ++i) line.erase(line.rfind('|'));
+    out += line + "\n";
+  }
+  return out;
+}
+
+Json without_times(Json result) {
+  result.erase("prefill_ms");
+  result.erase("token_ms");
+  return result;
+}
+
+class EvalTest : public testing::Test {
+ protected:
+  std::string in(const std::string& name) const { return (dir_ / name).string(); }
+  test::TempDir dir_;
+};
+
+TEST_F(EvalTest, AnInterruptedOneGoesOnToTheSameTable) {
+  const std::string needle =
+      "eval needle " + kModel +
+      " -t 1 --lengths 1k --samples 2 --tasks single,many-keys,quote"
+      " --policies dense+full,entropy+latent@64,dense+snapkv@128:kernel=21 --threshold 512 --out ";
+  const Finished whole = run_program(needle + in("whole"));
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+  const std::vector<std::string> want = lines_of(read_file(dir_ / "whole/answers.jsonl"));
+  ASSERT_EQ(want.size(), 1 + 2 * 3 * 3u);
+  // As a power cut leaves it: in the middle of a document, of one way of reading, and of a line.
+  for (const size_t n : {1, 2, 6, 11, 17}) {
+    std::string found;
+    for (size_t i = 0; i < n; ++i) found += want[i] + "\n";
+    const std::string out = "cut" + std::to_string(n);
+    std::filesystem::create_directories(dir_ / out);
+    test::write_file(dir_ / (out + "/answers.jsonl"), found + want[n].substr(0, 40));
+    const Finished rest = run_program(needle + in(out));
+    ASSERT_EQ(rest.exit_code, 0) << rest.err;
+    EXPECT_EQ(without_times(rest.out), without_times(whole.out)) << n;
+    const std::string text = read_file(dir_ / (out + "/answers.jsonl"));
+    EXPECT_TRUE(text.starts_with(found)) << "answers were asked for again";
+    const std::vector<std::string> got = lines_of(text);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 1; i < got.size(); ++i)
+      EXPECT_EQ(without_times(parse_json(got[i], "got")),
+                without_times(parse_json(want[i], "want")))
+          << n << " " << i;
+  }
+  const Finished done = run_program(needle + in("whole"));
+  EXPECT_EQ(done.out, whole.out);  // times as well: nothing was asked again
+  const Finished other = run_program(needle + in("whole") + " --seed 2");
+  EXPECT_EQ(other.exit_code, 1);
+  EXPECT_THAT(other.err, HasSubstr("answers.jsonl, line 1: it is of another evaluation: seed"));
+}
+
+TEST_F(EvalTest, LongBench) {
+  std::filesystem::create_directories(dir_ / "data");
+  test::write_file(dir_ / "dataset2prompt.json",
+                   R"({"trec": "{context} {input}", "passage_count": "{context} {input}"})");
+  test::write_file(dir_ / "dataset2maxlen.json", R"({"trec": 4, "passage_count": 6})");
+  std::string context;
+  for (int i = 0; i < 300; ++i) context += "It rained all day. ";
+  const auto line = [&](const std::string& text, const std::string& answer) {
+    return Json{{"input", "How many?"},
+                {"context", text},
+                {"answers", {answer}},
+                {"all_classes", {"one", "two"}},
+                {"length", 1200}}
+               .dump() +
+           "\n";
+  };
+  test::write_file(dir_ / "data/trec.jsonl", line(context, "one"));
+  test::write_file(dir_ / "data/passage_count.jsonl",
+                   line("Once.", "1") + "{\n" + line(context, "2"));
+  const std::string longbench = "eval longbench " + kModel + " -t 1 --data " + in("") +
+                                " --max-length 500 --policies dense+full,entropy+latent --out " +
+                                in("out");
+  const Finished bad = run_program(longbench);
+  EXPECT_EQ(bad.exit_code, 1);
+  EXPECT_THAT(bad.err, HasSubstr("passage_count.jsonl, line 2: "));
+  EXPECT_THAT(bad.err, HasSubstr("--skip-bad"));
+  const Finished got = run_program(longbench + " --skip-bad");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_THAT(got.err, HasSubstr("left out: "));
+  EXPECT_EQ(lines_of(got.out).size(), 2 + 3 * 2u) << got.out;  // two tasks and all, two policies
+  const std::vector<std::string> answers = lines_of(read_file(dir_ / "out/answers.jsonl"));
+  ASSERT_EQ(answers.size(), 1 + 3 * 2u);
+  for (size_t i = 1; i < answers.size(); ++i) {
+    const Json answer = parse_json(answers[i], "answer");
+    const int64_t n = answer["prompt_tokens"];
+    if (answer["sample"] == 1 && answer["task"] == "passage_count") {
+      EXPECT_LT(n, 20);
+    } else {
+      EXPECT_GT(n, 490);
+      EXPECT_LT(n, 510);
+    }
+    // <|bos|> alone, or with <|user|> and <|assistant|>.
+    EXPECT_EQ(answer["expected"].size(), 1u);
+  }
+}
+
+TEST_F(EvalTest, AnUnchangedPolicyDivergesNowhere) {
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += "The " + std::to_string(i) + " of them came to the harbor. ";
+  test::write_file(dir_ / "text.txt", text);
+  const Finished got = run_program("perplexity " + kModel + " -t 1 --file " + in("text.txt") +
+                                   " --ctx 256 --policies dense+full,dense+streaming@64 --json");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json policies = parse_json(got.out, "stdout")["policies"];
+  const Json& same = policies["dense+full"];
+  EXPECT_EQ(same["kld"]["value"], 0.0);
+  EXPECT_EQ(same["kld_percentiles"]["1"], 0.0);
+  EXPECT_EQ(same["ppl_ratio"]["value"], 1.0);
+  EXPECT_EQ(same["rms_dp"]["value"], 0.0);
+  EXPECT_EQ(same["same_top"]["value"], 1.0);
+  EXPECT_GT(policies["dense+streaming@64"]["kld"]["value"].get<double>(), 0.0);
+}
+
+}  // namespace
+}  // namespace ei::cli
