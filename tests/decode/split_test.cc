@@ -13,12 +13,16 @@ namespace {
 
 constexpr int64_t kTokens = 400;
 
-// The pooled votes of a layer's KV heads, by the reference ops.
+// The pooled votes of a layer's KV heads or query heads, by the reference ops.
 std::vector<std::vector<float>> votes_of(const Sequence& s, int layer, const DecodePolicy& policy) {
   const KvLayer kv = s.cache.layer(layer);
   const Act ring = s.window.ring(layer);
   const int64_t group = kHeads / kKvHeads;
   std::vector<std::vector<float>> votes;
+  const auto add = [&](const std::vector<double>& of_head) {
+    const auto pooled = ref::pool(of_head, policy.pooling, policy.kernel);
+    votes.emplace_back(pooled.begin(), pooled.end());
+  };
   for (int64_t k = 0; k < kKvHeads; ++k) {
     Matrix keys({kTokens, kHeadDim});
     for (int64_t j = 0; j < kTokens; ++j)
@@ -34,11 +38,40 @@ std::vector<std::vector<float>> votes_of(const Sequence& s, int layer, const Dec
                     kHeadDim, queries[i].data);
       of_heads.push_back(ref::vote(queries, keys, 0.25));
     }
-    const auto pooled =
-        ref::pool(ref::reduce(of_heads, policy.reduce), policy.pooling, policy.kernel);
-    votes.emplace_back(pooled.begin(), pooled.end());
+    if (policy.scope == KvScope::kQueryHead) {
+      for (const auto& of_head : of_heads) add(of_head);
+    } else {
+      add(ref::reduce(of_heads, policy.reduce));
+    }
   }
   return votes;
+}
+
+TEST(SplitTest, EvenKeepsTheHighestVotesUnderEveryPoolAndScope) {
+  for (const Pooling pooling : {Pooling::kNone, Pooling::kAvg, Pooling::kMax})
+    for (const KvScope scope : {KvScope::kKvHead, KvScope::kQueryHead})
+      for (const GroupReduce reduce : {GroupReduce::kMean, GroupReduce::kMax}) {
+        SCOPED_TRACE(testing::Message() << int(pooling) << int(scope) << int(reduce));
+        DecodePolicy policy = small_policy();
+        policy.pooling = pooling;
+        policy.scope = scope;
+        policy.reduce = reduce;
+        Sequence s(policy);
+        s.feed(kTokens);
+        std::vector<std::vector<std::vector<float>>> votes;
+        for (int l = 0; l < kLayers; ++l) votes.push_back(votes_of(s, l, policy));
+        Compressor(policy, kTokens - 4).run(*s.backend, s.cache, s.window, kHeads);
+        for (int l = 0; l < kLayers; ++l)
+          for (size_t h = 0; h < votes[size_t(l)].size(); ++h)
+            EXPECT_EQ(
+                s.positions(l, int64_t(h)),
+                ref::keep_top(votes[size_t(l)][h], policy.budget - policy.window, policy.window))
+                << l << " " << h;
+        // Every head is charged for: a query head's rows are rows of their own.
+        const int64_t heads = scope == KvScope::kKvHead ? kKvHeads : kHeads;
+        EXPECT_EQ(s.cache.entry_bytes(),
+                  kLayers * heads * policy.budget * 2 * kHeadDim * int64_t{sizeof(float)});
+      }
 }
 
 TEST(SplitTest, AdaptiveFollowsTheVotesAndConservesTheLayersBudget) {
