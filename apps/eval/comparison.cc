@@ -19,7 +19,8 @@ Comparison::Comparison(CLI::App& command, cli::Interrupts& interrupts)
   command
       .add_option("--policies", policies_,
                   "What to compare: PREFILL+DECODE by their names, each with @N for its budget if "
-                  "wanted [dense+full,entropy+latent]")
+                  "wanted, and settings of its own by the names of their flags, as in "
+                  "dense+latent@256:kernel=7 [dense+full,entropy+latent]")
       ->delimiter(',')
       ->option_text("P+D,..");
   command
@@ -53,6 +54,7 @@ bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> ite
   for (const Item& item : items) {
     posed.push_back(pose(item));
     Request request;
+    request.thinking = false;  // answers are short
     if (engine.info().chat_format.empty() || !posed.back().chat) {
       request.tokens = engine.tokenize(fmt::format("{}", fmt::join(posed.back().parts, "\n\n")));
     } else {
