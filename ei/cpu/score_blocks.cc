@@ -32,7 +32,7 @@ void midpoint(const float* rows, int64_t stride, int64_t n, int64_t d, float* HW
   for (int64_t c = 0; c < d; ++c) mid[c] = (mid[c] + high[c]) / 2;
 }
 
-int64_t score_scratch(int64_t d) { return kTileKeys * 2 * d + 16 * d + 2 * kRows * kTileKeys; }
+int64_t score_scratch(int64_t d) { return kTileKeys * 2 * d + 2 * kStrip * kTileKeys; }
 
 // Scores of KV head h for the blocks of one tile, for every segment that has any of them behind it.
 // mids [n_segments * group, d].
@@ -43,23 +43,24 @@ void score_tile(const ScoreBlocks& op, int64_t h, int64_t tile, const float* mid
   const int64_t begin = tile * kTileKeys;
   const int64_t past = (op.begin + (n_segments - 1) * op.segment) / op.bounds.block;
   const int64_t n = std::min(kTileKeys, past - begin);
-  float *low = scratch, *high = low + kTileKeys * d, *rows = high + kTileKeys * d;
-  float *with_low = rows + 16 * d, *with_high = with_low + kRows * kTileKeys;
-  const View<float, 2> k_min = op.bounds.min[h], k_max = op.bounds.max[h];
-  pack_columns(
-      n, d, DType::kF32, [&](int64_t j) { return k_min[begin + j].data; }, low, rows);
-  pack_columns(
-      n, d, DType::kF32, [&](int64_t j) { return k_max[begin + j].data; }, high, rows);
+  float *low = scratch, *high = low + kTileKeys * d;
+  float *with_low = high + kTileKeys * d, *with_high = with_low + kStrip * kTileKeys;
+  for (const auto& [bounds, packed] : {std::pair{&op.bounds.min, low}, {&op.bounds.max, high}}) {
+    const char* rows[kTileKeys];
+    for (int64_t j = 0; j < n; ++j)
+      rows[j] = reinterpret_cast<const char*>((*bounds)[h][begin + j].data);
+    pack_columns(n, d, DType::kF32, rows, packed);
+  }
   const float factor = op.scale / static_cast<float>(group);
   for (int64_t s = 0; s < n_segments; ++s) {
     const int64_t n_seen = std::min(n, (op.begin + s * op.segment) / op.bounds.block - begin);
     if (n_seen <= 0) continue;
     float* score = op.score[h][s].data + begin;
-    for (int64_t g = 0; g < group; g += kRows) {
-      const int64_t m = std::min(kRows, group - g);
+    for (int64_t g = 0; g < group; g += kStrip) {
+      const int64_t m = std::min(kStrip, group - g);
       const float* mid = mids + (s * group + g) * d;
-      product<false>(m, kTileKeys, d, mid, d, low, kTileKeys, with_low, kTileKeys);
-      product<false>(m, kTileKeys, d, mid, d, high, kTileKeys, with_high, kTileKeys);
+      product<false>(m, full_panels(n_seen), d, mid, d, low, d, with_low, kTileKeys);
+      product<false>(m, full_panels(n_seen), d, mid, d, high, d, with_high, kTileKeys);
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < n_seen; ++j) {
           const float best = std::max(with_low[i * kTileKeys + j], with_high[i * kTileKeys + j]);
@@ -68,6 +69,26 @@ void score_tile(const ScoreBlocks& op, int64_t h, int64_t tile, const float* mid
     }
     for (int64_t j = 0; j < n_seen; ++j) score[j] *= factor;
   }
+}
+
+// e^x for x <= 0, relative error below 3e-7 down to 2^-125; 0 below.
+HWY_INLINE V32 exp_negative(V32 x) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const V32 t = hn::Mul(x, hn::Set(d, 1.44269504f));
+  const V32 n = hn::Round(hn::Max(t, hn::Set(d, -126.0f)));
+  // x - n ln 2 in two steps, then the series of e^r on [-ln 2 / 2, ln 2 / 2].
+  const V32 r =
+      hn::NegMulAdd(n, hn::Set(d, 1.42860677e-6f), hn::NegMulAdd(n, hn::Set(d, 0.693145752f), x));
+  V32 p = hn::Set(d, 1.0f / 720);
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 120));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 24));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 6));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
+  const auto scale = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
+  return hn::IfThenElseZero(hn::Ge(t, hn::Set(d, -125.5f)), hn::Mul(p, hn::BitCast(d, scale)));
 }
 
 // log Z - (sum e^t t) / Z with t = score - top: equal to -sum p log p, but nothing underflows on

@@ -30,6 +30,10 @@ struct AttentionItem {
   const int32_t* blocks = nullptr;  // those they are in; nullptr: the first n_past
 };
 
+// A tile's probabilities below 2^-kNegligible of the row's maximum so far are taken for 0 if all of
+// them are: 131,072 such keys would together weigh less than 4e-6.
+inline constexpr float kNegligible = 35;
+
 constexpr int64_t padded(int64_t d) { return (d + 15) / 16 * 16; }
 
 }  // namespace ei::cpu
@@ -40,36 +44,87 @@ namespace ei::cpu::HWY_NAMESPACE {
 
 // Floats of scratch a thread needs for items of n_rows.
 int64_t attention_scratch(int64_t n_rows, int64_t d) {
-  return kTileKeys * (d + padded(d)) + n_rows * (d + padded(d) + 2) + 16 * d + 8 * kTileKeys + 256;
+  return kTileKeys * (d + padded(d) + kStrip) + n_rows * (d + padded(d) + 2) + 8 * 16;
 }
 
-// Gathers keys [begin, begin + n) of the item's sequence into kt [d, kTileKeys] and their values
-// into vt [n, padded d].
-void pack_tile(const SparseAttention& op, const AttentionItem& item, int64_t begin, int64_t n,
-               float* HWY_RESTRICT kt, float* HWY_RESTRICT vt, float* HWY_RESTRICT rows) {
+// Where keys [begin, begin + n) of the item's sequence are stored.
+void find_keys(const SparseAttention& op, const AttentionItem& item, int64_t begin, int64_t n,
+               const char** keys) {
   const KvLayer& kv = op.kv;
-  const int64_t d = kv.head_dim, width = padded(d);
-  const auto row_at = [&](int64_t j) {
-    const int64_t row = begin + j;
-    if (row >= item.n_past) return row + item.segment_begin - item.n_past;
-    if (item.blocks == nullptr) return row;
-    return item.blocks[row / op.block] * op.block + row % op.block;
-  };
-  pack_columns(
-      n, d, kv.dtype, [&](int64_t j) { return key_at(kv, item.kv_head, row_at(j)); }, kt, rows);
-  for (int64_t j = 0; j < n; ++j) {
-    widen(value_at(kv, item.kv_head, row_at(j)), kv.dtype, d, vt + j * width);
-    std::fill(vt + j * width + d, vt + (j + 1) * width, 0.0f);
+  const int64_t row_bytes = kv.head_dim * dtype_bytes(kv.dtype);
+  for (int64_t j = 0; j < n;) {
+    const int64_t at = begin + j;
+    int64_t row = at, run = item.n_past - at;  // that many follow each other
+    if (run <= 0) {
+      row = at - item.n_past + item.segment_begin;
+      run = n;
+    } else if (item.blocks != nullptr) {
+      row = item.blocks[at / op.block] * op.block + at % op.block;
+      run = op.block - at % op.block;
+    }
+    run = std::min({run, n - j, kv.page_rows - row % kv.page_rows});
+    const char* key = key_at(kv, item.kv_head, row);
+    for (int64_t i = 0; i < run; ++i) keys[j++] = key + i * row_bytes;
   }
+}
+
+// n rows of d values, padded with zeros to full vectors, into panels of kTileKeys rows.
+void pack_values(int64_t n, int64_t d, DType type, const char* const* rows,
+                 float* HWY_RESTRICT tile) {
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(F32()));
+  const int64_t width = padded(d), wide = width / panel_columns() * panel_columns();
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t c = 0; c < width;) {
+      const int64_t columns = c < wide ? panel_columns() : lanes;
+      float* to = tile + c * kTileKeys + j * columns;
+      const int64_t left = std::clamp<int64_t>(d - c, 0, columns);
+      widen(rows[j] + c * dtype_bytes(type), type, left, to);
+      std::fill(to + left, to + columns, 0.0f);
+      c += columns;
+    }
+  }
+}
+
+// Online softmax of one row of a tile, in units of log 2: of n scores, n_seen are of keys that the
+// row sees, as are some of those of all tiles before. Replaces them by probabilities relative to
+// the row's maximum so far and returns the factor that makes older ones so. `live` becomes false if
+// they are all 0.
+HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float* HWY_RESTRICT s, float& top,
+                             float& sum, bool& live) {
+  const F32 df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  if (n_seen < n) std::fill(s + n_seen, s + n, -std::numeric_limits<float>::infinity());
+  V32 most = hn::LoadU(df, s);
+  for (int64_t c = lanes; c < n; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
+  float factor = 1;
+  if (hn::AllTrue(df, hn::Lt(most, hn::Set(df, top - kNegligible)))) {
+    std::fill_n(s, n, 0.0f);
+    return factor;
+  }
+  live = true;
+  if (!hn::AllTrue(df, hn::Le(most, hn::Set(df, top)))) {
+    const float next = hn::GetLane(hn::MaxOfLanes(df, most));
+    factor = hn::GetLane(exp2_negative(hn::Set(df, top - next)));
+    top = next;
+  }
+  const V32 shift = hn::Set(df, top);
+  V32 total = hn::Zero(df);
+  for (int64_t c = 0; c < n; c += lanes) {
+    const V32 p = exp2_negative(hn::Sub(hn::LoadU(df, s + c), shift));
+    hn::StoreU(p, df, s + c);
+    total = hn::Add(total, p);
+  }
+  if (n_seen < n) std::fill(s + n_seen, s + n, 0.0f);
+  sum = sum * factor + hn::GetLane(hn::SumOfLanes(df, total));
+  return factor;
 }
 
 // Online softmax over tiles of keys (in the order of the sequence), with the running maximum and
 // sum of every row beside its unnormalised output.
 void attend(const SparseAttention& op, const AttentionItem& item, float* HWY_RESTRICT scratch) {
-  const F32 df;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   const int64_t d = op.kv.head_dim, width = padded(d), n_heads = op.q.cols / d;
   const int64_t group = n_heads / op.kv.n_kv_heads(), n_rows = item.n_tokens * group;
+  const int64_t value_offset = op.kv.page_rows * d * dtype_bytes(op.kv.dtype);
   const auto take = [&](int64_t n) {
     float* piece = scratch;
     scratch += (n + 15) / 16 * 16;
@@ -77,57 +132,52 @@ void attend(const SparseAttention& op, const AttentionItem& item, float* HWY_RES
   };
   float* kt = take(kTileKeys * d);
   float* vt = take(kTileKeys * width);
-  float* rows = take(16 * d);
-  float* score = take(kRows * kTileKeys);
+  float* score = take(kStrip * kTileKeys);
   float* q = take(n_rows * d);
   float* out = take(n_rows * width);
   float* top = take(n_rows);
   float* sum = take(n_rows);
+  const char* keys[kTileKeys];
 
   const View<float, 2> queries = rows_of(op.q);
+  const float scale = op.scale * 1.44269504f;  // scores in units of log 2
   for (int64_t r = 0; r < n_rows; ++r) {
     const float* from =
         queries[item.first + r / group].data + (item.kv_head * group + r % group) * d;
-    for (int64_t c = 0; c < d; ++c) q[r * d + c] = op.scale * from[c];
+    for (int64_t c = 0; c < d; ++c) q[r * d + c] = scale * from[c];
   }
   std::fill_n(out, n_rows * width, 0.0f);
   std::fill_n(top, n_rows, -std::numeric_limits<float>::infinity());
   std::fill_n(sum, n_rows, 0.0f);
 
-  // Row r sees the keys up to seen(r) of the sequence: the past and, causally, its segment.
-  const int64_t first_seen = item.n_past + op.begin + item.first - item.segment_begin;
+  // Row r sees the keys before seen(r) of the sequence: the past and, causally, its segment.
+  const int64_t first_seen = item.n_past + op.begin + item.first - item.segment_begin + 1;
   const auto seen = [&](int64_t r) { return first_seen + r / group; };
-  const int64_t n_keys = seen(n_rows - 1) + 1;
+  const int64_t n_keys = seen(n_rows - 1);
 
   for (int64_t j = 0; j < n_keys; j += kTileKeys) {
-    const int64_t n = std::min(kTileKeys, n_keys - j);
-    pack_tile(op, item, j, n, kt, vt, rows);
-    for (int64_t r = 0; r < n_rows; r += kRows) {
-      const int64_t m = std::min(kRows, n_rows - r);
-      if (j > seen(r + m - 1)) continue;
-      product<false>(m, kTileKeys, d, q + r * d, d, kt, kTileKeys, score, kTileKeys);
-      HWY_ALIGN float factor[64], tile_sum[kRows];
-      for (int64_t i = 0; i < m; ++i) {
-        float* s = score + i * kTileKeys;
-        const int64_t n_seen = std::clamp<int64_t>(seen(r + i) + 1 - j, 0, kTileKeys);
-        std::fill(s + n_seen, s + kTileKeys, -std::numeric_limits<float>::infinity());
-        V32 most = hn::Set(df, top[r + i]);
-        for (int64_t c = 0; c < kTileKeys; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
-        const float next = hn::GetLane(hn::MaxOfLanes(df, most));
-        V32 total = hn::Zero(df);
-        for (int64_t c = 0; c < kTileKeys; c += lanes) {
-          const V32 p = exp_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, next)));
-          hn::StoreU(p, df, s + c);
-          total = hn::Add(total, p);
-        }
-        factor[i] = top[r + i] - next;
-        top[r + i] = next;
-        tile_sum[i] = hn::GetLane(hn::SumOfLanes(df, total));
+    const int64_t n_tile = std::min(kTileKeys, n_keys - j);
+    find_keys(op, item, j, n_tile, keys);
+    pack_columns(n_tile, d, op.kv.dtype, keys, kt);
+    for (int64_t i = 0; i < n_tile; ++i) keys[i] += value_offset;
+    pack_values(n_tile, d, op.kv.dtype, keys, vt);
+    for (int64_t r = 0; r < n_rows; r += kStrip) {
+      const int64_t m = std::min(kStrip, n_rows - r);
+      // What the last row sees of the tile, in full panels.
+      const int64_t n = std::min(kTileKeys, seen(r + m - 1) - j);
+      if (n <= 0) continue;
+      const int64_t columns = full_panels(n);
+      product<false>(m, columns, d, q + r * d, d, kt, d, score, kTileKeys);
+      float factor[kStrip];
+      bool live[kStrip / kRows + 1] = {};
+      for (int64_t i = 0; i < m; ++i)
+        factor[i] = softmax_row(std::clamp<int64_t>(seen(r + i) - j, 0, n), columns,
+                                score + i * kTileKeys, top[r + i], sum[r + i], live[i / kRows]);
+      for (int64_t i = 0, end; i < m; i = end + kRows) {
+        for (end = i; end < m && live[end / kRows];) end += kRows;
+        product<true>(std::min(end, m) - i, width, n, score + i * kTileKeys, kTileKeys, vt,
+                      kTileKeys, out + (r + i) * width, width, factor + i);
       }
-      for (int64_t i = 0; i < m; i += lanes)
-        hn::StoreU(exp_negative(hn::LoadU(df, factor + i)), df, factor + i);
-      for (int64_t i = 0; i < m; ++i) sum[r + i] = sum[r + i] * factor[i] + tile_sum[i];
-      product<true>(m, width, n, score, kTileKeys, vt, width, out + r * width, width, factor);
     }
   }
 

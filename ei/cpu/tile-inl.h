@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -27,44 +28,48 @@ using V32 = hn::Vec<F32>;
 constexpr int64_t kRows = 6;
 constexpr int64_t kVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
-// e^x for x <= 0, relative error below 3e-7 down to 2^-125; 0 below.
-HWY_INLINE V32 exp_negative(V32 x) {
+// Rows that a panel is used for while it is in L1.
+constexpr int64_t kStrip = 4 * kRows;
+
+// 2^x for x <= 0, relative error below 3e-6 down to 2^-126; that for all x below.
+HWY_INLINE V32 exp2_negative(V32 x) {
   const F32 d;
   const hn::RebindToSigned<F32> di;
-  const V32 t = hn::Mul(x, hn::Set(d, 1.44269504f));
-  const V32 n = hn::Round(hn::Max(t, hn::Set(d, -126.0f)));
-  // x - n ln 2 in two steps, then the series of e^r on [-ln 2 / 2, ln 2 / 2].
-  const V32 r =
-      hn::NegMulAdd(n, hn::Set(d, 1.42860677e-6f), hn::NegMulAdd(n, hn::Set(d, 0.693145752f), x));
-  V32 p = hn::Set(d, 1.0f / 720);
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 120));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 24));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 6));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  const auto scale = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
-  return hn::IfThenElseZero(hn::Ge(t, hn::Set(d, -125.5f)), hn::Mul(p, hn::BitCast(d, scale)));
+  x = hn::Max(x, hn::Set(d, -126.0f));
+  // x to the nearest integer, which then stands in the last bits.
+  const V32 t = hn::Add(x, hn::Set(d, 0x1.8p23f));
+  const V32 r = hn::Sub(x, hn::Sub(t, hn::Set(d, 0x1.8p23f)));
+  // 2^r on [-1/2, 1/2], the polynomial of least relative error.
+  V32 p = hn::Set(d, 0.00957010221f);
+  p = hn::MulAdd(p, r, hn::Set(d, 0.0559178591f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.240247443f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.693121791f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.999999285f));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, t))));
+}
+
+// Columns of a full panel, and those of the panels that hold n.
+HWY_INLINE int64_t panel_columns() { return kVectors * static_cast<int64_t>(hn::Lanes(F32())); }
+HWY_INLINE int64_t full_panels(int64_t n) {
+  return (n + panel_columns() - 1) / panel_columns() * panel_columns();
 }
 
 // c[i][j] (+)= sum_k a[i][k] b[k][j] for kM rows and kN vectors of columns; a's rows are a_stride
-// apart, b's b_stride, c's c_stride. With kAdd, c's rows are first multiplied by factor[i].
+// apart, c's c_stride, b's lie side by side. With kAdd, c's rows are first multiplied by factor[i].
 template <int64_t kM, int64_t kN, bool kAdd>
 HWY_INLINE void micro_product(int64_t depth, const float* HWY_RESTRICT a, int64_t a_stride,
-                              const float* HWY_RESTRICT b, int64_t b_stride, float* HWY_RESTRICT c,
-                              int64_t c_stride, const float* factor) {
+                              const float* HWY_RESTRICT b, float* HWY_RESTRICT c, int64_t c_stride,
+                              const float* factor) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   V32 sum[kM][kN];
   HWY_UNROLL(6)
   for (int64_t i = 0; i < kM; ++i) HWY_UNROLL(4)
-  for (int64_t j = 0; j < kN; ++j)
-    sum[i][j] = kAdd ? hn::Mul(hn::LoadU(d, c + i * c_stride + j * lanes), hn::Set(d, factor[i]))
-                     : hn::Zero(d);
+  for (int64_t j = 0; j < kN; ++j) sum[i][j] = hn::Zero(d);
   for (int64_t k = 0; k < depth; ++k) {
     V32 column[kN];
     HWY_UNROLL(4)
-    for (int64_t j = 0; j < kN; ++j) column[j] = hn::LoadU(d, b + k * b_stride + j * lanes);
+    for (int64_t j = 0; j < kN; ++j) column[j] = hn::LoadU(d, b + (k * kN + j) * lanes);
     HWY_UNROLL(6)
     for (int64_t i = 0; i < kM; ++i) {
       const V32 x = hn::Set(d, a[i * a_stride + k]);
@@ -74,40 +79,51 @@ HWY_INLINE void micro_product(int64_t depth, const float* HWY_RESTRICT a, int64_
   }
   HWY_UNROLL(6)
   for (int64_t i = 0; i < kM; ++i) HWY_UNROLL(4)
-  for (int64_t j = 0; j < kN; ++j) hn::StoreU(sum[i][j], d, c + i * c_stride + j * lanes);
+  for (int64_t j = 0; j < kN; ++j) {
+    float* to = c + i * c_stride + j * lanes;
+    if constexpr (kAdd) sum[i][j] = hn::MulAdd(hn::LoadU(d, to), hn::Set(d, factor[i]), sum[i][j]);
+    hn::StoreU(sum[i][j], d, to);
+  }
 }
 
-// The same for m <= kRows rows and n columns, a multiple of the vector length.
-template <int64_t kM, bool kAdd>
-HWY_INLINE void row_product(int64_t n, int64_t depth, const float* a, int64_t a_stride,
-                            const float* b, int64_t b_stride, float* c, int64_t c_stride,
-                            const float* factor) {
+// The same for m rows and one panel of kN vectors.
+template <int64_t kN, bool kAdd>
+HWY_INLINE void panel_product(int64_t m, int64_t depth, const float* a, int64_t a_stride,
+                              const float* b, float* c, int64_t c_stride, const float* factor) {
+  int64_t i = 0;
+  for (; i + kRows <= m; i += kRows)
+    micro_product<kRows, kN, kAdd>(depth, a + i * a_stride, a_stride, b, c + i * c_stride, c_stride,
+                                   factor + i);
+  a += i * a_stride, c += i * c_stride, factor += i;
+  switch (m - i) {
+    case 5:
+      return micro_product<5, kN, kAdd>(depth, a, a_stride, b, c, c_stride, factor);
+    case 4:
+      return micro_product<4, kN, kAdd>(depth, a, a_stride, b, c, c_stride, factor);
+    case 3:
+      return micro_product<3, kN, kAdd>(depth, a, a_stride, b, c, c_stride, factor);
+    case 2:
+      return micro_product<2, kN, kAdd>(depth, a, a_stride, b, c, c_stride, factor);
+    case 1:
+      return micro_product<1, kN, kAdd>(depth, a, a_stride, b, c, c_stride, factor);
+    default:
+      return;
+  }
+}
+
+// The same for m rows and n columns, a multiple of the vector length, of a b in panels: kVectors
+// vectors of columns, single ones at the end. The panel of column j on starts at b + j * b_rows,
+// and its rows of columns follow each other. It is used for all rows while it is in L1.
+template <bool kAdd>
+HWY_INLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_stride,
+                        const float* b, int64_t b_rows, float* c, int64_t c_stride,
+                        const float* factor = nullptr) {
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(F32()));
   int64_t j = 0;
   for (; j + kVectors * lanes <= n; j += kVectors * lanes)
-    micro_product<kM, kVectors, kAdd>(depth, a, a_stride, b + j, b_stride, c + j, c_stride, factor);
+    panel_product<kVectors, kAdd>(m, depth, a, a_stride, b + j * b_rows, c + j, c_stride, factor);
   for (; j < n; j += lanes)
-    micro_product<kM, 1, kAdd>(depth, a, a_stride, b + j, b_stride, c + j, c_stride, factor);
-}
-
-template <bool kAdd>
-HWY_INLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_stride,
-                        const float* b, int64_t b_stride, float* c, int64_t c_stride,
-                        const float* factor = nullptr) {
-  switch (m) {
-    case 6:
-      return row_product<6, kAdd>(n, depth, a, a_stride, b, b_stride, c, c_stride, factor);
-    case 5:
-      return row_product<5, kAdd>(n, depth, a, a_stride, b, b_stride, c, c_stride, factor);
-    case 4:
-      return row_product<4, kAdd>(n, depth, a, a_stride, b, b_stride, c, c_stride, factor);
-    case 3:
-      return row_product<3, kAdd>(n, depth, a, a_stride, b, b_stride, c, c_stride, factor);
-    case 2:
-      return row_product<2, kAdd>(n, depth, a, a_stride, b, b_stride, c, c_stride, factor);
-    default:
-      return row_product<1, kAdd>(n, depth, a, a_stride, b, b_stride, c, c_stride, factor);
-  }
+    panel_product<1, kAdd>(m, depth, a, a_stride, b + j * b_rows, c + j, c_stride, factor);
 }
 
 // One row of `n` bf16 or float values as floats.
@@ -128,21 +144,50 @@ HWY_INLINE void widen(const void* from, DType type, int64_t n, float* HWY_RESTRI
   for (; i < n; ++i) to[i] = from_bf16(bits[i]);
 }
 
-// Puts n <= kTileKeys rows of d numbers, the j-th at row_at(j), side by side into the columns of
-// tile [d, kTileKeys], zeros beyond. `rows` has room for 16 of them.
-template <class RowAt>
-HWY_INLINE void pack_columns(int64_t n, int64_t d, DType type, const RowAt& row_at,
-                             float* HWY_RESTRICT tile, float* HWY_RESTRICT rows) {
-  for (int64_t j = 0; j < kTileKeys; j += 16) {
-    for (int64_t u = 0; u < 16; ++u) {
-      if (j + u < n) {
-        widen(row_at(j + u), type, d, rows + u * d);
-      } else {
-        for (int64_t c = 0; c < d; ++c) rows[u * d + c] = 0;
-      }
-    }
-    for (int64_t c = 0; c < d; ++c)
-      for (int64_t u = 0; u < 16; ++u) tile[c * kTileKeys + j + u] = rows[u * d + c];
+#if HWY_TARGET != HWY_SCALAR
+// Elements [i, i + 4) of a row of the cache as floats.
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> load_four(const char* row, DType type, int64_t i) {
+  const hn::FixedTag<float, 4> d;
+  if (type == DType::kF32) return hn::LoadU(d, reinterpret_cast<const float*>(row) + i);
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const hn::Rebind<uint16_t, decltype(d)> dh;
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(
+                            du, hn::LoadU(dh, reinterpret_cast<const uint16_t*>(row) + i))));
+}
+
+// Elements [c, c + 4) of four rows into four columns of numbers, `stride` apart.
+HWY_INLINE void transpose_four(const char* const* row, DType type, int64_t c, int64_t stride,
+                               float* HWY_RESTRICT to) {
+  const hn::FixedTag<float, 4> d;
+  const hn::RepartitionToWide<decltype(d)> dd;
+  const auto r0 = load_four(row[0], type, c), r1 = load_four(row[1], type, c);
+  const auto r2 = load_four(row[2], type, c), r3 = load_four(row[3], type, c);
+  const auto low = hn::BitCast(dd, hn::InterleaveLower(d, r0, r1));
+  const auto low2 = hn::BitCast(dd, hn::InterleaveLower(d, r2, r3));
+  const auto high = hn::BitCast(dd, hn::InterleaveUpper(d, r0, r1));
+  const auto high2 = hn::BitCast(dd, hn::InterleaveUpper(d, r2, r3));
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, low, low2)), d, to);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, low, low2)), d, to + stride);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, high, high2)), d, to + 2 * stride);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, high, high2)), d, to + 3 * stride);
+}
+#endif
+
+// Puts n <= kTileKeys rows of d numbers side by side into the columns of tile, panels of d rows.
+// Columns behind the n-th, up to a full panel, are defined but mean nothing.
+HWY_INLINE void pack_columns(int64_t n, int64_t d, DType type, const char* const* rows,
+                             float* HWY_RESTRICT tile) {
+  const int64_t wide = panel_columns(), at_once = std::min<int64_t>(4, wide);
+  for (int64_t j = 0; j < full_panels(n); j += at_once) {
+    const char* row[4];
+    for (int64_t u = 0; u < at_once; ++u) row[u] = rows[std::min(j + u, n - 1)];
+    float* to = tile + j / wide * wide * d + j % wide;
+    int64_t c = 0;
+#if HWY_TARGET != HWY_SCALAR
+    for (; c + 4 <= d; c += 4) transpose_four(row, type, c, wide, to + c * wide);
+#endif
+    for (; c < d; ++c)
+      for (int64_t u = 0; u < at_once; ++u) to[c * wide + u] = load(row[u], type, c);
   }
 }
 

@@ -18,7 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 int64_t vote_scratch(int64_t n_queries, int64_t d) {
-  return kTileKeys * d + 16 * d + kRows * kTileKeys + n_queries * (d + 2) + 64;
+  return kTileKeys * d + kStrip * kTileKeys + n_queries * (d + 2) + 64;
 }
 
 // Votes of one query head for all rows of its KV head. Two passes over the keys: the first finds
@@ -31,12 +31,14 @@ void vote_head(const Vote& op, int64_t head, float* HWY_RESTRICT votes,
   const int64_t d = kv.head_dim, w = op.n_queries;
   const int64_t kv_head = head / (op.window.cols / d / kv.n_kv_heads());
   const int64_t n_rows = kv.n_rows[kv_head], n_votes = n_rows - w;
-  float *tile = scratch, *rows = tile + kTileKeys * d, *score = rows + 16 * d;
-  float *q = score + kRows * kTileKeys, *top = q + w * d, *sum = top + w;
+  float *tile = scratch, *score = tile + kTileKeys * d;
+  float *q = score + kStrip * kTileKeys, *top = q + w * d, *sum = top + w;
+  const char* keys[kTileKeys];
   const View<float, 2> window = rows_of(op.window);
+  const float scale = op.scale * 1.44269504f;  // scores in units of log 2
   for (int64_t i = 0; i < w; ++i) {
     const float* from = window[(op.first + i) % op.window.rows].data + head * d;
-    for (int64_t c = 0; c < d; ++c) q[i * d + c] = op.scale * from[c];
+    for (int64_t c = 0; c < d; ++c) q[i * d + c] = scale * from[c];
   }
   std::fill_n(top, w, -std::numeric_limits<float>::infinity());
   std::fill_n(sum, w, 0.0f);
@@ -44,34 +46,34 @@ void vote_head(const Vote& op, int64_t head, float* HWY_RESTRICT votes,
 
   for (const bool second : {false, true}) {
     for (int64_t j = 0; j < (second ? n_votes : n_rows); j += kTileKeys) {
-      pack_columns(
-          std::min(kTileKeys, n_rows - j), d, kv.dtype,
-          [&](int64_t u) { return key_at(kv, kv_head, j + u); }, tile, rows);
-      for (int64_t r = 0; r < w; r += kRows) {
-        const int64_t m = std::min(kRows, w - r);
-        product<false>(m, kTileKeys, d, q + r * d, d, tile, kTileKeys, score, kTileKeys);
+      const int64_t n_tile = std::min(kTileKeys, n_rows - j), columns = full_panels(n_tile);
+      for (int64_t u = 0; u < n_tile; ++u) keys[u] = key_at(kv, kv_head, j + u);
+      pack_columns(n_tile, d, kv.dtype, keys, tile);
+      for (int64_t r = 0; r < w; r += kStrip) {
+        const int64_t m = std::min(kStrip, w - r);
+        product<false>(m, columns, d, q + r * d, d, tile, d, score, kTileKeys);
         for (int64_t i = 0; i < m; ++i) {
           float* s = score + i * kTileKeys;
           if (second) {
             const int64_t n = std::min(kTileKeys, n_votes - j);
             const float factor = 1 / (sum[r + i] * static_cast<float>(w));
-            for (int64_t c = 0; c < kTileKeys; c += lanes)
-              hn::StoreU(exp_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, top[r + i]))), df,
+            for (int64_t c = 0; c < columns; c += lanes)
+              hn::StoreU(exp2_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, top[r + i]))), df,
                          s + c);
             for (int64_t c = 0; c < n; ++c) votes[j + c] += factor * s[c];
             continue;
           }
           // Query i sees the rows up to its own, n_votes + i.
-          const int64_t n_seen = std::clamp<int64_t>(n_votes + r + i + 1 - j, 0, kTileKeys);
+          const int64_t n_seen = std::clamp<int64_t>(n_votes + r + i + 1 - j, 0, n_tile);
           if (n_seen == 0) continue;
-          std::fill(s + n_seen, s + kTileKeys, -std::numeric_limits<float>::infinity());
+          std::fill(s + n_seen, s + columns, -std::numeric_limits<float>::infinity());
           V32 most = hn::Set(df, top[r + i]);
-          for (int64_t c = 0; c < kTileKeys; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
+          for (int64_t c = 0; c < columns; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
           const float next = hn::GetLane(hn::MaxOfLanes(df, most));
           V32 total = hn::Zero(df);
-          for (int64_t c = 0; c < kTileKeys; c += lanes)
-            total = hn::Add(total, exp_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, next))));
-          const V32 factor = exp_negative(hn::Set(df, top[r + i] - next));
+          for (int64_t c = 0; c < columns; c += lanes)
+            total = hn::Add(total, exp2_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, next))));
+          const V32 factor = exp2_negative(hn::Set(df, top[r + i] - next));
           sum[r + i] = sum[r + i] * hn::GetLane(factor) + hn::GetLane(hn::SumOfLanes(df, total));
           top[r + i] = next;
         }
