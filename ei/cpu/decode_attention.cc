@@ -297,7 +297,7 @@ HWY_EXPORT(decode_scratch);
 HWY_EXPORT(attend_range);
 
 // Rows of one task. Tasks do not depend on the number of threads, so neither do the results.
-constexpr int64_t kTaskRows = 2048;
+constexpr int64_t kTaskRows = 512;
 
 }  // namespace
 

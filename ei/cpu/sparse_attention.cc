@@ -30,10 +30,6 @@ struct AttentionItem {
   const int32_t* blocks = nullptr;  // those they are in; nullptr: the first n_past
 };
 
-// A tile's probabilities below 2^-kNegligible of the row's maximum so far are taken for 0 if all of
-// them are: 131,072 such keys would together weigh less than 4e-6.
-inline constexpr float kNegligible = 35;
-
 constexpr int64_t padded(int64_t d) { return (d + 15) / 16 * 16; }
 
 }  // namespace ei::cpu
@@ -85,36 +81,29 @@ void pack_values(int64_t n, int64_t d, DType type, const char* const* rows,
   }
 }
 
-// Online softmax of one row of a tile, in units of log 2: of n scores, n_seen are of keys that the
-// row sees, as are some of those of all tiles before. Replaces them by probabilities relative to
-// the row's maximum so far and returns the factor that makes older ones so. `live` becomes false if
-// they are all 0.
+// Online softmax of one row of a tile, in units of log 2: of n scores the row sees the first
+// n_seen, and some of the first tile's. Replaces them by probabilities relative to the maximum so
+// far, and returns the factor that makes older ones so.
 HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float* HWY_RESTRICT s, float& top,
-                             float& sum, bool& live) {
+                             float& sum) {
   const F32 df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  if (n_seen < n) std::fill(s + n_seen, s + n, -std::numeric_limits<float>::infinity());
+  std::fill(s + n_seen, s + n, -std::numeric_limits<float>::infinity());
   V32 most = hn::LoadU(df, s);
   for (int64_t c = lanes; c < n; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
   float factor = 1;
-  if (hn::AllTrue(df, hn::Lt(most, hn::Set(df, top - kNegligible)))) {
-    std::fill_n(s, n, 0.0f);
-    return factor;
-  }
-  live = true;
   if (!hn::AllTrue(df, hn::Le(most, hn::Set(df, top)))) {
     const float next = hn::GetLane(hn::MaxOfLanes(df, most));
     factor = hn::GetLane(exp2_negative(hn::Set(df, top - next)));
     top = next;
   }
-  const V32 shift = hn::Set(df, top);
   V32 total = hn::Zero(df);
   for (int64_t c = 0; c < n; c += lanes) {
-    const V32 p = exp2_negative(hn::Sub(hn::LoadU(df, s + c), shift));
+    const V32 p = exp2_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, top)));
     hn::StoreU(p, df, s + c);
     total = hn::Add(total, p);
   }
-  if (n_seen < n) std::fill(s + n_seen, s + n, 0.0f);
+  std::fill(s + n_seen, s + n, 0.0f);
   sum = sum * factor + hn::GetLane(hn::SumOfLanes(df, total));
   return factor;
 }
@@ -169,15 +158,10 @@ void attend(const SparseAttention& op, const AttentionItem& item, float* HWY_RES
       const int64_t columns = full_panels(n);
       product<false>(m, columns, d, q + r * d, d, kt, d, score, kTileKeys);
       float factor[kStrip];
-      bool live[kStrip / kRows + 1] = {};
       for (int64_t i = 0; i < m; ++i)
         factor[i] = softmax_row(std::clamp<int64_t>(seen(r + i) - j, 0, n), columns,
-                                score + i * kTileKeys, top[r + i], sum[r + i], live[i / kRows]);
-      for (int64_t i = 0, end; i < m; i = end + kRows) {
-        for (end = i; end < m && live[end / kRows];) end += kRows;
-        product<true>(std::min(end, m) - i, width, n, score + i * kTileKeys, kTileKeys, vt,
-                      kTileKeys, out + (r + i) * width, width, factor + i);
-      }
+                                score + i * kTileKeys, top[r + i], sum[r + i]);
+      product<true>(m, width, n, score, kTileKeys, vt, kTileKeys, out + r * width, width, factor);
     }
   }
 

@@ -24,7 +24,8 @@ TEST_P(DecodeAttentionTest, MatchesReference) {
         Case{8, 80, {{{31, 33}}, {{1, 64}}}},
         Case{4, 128, {{{513, 2000}}, {{100, 3, 257, 1024}}}},  // KV heads of its own per query head
         Case{14, 64, {{{1500, 63}}, {{3, 3}}, {{900, 4097}}}}, Case{3, 34, {{{70}}}},
-        Case{2, 17, {{{300}}}}})
+        Case{2, 17, {{{300}}}}, Case{5, 64, {{{127}}, {{511}}}}, Case{6, 32, {{{128}}, {{512}}}},
+        Case{9, 40, {{{1023}}, {{1025}}}}, Case{2, 96, {{{2, 5}}, {{9, 4}}}}})
     for (const DType dtype : {DType::kBF16, DType::kF32})
       for (const int64_t page_rows : {8, 512}) {
         SCOPED_TRACE(testing::Message()

@@ -112,7 +112,15 @@ TEST_P(SparseAttentionTest, MatchesReference) {
                         {130, 192, 64, 8, 64, 2, 7, 64},
                         {127, 256, 128, 16, 512, 1, 4, 128},
                         {129, 384, 128, 32, 128, 1, 2, 17},
-                        {300, 500, 100, 4, 20, 1, 3, 34}})
+                        {300, 500, 100, 4, 20, 1, 3, 34},
+                        // Blocks that fit no tile; strips of rows and tiles of keys that are just
+                        // full or just not; more rows than are taken at once.
+                        {100, 192, 96, 24, 48, 2, 3, 40},
+                        {24, 0, 128, 8, 128, 1, 1, 64},
+                        {25, 128, 128, 8, 128, 1, 1, 64},
+                        {127, 128, 128, 8, 128, 1, 1, 8},
+                        {1, 128, 128, 8, 128, 1, 25, 32},
+                        {1100, 1040, 1040, 8, 520, 1, 1, 16}})
     for (const DType dtype : {DType::kBF16, DType::kF32})
       for (const bool dense : {false, true}) {
         SCOPED_TRACE(testing::Message() << c << " " << dtype_name(dtype) << " dense " << dense);
