@@ -115,7 +115,7 @@ TEST_P(SparseAttentionTest, MatchesReference) {
                         {300, 500, 100, 4, 20, 1, 3, 34},
                         // Blocks that fit no tile; strips of rows and tiles of keys that are just
                         // full or just not; more rows than are taken at once.
-                        {100, 192, 96, 24, 48, 2, 3, 40},
+                        {100, 576, 96, 24, 240, 2, 3, 40},
                         {24, 0, 128, 8, 128, 1, 1, 64},
                         {25, 128, 128, 8, 128, 1, 1, 64},
                         {127, 128, 128, 8, 128, 1, 1, 8},
