@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <type_traits>
 
 #include "ei/cpu/cpu_backend.h"
@@ -297,7 +298,12 @@ HWY_EXPORT(decode_scratch);
 HWY_EXPORT(attend_range);
 
 // Rows of one task. Tasks do not depend on the number of threads, so neither do the results.
-constexpr int64_t kTaskRows = 512;
+constexpr int64_t kTaskRows = 2048;
+
+struct Task {
+  int64_t n_rows;
+  int32_t sequence, head, range;
+};
 
 }  // namespace
 
@@ -317,22 +323,37 @@ void CpuBackend::run(const DecodeAttention& op) {
   const int64_t n = op.q.rows * n_heads;  // queries
 
   const int64_t per_thread = HWY_DYNAMIC_DISPATCH(decode_scratch)(largest, d);
-  float* scratch = scratch_.get<float>(n_threads_ * per_thread + n * n_ranges * (d + 2));
+  const int64_t n_floats = n_threads_ * per_thread + n * n_ranges * (d + 2);
+  float* scratch =
+      scratch_.get<float>(n_floats + 2 + n * n_ranges * int64_t{sizeof(Task) / sizeof(float)});
   float* parts = scratch + n_threads_ * per_thread;  // [n, n_ranges, d]: a group's side by side
   float* tops = parts + n * n_ranges * d;            // the same without d
   float* sums = tops + n * n_ranges;
 
-  parallel_for(n_threads_, op.q.rows * n_heads * n_ranges, [&](int64_t task, int thread) {
-    const int64_t i = task / (n_heads * n_ranges), head = task / n_ranges % n_heads;
+  // The longest first, so that the threads end together.
+  auto* tasks = reinterpret_cast<Task*>(scratch + (n_floats + 1) / 2 * 2);
+  int64_t n_tasks = 0;
+  for (int32_t i = 0; i < op.q.rows; ++i) {
     const KvLayer& kv = op.kv[static_cast<size_t>(i)];
-    if (head >= kv.n_kv_heads()) return;
-    const int64_t group = n_heads / kv.n_kv_heads(), range = task % n_ranges;
-    const int64_t end = std::min<int64_t>((range + 1) * kTaskRows, kv.n_rows[head]);
-    if (range * kTaskRows >= end) return;
-    const int64_t at = (i * n_heads + head * group) * n_ranges + range * group;
+    for (int32_t head = 0; head < kv.n_kv_heads(); ++head)
+      for (int32_t range = 0; range * kTaskRows < kv.n_rows[head]; ++range)
+        tasks[n_tasks++] = {std::min(kTaskRows, kv.n_rows[head] - range * kTaskRows), i, head,
+                            range};
+  }
+  std::sort(tasks, tasks + n_tasks, [](const Task& a, const Task& b) {
+    return std::tie(b.n_rows, a.sequence, a.head, a.range) <
+           std::tie(a.n_rows, b.sequence, b.head, b.range);
+  });
+  parallel_for(n_threads_, n_tasks, [&](int64_t t, int thread) {
+    const Task& task = tasks[t];
+    const KvLayer& kv = op.kv[static_cast<size_t>(task.sequence)];
+    const int64_t group = n_heads / kv.n_kv_heads(), begin = task.range * kTaskRows;
+    const int64_t at =
+        (task.sequence * n_heads + task.head * group) * n_ranges + task.range * group;
     HWY_DYNAMIC_DISPATCH(attend_range)
-    (kv, head, range * kTaskRows, end, group, op.scale * 1.44269504f, q[i].data + head * group * d,
-     parts + at * d, tops + at, sums + at, scratch + thread * per_thread);
+    (kv, task.head, begin, begin + task.n_rows, group, op.scale * 1.44269504f,
+     q[task.sequence].data + task.head * group * d, parts + at * d, tops + at, sums + at,
+     scratch + thread * per_thread);
   });
 
   for (int64_t i = 0; i < op.q.rows; ++i) {
