@@ -15,9 +15,9 @@ configure:
 	tools/install_packages build
 	cmake --preset release
 
-report: configure  # the evaluations of docs/REPORT.md, whose tables it rewrites
+report: configure  # the evaluations of docs/REPORT.md, whose tables it rewrites; TIMES=4: of so many times the documents
 	cmake --build --preset release --target entropyinfer
-	tools/make_report.py $(RELEASE)/apps/entropyinfer
+	tools/make_report.py $(RELEASE)/apps/entropyinfer --times $(or $(TIMES),1)
 
 clean:
 	rm -rf build

@@ -1,38 +1,98 @@
 #!/usr/bin/env python3
 """Runs the evaluations of docs/REPORT.md and puts their tables into it.
 
-    tools/make_report.py PROGRAM [FLAG...]     flags for every run, as -t 1
+    tools/make_report.py PROGRAM [--times N] [FLAG...]
 
-Answers lie in build/report, one folder for each run; what is there already is not asked again. The
-tables are written between the report's `<!-- table NAME -->` and `<!-- end -->`, the rest of it is
-left as it is.
+--times: so many times the documents. Other flags go to every run, as -t 1. Answers lie in
+build/report, one folder for each run; what is there already is not asked again. The tables are
+written between the report's `<!-- table NAME -->` and `<!-- end -->`, the rest of it is left as it
+is.
 """
+import argparse
 import json
 import math
 import pathlib
 import subprocess
-import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OUT = ROOT / 'build' / 'report'
 REPORT = ROOT / 'docs' / 'REPORT.md'
 MODEL = 'models/needle-8m'
 
-METHODS = ['latent', 'latent-adakv', 'snapkv', 'adakv']
+TASKS = ['many-keys', 'several-keys', 'many-values', 'chain', 'quote']
+HOPS = ['many-values', 'chain']  # which need what lies between the facts and the question
+FULL = 'dense+full'
+PEERS = [FULL, 'entropy+full', 'criti+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
+         'dense+adakv', 'dense+pyramidkv', 'dense+streaming']
+METHODS = ['latent', 'latent-adakv', 'snapkv', 'adakv', 'pyramidkv', 'streaming']
 BUDGETS = [64, 128, 256, 1024]
-KERNELS = [5, 7, 21, 31]
-GAPS = [0, 8, 28]
-FACTS = ['--lengths', '4k', '--tasks', 'single,many-keys,several-keys', '--samples', '5']
-RUNS = {
-    'peers': ['--lengths', '4k,8k', '--samples', '5', '--policies',
-              'dense+full,entropy+latent,criti+full,dense+snapkv,dense+adakv'],
-    'budgets': FACTS + ['--policies', ','.join(f'dense+{m}@{b}' for b in BUDGETS for m in METHODS)],
-} | {
-    f'kernel-{k}': FACTS + ['--kernel', str(k), '--policies', 'dense+latent@256,dense+snapkv@256']
-    for k in KERNELS
-} | {
-    f'gap-{g}': FACTS + ['--decode-gap', str(g), '--policies', 'dense+latent@256'] for g in GAPS
+BASES = [256, 512, 1024, 2048]
+KERNELS = [5, 7, 11, 21, 31]
+GAPS = ['0', '8', '16', '24', '32', '48', 'auto']
+
+# What stands beside what, and what is changed. Of reading where it costs something: eight blocks, from the second
+# segment on.
+SPARSE, COMPACT = 'entropy@64+full:threshold=512', 'dense+latent@256'
+CRITI = 'criti@64+full:threshold=512'
+READING = {
+    'ours': '',
+    'ranked by probability (line 1)': ':rank=probability',
+    'largest budget of all heads (line 2)': ':budgets=max-over-heads',
+    'rigid by the whole prompt (line 3)': ':rigid=whole-prompt',
+    'all three, as released': ':rank=probability:budgets=max-over-heads:rigid=whole-prompt:dense-tail=0',
+    'one fixed budget (alpha 0)': ':alpha=0',
+    'no dense layer': ':dense-layers=0',
+    'first block always': ':sink-blocks=1',
+    '4 blocks before the segment always': ':recent-blocks=4',
+    'layer fusion 0.25': ':fusion=0.25',
 }
+WRITING = {
+    'ours, 256 entries': COMPACT,
+    'entries per query head (line 5)': COMPACT + ':kv-scope=query',
+    'ours at the same bytes, 1,024 entries': 'dense+latent@1024',
+    'window one token off (line 6)': COMPACT + ':off-by-one',
+    'average, kernel 5 (line 9)': COMPACT + ':pooling=avg:kernel=5',
+    'all three, as released': COMPACT + ':kv-scope=query:off-by-one:pooling=avg:kernel=5:regrow=0',
+    'average, kernel 21': COMPACT + ':pooling=avg',
+    'maximum over query heads': COMPACT + ':reduce=max',
+}
+
+
+def pooled(method, kernel):
+    if (method, kernel) == ('latent', 21):  # the default
+        return COMPACT
+    return f'dense+{method}@256:kernel={kernel}'
+
+
+def after_gap(kernel, gap):
+    if gap == '16':  # the default
+        return pooled('latent', kernel)
+    return f'dense+latent@256:kernel={kernel}:decode-gap={gap}'
+
+
+def of_base(method, base):
+    return f'{method}+full' if base == 2048 else f'{method}@{base}+full'
+
+
+def of_budget(method, budget):
+    return f'dense+{method}' if budget == 1024 else f'dense+{method}@{budget}'
+
+
+def unique(values):
+    return list(dict.fromkeys(values))
+
+
+BASE_POLICIES = [of_base(m, b) for m in ['entropy', 'criti'] for b in BASES]
+RUNS = {  # name: length, documents, tasks, policies
+    '8k': ('8k', 3, TASKS, unique(PEERS + [of_budget(m, b) for b in BUDGETS for m in METHODS] + BASE_POLICIES + list(WRITING.values())
+                           + [pooled(m, k) for k in KERNELS for m in ['latent', 'snapkv']]
+                           + [after_gap(k, g) for k in [7, 21] for g in GAPS])),
+    '16k': ('16k', 2, TASKS, unique(PEERS + BASE_POLICIES)),
+    '32k': ('32k', 1, TASKS, unique(PEERS + [of_base('entropy', b) for b in BASES])),
+    'reading': ('8k', 3, HOPS, [SPARSE + change for change in READING.values()] + [CRITI]),
+}
+LENGTHS = ['8k', '16k', '32k']
+TURNS = [FULL, 'dense+latent@256', 'dense+latent-adakv@256', 'dense+snapkv@256', 'dense+adakv@256',
+         'dense+snapkv@256:kernel=21', 'dense+pyramidkv@256', 'dense+streaming@256']
 
 
 def results(run):
@@ -52,8 +112,23 @@ def cell(rows):
     return f'{p:.2f} ({max(0, center - half):.2f} to {min(1, center + half):.2f})'
 
 
-def unique(values):
-    return list(dict.fromkeys(values))
+def of(run, policy):
+    return [r for r in results(run) if r['policy'] == policy]
+
+
+def against(rows, other):
+    """On how many of the same prompts the first scores higher, and lower."""
+    score = {(r['task'], r['sample']): r['score'] for r in other}
+    change = [r['score'] - score[r['task'], r['sample']] for r in rows]
+    return f'+{sum(c > 1e-9 for c in change)} -{sum(c < -1e-9 for c in change)}'
+
+
+def density(rows):
+    return f"{mean([r['density'] for r in rows]):.3f}"
+
+
+def kv(rows):
+    return f"{mean([r['kv_bytes'] / r['kv_bytes_full'] for r in rows]):.1%}"
 
 
 def markdown(header, rows):
@@ -62,44 +137,75 @@ def markdown(header, rows):
 
 
 def peers():
-    rows = results('peers')
-    tasks = unique(r['task'] for r in rows)
     table = []
-    for length in unique(r['length'] for r in rows):
-        for policy in unique(r['policy'] for r in rows):
-            own = [r for r in rows if r['length'] == length and r['policy'] == policy]
-            table.append([policy, f'{length:,}']
-                         + [f"{mean([r['score'] for r in own if r['task'] == t]):.2f}" for t in tasks]
-                         + [cell(own), f"{mean([r['density'] for r in own]):.3f}",
-                            f"{mean([r['kv_bytes'] / r['kv_bytes_full'] for r in own]):.0%}"])
-    return markdown(['policy', 'tokens'] + tasks + ['all (95% interval)', 'density', 'KV entries'], table)
+    for run in LENGTHS:
+        for policy in PEERS:
+            rows = of(run, policy)
+            table.append([policy, run] + [f"{mean([r['score'] for r in rows if r['task'] == t]):.2f}" for t in TASKS]
+                         + [cell(rows), against(rows, of(run, FULL)), density(rows), kv(rows)])
+    return markdown(['policy', 'tokens'] + TASKS + ['all (95% interval)', 'against full', 'density', 'KV bytes'], table)
 
 
-def of(run, policy):
-    return cell([r for r in results(run) if r['policy'] == policy])
+def budgets():
+    return markdown(['decode policy'] + [f'{b} entries' for b in BUDGETS],
+                    [[m] + [cell(of('8k', of_budget(m, b))) for b in BUDGETS] for m in METHODS]
+                    + [['latent-adakv against latent']
+                       + [against(of('8k', of_budget('latent-adakv', b)), of('8k', of_budget('latent', b))) for b in BUDGETS]])
 
 
-TABLES = {
-    'peers': peers,
-    'budgets': lambda: markdown(
-        ['decode policy'] + [f'{b} entries' for b in BUDGETS],
-        [[m] + [of('budgets', f'dense+{m}@{b}') for b in BUDGETS] for m in METHODS]),
-    'kernels': lambda: markdown(
-        ['decode policy'] + [f'kernel {k}' for k in KERNELS],
-        [[m] + [of(f'kernel-{k}', f'dense+{m}@256') for k in KERNELS] for m in ['latent', 'snapkv']]),
-    'gaps': lambda: markdown(
-        ['decode policy'] + [f'gap {g}' for g in sorted(GAPS + [16])],
-        [['latent'] + [of('budgets' if g == 16 else f'gap-{g}', 'dense+latent@256')
-                       for g in sorted(GAPS + [16])]]),
-}
+def bases():
+    table = []
+    for run in LENGTHS:
+        for method in ['entropy', 'criti']:
+            if of_base(method, BASES[0]) in RUNS[run][-1]:
+                table.append([f'{method}, {run}'] + [f"{cell(of(run, of_base(method, b)))}, {density(of(run, of_base(method, b)))}"
+                                                     for b in BASES])
+        table.append([f'dense, {run}'] + [''] * (len(BASES) - 1) + [cell(of(run, FULL)) + ', 1.000'])
+    return markdown(['reading'] + [f'base budget {b}' for b in BASES], table)
+
+
+def reading():
+    rows = {name: of('reading', SPARSE + change) for name, change in READING.items()} | {'CritiPrefill': of('reading', CRITI)}
+    return markdown(['reading, base budget 64', 'score (95% interval)', 'against ours', 'density'],
+                    [[name, cell(r), against(r, rows['ours']), density(r)] for name, r in rows.items()])
+
+
+def writing():
+    ours = of('8k', COMPACT)
+    return markdown(['cache', 'score (95% interval)', 'against ours', 'KV bytes'],
+                    [[name, cell(of('8k', p)), against(of('8k', p), ours), kv(of('8k', p))] for name, p in WRITING.items()])
+
+
+def kernels():
+    return markdown(['votes'] + [f'kernel {k}' for k in KERNELS],
+                    [[m] + [cell(of('8k', pooled(m, k))) for k in KERNELS] for m in ['latent', 'snapkv']])
+
+
+def gaps():
+    return markdown(['kernel'] + [f'gap {g}' for g in GAPS],
+                    [[k] + [cell(of('8k', after_gap(k, g))) for g in GAPS] for k in [7, 21]]
+                    + [['21, against gap 16'] + [against(of('8k', after_gap(21, g)), of('8k', after_gap(21, '16'))) for g in GAPS]]
+                    + [['21, KV bytes'] + [kv(of('8k', after_gap(21, g))) for g in GAPS]])
+
+
+TABLES = {'peers': peers, 'budgets': budgets, 'bases': bases, 'reading': reading, 'writing': writing, 'kernels': kernels,
+          'gaps': gaps, 'turns': lambda: (OUT / 'turns.md').read_text()}
+
+
+def run(program, times, flags):
+    for name, (length, documents, tasks, policies) in RUNS.items():
+        print(f'{name}:', flush=True)
+        subprocess.run([program, 'eval', 'needle', MODEL, '--out', OUT / name, '--lengths', length, '--tasks', ','.join(tasks),
+                        '--samples', str(times * documents), '--depths', '50,10,90,30,70', '--policies', ','.join(policies),
+                        *flags], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    if not (OUT / 'turns.md').exists():
+        print('turns:', flush=True)
+        table = subprocess.run([program, 'eval', 'multi-turn', MODEL, '--length', '2k', '--samples', str(3 * times), '--policies',
+                                ','.join(TURNS), *flags], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+        (OUT / 'turns.md').write_text(table)
 
 
 def main():
-    program, flags = sys.argv[1], sys.argv[2:]
-    for name, arguments in RUNS.items():
-        print(f'{name}:', flush=True)
-        subprocess.run([program, 'eval', 'needle', MODEL, '--out', OUT / name, *arguments, *flags],
-                       cwd=ROOT, check=True)
     text = REPORT.read_text()
     for name, table in TABLES.items():
         head, rest = text.split(f'<!-- table {name} -->\n')
@@ -107,4 +213,10 @@ def main():
     REPORT.write_text(text)
 
 
+parser = argparse.ArgumentParser(usage=__doc__)
+parser.add_argument('program')
+parser.add_argument('--times', type=int, default=1)
+arguments, more = parser.parse_known_args()
+OUT = ROOT / 'build' / ('report' if arguments.times == 1 else f'report-{arguments.times}')
+run(arguments.program, arguments.times, more)
 main()
