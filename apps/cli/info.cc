@@ -16,7 +16,7 @@ void show(const ModelInfo& info) {
   const auto add = [&](const char* name, std::string value) {
     table.add({name, std::move(value)});
   };
-  add("chat format", info.chat_format.empty() ? "none known: use --raw" : info.chat_format);
+  add("chat template", info.chat_template.empty() ? "none: use --raw" : info.chat_template);
   add("parameters", grouped(info.n_parameters));
   add("weights", human_bytes(info.weight_bytes));
   add("layers", grouped(info.n_layers));

@@ -29,7 +29,7 @@ class PromptOptions {
         ->option_text("T|-")
         ->group(group);
     command.add_option("--system", system_, "System message")->option_text("T")->group(group);
-    command.add_flag("--raw", raw_, "Give the model the text as it is, in no chat format")
+    command.add_flag("--raw", raw_, "Give the model the text as it is, in no chat template")
         ->group(group);
     command.add_flag("--no-thinking", no_thinking_, "For models that can answer with or without")
         ->group(group);

@@ -55,7 +55,7 @@ bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> ite
     posed.push_back(pose(item));
     Request request;
     request.thinking = false;  // answers are short
-    if (engine.info().chat_format.empty() || !posed.back().chat) {
+    if (engine.info().chat_template.empty() || !posed.back().chat) {
       request.tokens = engine.tokenize(fmt::format("{}", fmt::join(posed.back().parts, "\n\n")));
     } else {
       request.messages = {{"user", posed.back().parts}};

@@ -68,7 +68,7 @@ class Profile {
     const std::string text = read_text(file_);
     Engine engine = model_.load();
     Request request;
-    if (engine.info().chat_format.empty()) {
+    if (engine.info().chat_template.empty()) {
       request.tokens = engine.tokenize(prompt_.empty() ? text : text + "\n\n" + prompt_);
     } else {
       request.messages = {{"user", {text}}};

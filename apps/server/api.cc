@@ -81,6 +81,7 @@ void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults
                  .count();
   defaults_ = std::move(defaults);
   defaults_.sampling = engine.default_sampling();
+  defaults_.tools = engine.impl().chat && engine.impl().chat->knows_tools();
   scheduler_ = std::make_unique<Scheduler>(engine, options);
   completions_ = std::make_unique<CompletionContext>(
       CompletionContext{.scheduler = *scheduler_,
@@ -244,7 +245,7 @@ HttpReply Api::models(const std::string& id) const {
                         {"size", info_.weight_bytes},
                         {"n_vocab", info_.vocab_size},
                         {"device", info_.device},
-                        {"chat_format", info_.chat_format},
+                        {"chat_template", !info_.chat_template.empty()},
                         {"prefill", defaults_.prefill.is_dense() ? "dense" : "entropy"},
                         {"decode", defaults_.decode.is_full() ? "full" : "latent"}}}};
   if (id.empty()) return json_reply({{"object", "list"}, {"data", Json::array({model})}});
@@ -253,8 +254,15 @@ HttpReply Api::models(const std::string& id) const {
                      "model", "model_not_found");
 }
 
+std::vector<int32_t> Api::encode(const Conversation& conversation) const {
+  const ChatTemplate& chat = engine_->impl().chat_template();
+  return chat.encode(conversation.messages, {.variables = conversation.variables});
+}
+
 HttpReply Api::tokenize(const HttpRequest& request) const {
-  const auto ids = engine_->tokenize(parse_text_request(request.body, defaults_));
+  const auto given = parse_text_request(request.body, defaults_);
+  const auto* text = std::get_if<std::string>(&given);
+  const auto ids = text ? engine_->tokenize(*text) : encode(std::get<Conversation>(given));
   return json_reply({{"tokens", ids}, {"count", ids.size()}, {"max_model_len", info_.max_context}});
 }
 
@@ -264,8 +272,12 @@ HttpReply Api::detokenize(const HttpRequest& request) const {
 }
 
 HttpReply Api::apply_template(const HttpRequest& request) const {
-  const auto messages = parse_messages_request(request.body, defaults_);
-  return json_reply({{"prompt", engine_->detokenize(engine_->tokenize(messages))}});
+  const auto conversation = parse_conversation_request(request.body, defaults_);
+  std::string prompt;
+  for (const TextPiece& piece : engine_->impl().chat_template().render(
+           conversation.messages, {.variables = conversation.variables}))
+    prompt += piece.text;
+  return json_reply({{"prompt", prompt}});
 }
 
 void Api::complete(const std::shared_ptr<Exchange>& exchange, bool chat) {
@@ -279,7 +291,7 @@ void Api::complete(const std::shared_ptr<Exchange>& exchange, bool chat) {
   const auto most_bytes = static_cast<size_t>(info_.max_context) * kMaxBytesPerToken;
   std::vector<std::vector<int32_t>> prompts;
   if (chat) {
-    prompts.push_back(engine_->tokenize(request.messages, request.thinking));
+    prompts.push_back(encode(request.conversation));
   } else {
     for (Prompt& prompt : request.prompts) {
       if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
@@ -295,7 +307,7 @@ void Api::complete(const std::shared_ptr<Exchange>& exchange, bool chat) {
       prompts.push_back(engine_->tokenize(text));
     }
   }
-  request.messages.clear();
+  request.conversation = {};
   log_event("request", {{"id", exchange->request().id},
                         {"path", exchange->request().path},
                         {"prompt_tokens", prompts[0].size()},

@@ -46,6 +46,7 @@ class Api {
 
   HttpReply health() const;
   HttpReply models(const std::string& id) const;
+  std::vector<int32_t> encode(const Conversation& conversation) const;
   HttpReply tokenize(const HttpRequest& request) const;
   HttpReply detokenize(const HttpRequest& request) const;
   HttpReply apply_template(const HttpRequest& request) const;

@@ -57,51 +57,83 @@ std::vector<int32_t> ids_of(const Json& json, const std::string& param) {
   return ids;
 }
 
-Message message_of(const Json& json, const std::string& param) {
-  if (!json.is_object()) bad(param, fmt::format("'{}' must be an object.", param));
-  Message message;
-  const Fields fields(json, param);
-  message.role = fields.string("role");
-  if (message.role == "developer") message.role = "system";
-  if (message.role != "system" && message.role != "user" && message.role != "assistant")
-    bad(param + ".role", fmt::format("'{}.role' is '{}'; this server knows system, developer, user "
-                                     "and assistant.",
-                                     param, message.role));
-  if (json.contains("tool_calls") && !json["tool_calls"].empty())
-    bad(param + ".tool_calls", "Tool calls are not supported.");
-  if (!fields.has("content")) {
-    if (message.role != "assistant")
-      bad(param + ".content", fmt::format("'{}.content' is missing.", param));
-    message.parts.push_back("");
-    return message;
-  }
-  const Json& content = fields.at("content");
-  if (content.is_string()) {
-    message.parts.push_back(content.get<std::string>());
-    return message;
-  }
+// The content as it is, a string or a list of text parts.
+OrderedJson content_of(const Json& content, const std::string& param) {
+  if (content.is_string()) return content;
   if (!content.is_array() || content.empty())
-    bad(param + ".content",
-        fmt::format("'{}.content' must be a string or an array of parts.", param));
+    bad(param, fmt::format("'{}' must be a string or an array of parts.", param));
   for (const Json& part : content) {
-    if (!part.is_object() || part.value("type", Json()) != "text" || !part.contains("text"))
-      bad(param + ".content",
+    if (!part.is_object() || !part.contains("type") || part["type"] != "text" ||
+        !part.contains("text"))
+      bad(param,
           "Content parts must be {\"type\": \"text\", \"text\": ...}: this model reads text only.");
-    message.parts.push_back(text_of(part["text"], param + ".content.text"));
+    text_of(part["text"], param + ".text");
+  }
+  return content;
+}
+
+OrderedJson message_of(const Json& json, const std::string& param, bool tools) {
+  if (!json.is_object()) bad(param, fmt::format("'{}' must be an object.", param));
+  const Fields fields(json, param);
+  std::string role = fields.string("role");
+  if (role == "developer") role = "system";
+  if (role != "system" && role != "user" && role != "assistant" && !(tools && role == "tool"))
+    bad(param + ".role",
+        fmt::format("'{}.role' is '{}'; this model knows system, developer, user{} assistant.",
+                    param, role, tools ? ", tool and" : " and"));
+  OrderedJson message = {{"role", role}};
+  if (fields.has("content")) {
+    message["content"] = content_of(fields.at("content"), param + ".content");
+  } else if (role == "assistant") {
+    message["content"] = "";
+  } else {
+    bad(param + ".content", fmt::format("'{}.content' is missing.", param));
+  }
+  for (const char* key : {"name", "reasoning_content", "tool_call_id"})
+    if (fields.has(key)) message[key] = text_of(fields.at(key), param + "." + key);
+  if (fields.has("tool_calls") && !fields.at("tool_calls").empty()) {
+    if (!tools) bad(param + ".tool_calls", "This model's chat template knows no tools.");
+    message["tool_calls"] = fields.at("tool_calls");
   }
   return message;
 }
 
-std::vector<Message> messages_of(const Json& json) {
+// What a template is told of tools; it is shown their fields in the client's order.
+void read_tools(const Json& json, std::string_view body, const RequestDefaults& defaults,
+                OrderedJson& variables) {
+  const auto given = [&](const char* key) { return json.contains(key) && !json[key].is_null(); };
+  const bool none = given("tool_choice") && json["tool_choice"] == "none";
+  if (given("tool_choice") && !none && json["tool_choice"] != "auto")
+    bad("tool_choice",
+        "'tool_choice' may be \"none\" or \"auto\": this server cannot force a tool call.");
+  if (!given("tools") || json["tools"].empty() || none) return;
+  if (!json["tools"].is_array()) bad("tools", "'tools' must be an array.");
+  if (!defaults.tools)
+    bad("tools",
+        "This model's chat template knows no tools; leave 'tools' out or set 'tool_choice' to "
+        "\"none\".");
+  variables["tools"] = OrderedJson::parse(body)["tools"];
+}
+
+Conversation conversation_of(const Json& json, std::string_view body,
+                             const RequestDefaults& defaults) {
   if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
     bad("messages", "'messages' must be an array of at least one message.");
   if (json["messages"].size() > kMaxMessages)
     bad("messages", fmt::format("'messages' has {} entries, at most {} are allowed.",
                                 json["messages"].size(), kMaxMessages));
-  std::vector<Message> messages;
+  Conversation out{.messages = OrderedJson::array(), .variables = OrderedJson::object()};
   for (const Json& message : json["messages"])
-    messages.push_back(message_of(message, fmt::format("messages[{}]", messages.size())));
-  return messages;
+    out.messages.push_back(
+        message_of(message, fmt::format("messages[{}]", out.messages.size()), defaults.tools));
+  const Fields fields(json, "request");
+  if (fields.has("chat_template_kwargs")) {
+    out.variables = fields.at("chat_template_kwargs");
+    if (!out.variables.is_object())
+      bad("chat_template_kwargs", "'chat_template_kwargs' must be an object.");
+  }
+  read_tools(json, body, defaults, out.variables);
+  return out;
 }
 
 std::vector<std::string> stops_of(const Json& json) {
@@ -147,13 +179,9 @@ std::vector<std::pair<int32_t, float>> bias_of(const Json& json) {
 // What would have to be obeyed and cannot be.
 void refuse_unsupported(const Json& json, const Fields& fields) {
   const auto given = [&](const char* key) { return json.contains(key) && !json[key].is_null(); };
-  if (given("tools") && !json["tools"].empty() &&
-      !(given("tool_choice") && json["tool_choice"] == "none"))
-    bad("tools", "Tools are not supported; leave 'tools' out or set 'tool_choice' to \"none\".");
-  if (given("tool_choice") && json["tool_choice"] != "none" && json["tool_choice"] != "auto")
-    bad("tool_choice", "'tool_choice' may be \"none\" or \"auto\": tool calls are not supported.");
-  if (given("response_format") && (!json["response_format"].is_object() ||
-                                   json["response_format"].value("type", Json()) != "text"))
+  if (given("response_format") &&
+      (!json["response_format"].is_object() || !json["response_format"].contains("type") ||
+       json["response_format"]["type"] != "text"))
     bad("response_format", "'response_format' may be {\"type\": \"text\"} only.");
   for (const char* key : {"frequency_penalty", "presence_penalty"})
     if (fields.number(key, -2, 2, 0) != 0)
@@ -238,7 +266,7 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
     const Fields fields(json, "request");
     ApiRequest out = read_common(json, fields, defaults);
     out.chat = true;
-    out.messages = messages_of(json);
+    out.conversation = conversation_of(json, body, defaults);
     const char* limit =
         fields.has("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
     out.request.max_tokens = fields.integer(limit, 1, kMaxTokens, defaults.chat_max_tokens);
@@ -247,12 +275,6 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
       out.options.top_logprobs = top;
     } else if (top > 0) {
       bad("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.");
-    }
-    if (fields.has("chat_template_kwargs")) {
-      if (!json["chat_template_kwargs"].is_object())
-        bad("chat_template_kwargs", "'chat_template_kwargs' must be an object.");
-      out.thinking = Fields(json["chat_template_kwargs"], "chat_template_kwargs")
-                         .boolean("enable_thinking", true);
     }
     return out;
   });
@@ -299,14 +321,15 @@ ApiRequest parse_completion_request(std::string_view body, const RequestDefaults
   });
 }
 
-std::vector<Message> parse_messages_request(std::string_view body,
-                                            const RequestDefaults& defaults) {
-  return checked([&] { return messages_of(parse(body, defaults)); });
+Conversation parse_conversation_request(std::string_view body, const RequestDefaults& defaults) {
+  return checked([&] { return conversation_of(parse(body, defaults), body, defaults); });
 }
 
-std::string parse_text_request(std::string_view body, const RequestDefaults& defaults) {
-  return checked([&] {
+std::variant<std::string, Conversation> parse_text_request(std::string_view body,
+                                                           const RequestDefaults& defaults) {
+  return checked([&]() -> std::variant<std::string, Conversation> {
     const Json json = parse(body, defaults);
+    if (json.contains("messages")) return conversation_of(json, body, defaults);
     for (const char* key : {"content", "prompt", "text"})
       if (json.contains(key)) return text_of(json[key], key);
     bad("content", "'content' is missing.");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -8,6 +9,7 @@
 
 #include "ei/engine/engine.h"
 #include "ei/engine/sequence.h"
+#include "ei/text/jinja.h"
 
 namespace ei::server {
 
@@ -33,6 +35,13 @@ struct RequestDefaults {
   int64_t chat_max_tokens = 2048;
   int64_t max_choices = 128;  // n times the number of prompts
   size_t max_json_bytes = 64 << 20;
+  bool tools = false;  // whether the model's chat template knows any
+};
+
+// What a chat template is given.
+struct Conversation {
+  OrderedJson messages;   // in OpenAI's form, a list of at least one
+  OrderedJson variables;  // chat_template_kwargs and tools
 };
 
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
@@ -40,8 +49,7 @@ using Prompt = std::variant<std::string, std::vector<int32_t>>;
 // A request to /v1/chat/completions or /v1/completions, checked.
 struct ApiRequest {
   bool chat = false;
-  std::vector<Message> messages;  // of a chat
-  bool thinking = true;
+  Conversation conversation;    // of a chat
   std::vector<Prompt> prompts;  // of a completion, at least one
 
   Request request;  // all but the prompt
@@ -58,10 +66,11 @@ struct ApiRequest {
 // known are ignored, as OpenAI's clients expect.
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults);
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults);
-// The messages of {"messages": [...]}, for /apply-template.
-std::vector<Message> parse_messages_request(std::string_view body, const RequestDefaults& defaults);
-// {"content" or "prompt" or "text": "..."} and {"tokens": [...]}.
-std::string parse_text_request(std::string_view body, const RequestDefaults& defaults);
+// {"messages": [...]} with what templates take beside them, for /apply-template.
+Conversation parse_conversation_request(std::string_view body, const RequestDefaults& defaults);
+// {"content" or "prompt" or "text": "..."}, or the like of /apply-template; and {"tokens": [...]}.
+std::variant<std::string, Conversation> parse_text_request(std::string_view body,
+                                                           const RequestDefaults& defaults);
 std::vector<int32_t> parse_tokens_request(std::string_view body, const RequestDefaults& defaults);
 
 }  // namespace ei::server

@@ -63,14 +63,13 @@ Engine::Engine(const std::filesystem::path& model_dir, const EngineOptions& opti
   e.tokenizer = load_tokenizer(model_dir);
   e.model = std::make_unique<Model>(Model::load(*e.backend, model_dir));
   const ModelConfig& config = e.model->config();
-  e.chat = ChatFormat::find(config.architecture, *e.tokenizer);
+  e.chat = ChatTemplate::load(model_dir, *e.tokenizer);
 
   const GenerationConfig generation = load_generation_config(model_dir);
   e.default_sampling = sampling_of(generation);
   e.eos.insert(config.eos_ids.begin(), config.eos_ids.end());
   e.eos.insert(generation.eos_ids.begin(), generation.eos_ids.end());
   if (e.tokenizer->eos_id()) e.eos.insert(*e.tokenizer->eos_id());
-  if (e.chat) e.eos.insert(e.chat->stop_ids().begin(), e.chat->stop_ids().end());
   e.load_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
@@ -99,13 +98,18 @@ KvShape Engine::Impl::kv_shape(const PrefillPolicy& policy) const {
           .max_tokens = config.max_positions};
 }
 
+const ChatTemplate& Engine::Impl::chat_template() const {
+  require(chat.has_value(),
+          "this checkpoint has no chat template (chat_template.jinja, or \"chat_template\" in "
+          "tokenizer_config.json); give the prompt as raw text (--raw, /v1/completions)");
+  return *chat;
+}
+
 std::vector<int32_t> Engine::Impl::encode_chat(std::span<const Message> messages,
                                                bool thinking) const {
-  require(chat.has_value(),
-          "this checkpoint has no chat format that is known; give the prompt as raw text (--raw)");
   ChatOptions options;
-  options.enable_thinking = thinking;
-  return chat->encode_chat(*tokenizer, messages, options);
+  if (!thinking) options.variables["enable_thinking"] = false;
+  return chat_template().encode(to_json(messages), options);
 }
 
 ModelInfo Engine::info() const {
@@ -114,7 +118,7 @@ ModelInfo Engine::info() const {
   const KvShape shape = e.kv_shape(PrefillPolicy{});
   ModelInfo info;
   info.architecture = config.architecture;
-  info.chat_format = e.chat ? e.chat->name() : "";
+  info.chat_template = e.chat ? e.chat->where() : "";
   info.device = e.backend->name();
   info.n_parameters = e.model->n_parameters();
   info.n_layers = config.n_layers;

@@ -28,7 +28,7 @@ struct EngineOptions {
 // What `entropyinfer info` shows.
 struct ModelInfo {
   std::string architecture;  // e.g. LlamaForCausalLM
-  std::string chat_format;   // e.g. llama-3.1; empty: none is known, prompts are raw text
+  std::string chat_template;  // the file it is in; empty: there is none, prompts are raw text
   std::string device;
   int64_t n_parameters = 0;
   int64_t n_layers = 0;
@@ -62,8 +62,8 @@ class Engine {
 
   // Text to ids as the checkpoint's tokenizer does it, with its BOS if it adds one.
   std::vector<int32_t> tokenize(std::string_view text) const;
-  // A conversation in the checkpoint's chat format, ready for the answer. Throws Error when the
-  // checkpoint has no known format.
+  // A conversation as the checkpoint's chat template writes it, ready for the answer. Throws Error
+  // when the checkpoint has none.
   std::vector<int32_t> tokenize(std::span<const Message> messages, bool thinking = true) const;
   std::string detokenize(std::span<const int32_t> tokens) const;
 

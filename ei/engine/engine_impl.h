@@ -10,7 +10,7 @@
 #include "ei/cache/kv_cache.h"
 #include "ei/engine/engine.h"
 #include "ei/model/model.h"
-#include "ei/text/chat.h"
+#include "ei/text/chat_template.h"
 #include "ei/text/tokenizer.h"
 
 namespace ei {
@@ -20,13 +20,15 @@ struct Engine::Impl {
   std::unique_ptr<Backend> backend;  // outlives everything below
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
-  std::optional<ChatFormat> chat;
+  std::optional<ChatTemplate> chat;
   SamplingParams default_sampling;
   std::set<int32_t> eos;  // any of them ends an answer
   double load_ms = 0;
   std::mutex mutex;  // held by the session that runs
 
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
+  // Throws Error when the checkpoint has none.
+  const ChatTemplate& chat_template() const;
   KvShape kv_shape(const PrefillPolicy& policy) const;
 };
 

@@ -48,6 +48,18 @@ const AddedToken* AddedTokens::longest_at(std::string_view text, size_t at,
   return nullptr;
 }
 
+std::vector<size_t> AddedTokens::special_places(std::string_view text) const {
+  std::vector<size_t> places;
+  for (size_t at = 0; at < text.size(); ++at) {
+    const auto& bucket = by_first_byte_[static_cast<uint8_t>(text[at])];
+    if (std::any_of(bucket.begin(), bucket.end(), [&](uint32_t i) {
+          return tokens_[i].special && text.substr(at).starts_with(tokens_[i].content);
+        }))
+      places.push_back(at);
+  }
+  return places;
+}
+
 std::vector<AddedTokens::Match> AddedTokens::find(std::string_view text,
                                                   std::span<const TextRange> literal) const {
   std::vector<Match> matches;

@@ -38,6 +38,9 @@ class AddedTokens {
   // Matches in text order. Special tokens that touch one of `literal` (ascending) are passed over.
   std::vector<Match> find(std::string_view text, std::span<const TextRange> literal) const;
 
+  // Where the strings of special tokens begin in the text, ascending; they may overlap.
+  std::vector<size_t> special_places(std::string_view text) const;
+
   // The longest token at this place of the text, or null. Special tokens must end by
   // `specials_end`.
   const AddedToken* longest_at(std::string_view text, size_t at,

@@ -57,6 +57,15 @@ class ByteLevelTokenizer final : public Tokenizer {
   explicit ByteLevelTokenizer(Parts parts)
       : Tokenizer(std::move(parts.vocabulary)), parts_(std::move(parts)) {}
 
+  std::vector<size_t> special_places(std::string_view text) const override {
+    std::vector<size_t> places = Tokenizer::special_places(text);
+    const std::vector<size_t> more = parts_.normalized.special_places(text);
+    places.insert(places.end(), more.begin(), more.end());
+    std::sort(places.begin(), places.end());
+    places.erase(std::unique(places.begin(), places.end()), places.end());
+    return places;
+  }
+
  private:
   void encode_text(std::string_view text, bool parse_special, Ids& ids) const override {
     std::string normalized;

@@ -44,6 +44,10 @@ std::vector<int32_t> Tokenizer::encode(std::span<const TextPiece> pieces, bool a
   return ids;
 }
 
+std::vector<size_t> Tokenizer::special_places(std::string_view text) const {
+  return vocabulary_.added.special_places(text);
+}
+
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
   StreamDecoder decoder(*this, skip_special);
   std::string text;

@@ -56,6 +56,9 @@ class Tokenizer {
   // invisible, so that text without control tokens in it has the ids of the one string.
   std::vector<int32_t> encode(std::span<const TextPiece> pieces, bool add_bos) const;
 
+  // The byte offsets, ascending, at which the strings of control tokens begin in the text.
+  virtual std::vector<size_t> special_places(std::string_view text) const;
+
   // The text of `ids`, always UTF-8: malformed bytes become U+FFFD. Ids outside the vocabulary have
   // no text. A tokenizer that puts a space in front of every text (SentencePiece) drops it here.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
