@@ -108,6 +108,12 @@ class Serve {
         ->option_text("N [0]")
         ->group(group);
     command
+        .add_option("--ping-interval", ping_interval_s_,
+                    "Seconds after which a silent stream says that it is alive")
+        ->check(CLI::Range(1, 3600))
+        ->option_text("N [15]")
+        ->group(group);
+    command
         .add_option("--drain-timeout", drain_timeout_s_,
                     "Seconds that requests have to finish when the server is stopped")
         ->check(CLI::Range(0, 1 << 20))
@@ -126,6 +132,7 @@ class Serve {
       for (std::string& key : read_keys(*key_file_)) api_.api_keys.push_back(std::move(key));
     if (api_.model_name.empty())
       api_.model_name = std::filesystem::weakly_canonical(model_.path()).filename().string();
+    api_.ping_interval = std::chrono::seconds(ping_interval_s_);
     api_.request_timeout = std::chrono::seconds(request_timeout_s_);
     scheduler_.prefill = policies.prefill;
     scheduler_.kv_bytes = static_cast<int64_t>(kv_bytes_.value_or(0));
@@ -197,7 +204,7 @@ class Serve {
   std::optional<std::string> key_file_;
   std::optional<uint64_t> kv_bytes_, prefix_bytes_;
   int64_t max_tokens_ = 2048;
-  int request_timeout_s_ = 0, drain_timeout_s_ = 30;
+  int request_timeout_s_ = 0, drain_timeout_s_ = 30, ping_interval_s_ = 15;
   bool log_json_ = false, quiet_ = false;
 };
 

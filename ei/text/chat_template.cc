@@ -183,7 +183,8 @@ std::vector<TextPiece> ChatTemplate::render(const OrderedJson& messages,
 std::vector<int32_t> ChatTemplate::encode(const OrderedJson& messages,
                                           const ChatOptions& options) const {
   const std::vector<TextPiece> pieces = render(messages, options);
-  const std::string bos = tokenizer_->bos_id() ? tokenizer_->token_bytes(*tokenizer_->bos_id()) : "";
+  const std::string bos =
+      tokenizer_->bos_id() ? tokenizer_->token_bytes(*tokenizer_->bos_id()) : "";
   const bool has_bos = !bos.empty() && pieces.front().text.starts_with(bos);
   return tokenizer_->encode(pieces, /*add_bos=*/!has_bos);
 }

@@ -1,32 +1,78 @@
 """Starts `entropyinfer serve` on the demo model. ENTROPYINFER names the program."""
+import json
 import os
+import pathlib
 import re
 import subprocess
+import threading
+import urllib.error
+import urllib.request
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROGRAM = os.environ.get('ENTROPYINFER', os.path.join(ROOT, 'build/release/apps/entropyinfer'))
-MODEL = os.path.join(ROOT, 'models/needle-8m')
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+PROGRAM = os.environ.get('ENTROPYINFER', ROOT / 'build/release/apps/entropyinfer')
+MODEL = ROOT / 'models/needle-8m'
+
+
+def pytest_addoption(parser):
+    parser.addoption('--load-seconds', type=float, default=10, help='how long the mixed load lasts')
+    parser.addoption('--load-tokens', type=int, default=4096, help='its longest prompts')
+    parser.addoption('--screenshots', type=pathlib.Path, help='folder for pictures of the page')
 
 
 class Server:
+    """A running server; what it logs is in `log` once it has stopped."""
+
     def __init__(self, *flags):
-        self.process = subprocess.Popen([PROGRAM, 'serve', MODEL, '--port', '0', '--quiet', *flags],
-                                        stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([PROGRAM, 'serve', MODEL, '--port', '0', '-t', '1', '--log-json', *flags],
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # Read beside the test: a pipe that nobody empties would stop the server.
+        self.log = []
+        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.reader.start()
         self.url = re.search(r'http://[^ ]+', self.process.stdout.readline()).group()
+        self.hint = self.process.stdout.readline()
         self.port = int(self.url.rsplit(':', 1)[1])
 
     def stop(self):
         self.process.terminate()
-        return self.process.wait(timeout=60)
+        return self.wait()
+
+    def wait(self):
+        code = self.process.wait(timeout=120)
+        self.reader.join()
+        return code
+
+    def get(self, path):
+        with urllib.request.urlopen(self.url + path) as reply:
+            return reply.read().decode()
+
+    def post(self, path, body, headers={}):
+        """Status and JSON of the answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {'Content-Type': 'application/json', **headers})
+        try:
+            with urllib.request.urlopen(request) as reply:
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def metric(self, name):
+        """The sum of a metric over its labels."""
+        found = re.findall(rf'^entropyinfer:{name}(?:{{[^}}]*}})? (\S+)$', self.get('/metrics'), re.MULTILINE)
+        assert found, name
+        return sum(map(float, found))
+
+    def events(self):
+        return [json.loads(line) for line in self.log if line.startswith('{')]
 
 
 @pytest.fixture(scope='session')
 def server():
     server = Server()
     yield server
-    assert server.stop() == 0
+    assert server.stop() == 0, ''.join(server.log[-20:])
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
 """OpenAI's own client against the server: what it sends must be understood, what it reads must be there."""
-import json
-import urllib.error
 import urllib.request
 
 import openai
@@ -13,16 +11,6 @@ HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
 @pytest.fixture
 def client(server):
     return openai.OpenAI(base_url=server.url + '/v1', api_key='none', max_retries=0)
-
-
-def post(server, path, body, headers={}):
-    request = urllib.request.Request(server.url + path, body if isinstance(body, bytes) else json.dumps(body).encode(),
-                                     {'Content-Type': 'application/json', **headers})
-    try:
-        with urllib.request.urlopen(request) as reply:
-            return reply.status, json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
 
 
 def test_models(client):
@@ -64,7 +52,7 @@ def test_stop(client):
     assert got.message.content == whole[:whole.index(stop)] and got.finish_reason == 'stop'
 
 
-def test_seed_n_and_logit_bias(client):
+def test_seed_n_and_logit_bias(server, client):
     def draw(**more):
         got = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=8, temperature=1, **more)
         return [c.message.content for c in got.choices]
@@ -73,8 +61,7 @@ def test_seed_n_and_logit_bias(client):
     assert len(set(three)) == 3 and three[0] == draw(seed=3)[0]
     plain = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1, logprobs=True)
     first = plain.choices[0].logprobs.content[0]
-    ids = json.loads(urllib.request.urlopen(urllib.request.Request(
-        str(client.base_url).replace('/v1/', '/tokenize'), json.dumps({'content': first.token}).encode())).read())['tokens']
+    ids = server.post('/tokenize', {'content': first.token})[1]['tokens']
     other = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1, logit_bias={ids[-1]: -100})
     assert other.choices[0].message.content != plain.choices[0].message.content
 
@@ -98,9 +85,9 @@ def test_completion_with_echo_is_what_lm_eval_reads(client):
         assert scores.token_logprobs[0] is None and all(x <= 0 for x in scores.token_logprobs[1:])
         # The token that was drawn is the likeliest.
         assert max(scores.top_logprobs[-1].values()) == scores.token_logprobs[-1]
-    # The scores of a prefix do not depend on what follows.
+    # The scores of a prefix do not depend on what follows: products of more rows round elsewhere, keys and values to bf16.
     a, b = (c.logprobs.token_logprobs for c in got.choices)
-    assert a[1:4] == pytest.approx(b[1:4], abs=1e-3)
+    assert a[1:4] == pytest.approx(b[1:4], abs=1e-2)
 
 
 def test_the_next_turn_reuses_what_was_read(client):
@@ -128,7 +115,7 @@ def test_the_next_turn_reuses_what_was_read(client):
     ({'messages': HELLO, 'frequency_penalty': 1}, 'frequency_penalty'),
 ])
 def test_errors_name_the_field(server, body, param):
-    status, reply = post(server, '/v1/chat/completions', body)
+    status, reply = server.post('/v1/chat/completions', body)
     assert status == 400 and reply['error']['param'] == param and reply['error']['type'] == 'invalid_request_error'
 
 
@@ -138,13 +125,13 @@ def test_errors_name_the_field(server, body, param):
     ('base_budget', -5), ('min_tokens', -1), ('repetition_penalty', 0), ('logit_bias', {'99999': 1}), ('timeout_ms', -1),
 ])
 def test_numbers_out_of_range_are_refused(server, field, value):
-    status, reply = post(server, '/v1/chat/completions', {'messages': HELLO, 'logprobs': True, field: value})
+    status, reply = server.post('/v1/chat/completions', {'messages': HELLO, 'logprobs': True, field: value})
     assert status == 400 and field in reply['error']['message'].replace('-', '_'), reply
 
 
 @pytest.mark.parametrize('body', [b'', b'{', b'[]', b'"x"', b'{"a":' + b'[' * 100000, b'{"messages": [], "messages": []}', b'\xff\xfe'])
 def test_malformed_bodies(server, body):
-    status, reply = post(server, '/v1/chat/completions', body)
+    status, reply = server.post('/v1/chat/completions', body)
     assert status == 400 and reply['error']['message']
 
 
@@ -156,25 +143,25 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(client):
 
 
 def test_tokens_and_template(server):
-    status, reply = post(server, '/tokenize', {'content': 'hello world'})
+    status, reply = server.post('/tokenize', {'content': 'hello world'})
     assert status == 200 and reply['count'] == len(reply['tokens'])
-    assert post(server, '/detokenize', {'tokens': reply['tokens']})[1]['content'] == 'hello world'
-    assert post(server, '/apply-template', {'messages': HELLO})[1]['prompt'] == '<|bos|><|user|>Once upon a time<|assistant|>'
-    assert post(server, '/v1/embeddings', {})[0] == 501
-    assert post(server, '/nowhere', {})[0] == 404
+    assert server.post('/detokenize', {'tokens': reply['tokens']})[1]['content'] == 'hello world'
+    assert server.post('/apply-template', {'messages': HELLO})[1]['prompt'] == '<|bos|><|user|>Once upon a time<|assistant|>'
+    assert server.post('/v1/embeddings', {})[0] == 501
+    assert server.post('/nowhere', {})[0] == 404
 
 
 def test_keys_hosts_and_origins(start):
     server = start('--api-key', 'secret', '--api-key', 'other', '--cors-origins', 'https://a.example', '--allowed-hosts', 'llm.example')
     body = {'messages': HELLO, 'max_tokens': 1}
     path = '/v1/chat/completions'
-    assert post(server, path, body)[0] == 401
-    assert post(server, path, body, {'Authorization': 'Bearer secre'})[0] == 401
-    assert post(server, '/tokenize', {'content': 'x'})[0] == 401
+    assert server.post(path, body)[0] == 401
+    assert server.post(path, body, {'Authorization': 'Bearer secre'})[0] == 401
+    assert server.post('/tokenize', {'content': 'x'})[0] == 401
     good = {'Authorization': 'Bearer other'}
-    assert post(server, path, body, good)[0] == 200
-    assert post(server, path, body, {**good, 'Origin': 'https://a.example'})[0] == 200
-    assert post(server, path, body, {**good, 'Origin': 'https://b.example'})[0] == 403
-    assert post(server, path, body, {**good, 'Host': 'llm.example:8000'})[0] == 200
-    assert post(server, path, body, {**good, 'Host': 'rebound.example'})[0] == 403
+    assert server.post(path, body, good)[0] == 200
+    assert server.post(path, body, {**good, 'Origin': 'https://a.example'})[0] == 200
+    assert server.post(path, body, {**good, 'Origin': 'https://b.example'})[0] == 403
+    assert server.post(path, body, {**good, 'Host': 'llm.example:8000'})[0] == 200
+    assert server.post(path, body, {**good, 'Host': 'rebound.example'})[0] == 403
     assert urllib.request.urlopen(server.url + '/health').status == 200

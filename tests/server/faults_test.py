@@ -1,0 +1,210 @@
+"""Clients that misbehave, at the level of sockets, and a server that is stopped: it answers what can be answered,
+forgets the rest, and goes on."""
+import json
+import signal
+import socket
+import threading
+import urllib.request
+
+import pytest
+
+SECRET = 'xylophone-quagmire'
+LONG = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(600)) + ' ' + SECRET
+
+
+def connect(server):
+    return socket.create_connection(('127.0.0.1', server.port), timeout=60)
+
+
+def request_bytes(body, *headers, path='/v1/chat/completions'):
+    data = json.dumps(body).encode()
+    head = [f'POST {path} HTTP/1.1', 'Host: localhost', 'Content-Type: application/json', f'Content-Length: {len(data)}', *headers]
+    return '\r\n'.join(head).encode() + b'\r\n\r\n' + data
+
+
+def chat(text, **more):
+    return {'messages': [{'role': 'user', 'content': text}], **more}
+
+
+def read_all(sock):
+    data = b''
+    while piece := sock.recv(65536):
+        data += piece
+    return data
+
+
+def status_of(server, raw):
+    with connect(server) as sock:
+        sock.sendall(raw)
+        return int(sock.recv(65536).split()[1])
+
+
+def wait_for(condition, what, tries=20000):
+    for _ in range(tries):
+        if condition():
+            return
+    raise AssertionError(what)
+
+
+def all_gone(server):
+    wait_for(lambda: server.metric('num_requests_running') + server.metric('num_requests_waiting') == 0, 'requests are still there')
+
+
+def alive(server):
+    status, reply = server.post('/v1/completions', {'prompt': 'Once upon', 'max_tokens': 2})
+    assert status == 200 and reply['usage']['completion_tokens'] == 2
+
+
+@pytest.mark.parametrize('raw, status', [
+    (b'hello\r\n\r\n', 400),
+    (b'GET /health HTTP/9.9\r\n\r\n', 400),
+    (b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ' + b'x' * 40000 + b'\r\n\r\n', 431),
+    (b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n', 413),
+    (b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n', 400),
+    (b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd', 400),
+    (b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n', 400),
+    (b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n', 400),
+    (b'GET /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n', 405),
+    (b'DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n', 404),
+    (b'GET /../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n', 404),
+])
+def test_what_is_no_request_of_ours(server, raw, status):
+    assert status_of(server, raw) == status
+
+
+def test_a_chunked_body_without_end(start):
+    server = start('--max-body', '64KiB')
+    with connect(server) as sock:
+        sock.sendall(b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n')
+        piece = b'4000\r\n' + b'x' * 0x4000 + b'\r\n'
+        for _ in range(5):
+            sock.sendall(piece)
+        assert sock.recv(65536).split()[1] == b'413'
+
+
+def test_slow_senders_are_dropped_and_keep_nobody_waiting(server):
+    slow = [connect(server) for _ in range(50)]
+    for i, sock in enumerate(slow):
+        sock.sendall([b'', b'POST /tok', b'POST /tokenize HTTP/1.1\r\nHost: local'][i % 3])
+    alive(server)
+    assert {read_all(sock) for sock in slow} == {b''}  # closed by the server when the header's time is over
+
+
+STREAM = dict(stream=True, return_progress=True, max_tokens=5000, ignore_eos=True)
+
+
+@pytest.mark.parametrize('until', [0, 40, 200, None, b'"role"', b'prompt_progress', b'"content":"'], ids=str)
+def test_clients_that_hang_up_at_every_stage(server, until):
+    raw = request_bytes(chat(LONG if until != b'"content":"' else 'Hi', **STREAM))
+    with connect(server) as sock:
+        sock.sendall(raw[:until] if isinstance(until, int) else raw)
+        seen = b''
+        while isinstance(until, bytes) and until not in seen.replace(b'"content":""', b''):
+            seen += sock.recv(65536)
+    all_gone(server)
+    alive(server)
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(server):
+    with connect(server) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(request_bytes(chat('Hi', **{**STREAM, 'max_tokens': 100})))
+        alive(server)
+    all_gone(server)
+
+
+def test_pipelined_requests_are_answered_in_order(server):
+    with connect(server) as sock:
+        sock.sendall(request_bytes({'content': 'a b'}, path='/tokenize') + request_bytes({'content': ''}, 'Connection: close', path='/tokenize'))
+        data = read_all(sock)
+    assert data.count(b'200 OK') == 2 and data.index(b'"count":0') > data.index(b'"tokens"')
+
+
+def test_a_full_queue_says_when_to_come_back(start):
+    server = start('--max-sequences', '1', '--max-waiting', '1')
+    with connect(server) as running, connect(server) as waiting:
+        running.sendall(request_bytes(chat('Hi', **STREAM)))
+        running.recv(100)
+        wait_for(lambda: server.metric('num_requests_running') == 1, 'does not run')
+        waiting.sendall(request_bytes(chat('Hi', **STREAM)))
+        waiting.recv(100)
+        wait_for(lambda: server.metric('num_requests_waiting') == 1, 'does not wait')
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(urllib.request.Request(server.url + '/v1/chat/completions', json.dumps(chat('Hi')).encode()))
+        assert error.value.code == 429 and int(error.value.headers['Retry-After']) >= 1
+        assert json.load(error.value)['error']['type'] == 'rate_limit_error'
+    all_gone(server)
+    alive(server)
+
+
+def test_what_cannot_fit_is_refused_with_both_numbers(start):
+    server = start('--kv-memory', '8MiB')
+    status, reply = server.post('/v1/completions', {'prompt': [5] * 60000, 'decode': 'full'})
+    assert status == 400 and reply['error']['code'] == 'kv_memory_exceeded'
+    assert 'has 8 MiB' in reply['error']['message'] and '60000 prompt tokens' in reply['error']['message']
+    alive(server)
+
+
+def test_pings_while_a_prompt_is_read_silently(start):
+    server = start('--ping-interval', '1')
+    with connect(server) as sock:
+        sock.sendall(request_bytes(chat('Hi', stream=True, max_tokens=1)))
+        sock.sendall(request_bytes(chat(LONG * 3, stream=True, max_tokens=1, prefill='dense'), 'Connection: close'))
+        assert b': still working' in read_all(sock)
+
+
+def test_a_stopped_server_finishes_what_it_took(start):
+    server = start('--drain-timeout', '60')
+    with connect(server) as sock:
+        sock.sendall(request_bytes(chat(LONG, stream=True, return_progress=True, max_tokens=3), 'Connection: close'))
+        data = b''
+        while b'prompt_progress' not in data:
+            data += sock.recv(65536)
+        server.process.send_signal(signal.SIGTERM)
+        data += read_all(sock)
+    assert b'"finish_reason":"length"' in data and b'[DONE]' in data
+    assert server.wait() == 0
+    events = server.events()
+    assert [e['event'] for e in events][-1] == 'stopped' and events[-1]['all_answered'] is True
+    done = [e for e in events if e['event'] == 'request_done']
+    assert len(done) == 1 and done[0]['id'].startswith('req-') and done[0]['generated_tokens'] == 3
+    assert SECRET not in ''.join(server.log)
+
+
+def test_a_deadline_ends_draining_and_health_says_so(start):
+    server = start('--drain-timeout', '2')
+    with connect(server) as sock, connect(server) as other:
+        sock.sendall(request_bytes(chat('Hi', **{**STREAM, 'max_tokens': 100000}), 'Connection: close'))
+        data = b''
+        while b'"content":"' not in data.replace(b'"content":""', b''):
+            data += sock.recv(65536)
+        other.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')
+        assert b'200 OK' in other.recv(65536)
+        server.process.send_signal(signal.SIGTERM)
+        healths = set()
+        wait_for(lambda: healths.add(status_of(server, b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')) or 503 in healths, healths)
+        assert server.post('/v1/completions', {'prompt': 'x'})[0] == 503
+        assert b'[DONE]' in read_all(sock)
+    assert server.wait() == 0 and server.events()[-1]['all_answered'] is False
+
+
+def test_a_second_signal_exits(start):
+    server = start('--drain-timeout', '600')
+    with connect(server) as sock:
+        sock.sendall(request_bytes(chat('Hi', **{**STREAM, 'max_tokens': 100000})))
+        sock.recv(65536)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: status_of(server, b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n') == 503, 'does not drain')
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+
+
+def test_many_idle_connections(server):
+    idle = [connect(server) for _ in range(200)]
+    threads = [threading.Thread(target=alive, args=(server,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for sock in idle:
+        sock.close()

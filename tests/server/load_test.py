@@ -1,0 +1,123 @@
+"""Sixteen clients at once, some of whom hang up or send nonsense: nothing is lost, no answer holds another's text, greedy
+answers are those of `run`, and in the end the memory is what it was."""
+import collections
+import http.client
+import json
+import random
+import re
+import subprocess
+import threading
+import time
+
+from conftest import MODEL, PROGRAM
+
+N_CLIENTS = 16
+N_ANSWER = 12
+WORDS = 'amber brook cedar delta ember fjord grove heron islet jetty knoll larch maple north ocean'.split()
+
+
+def prompt(n_tokens, seed):
+    """A text with a number to be found in it, and the question for it."""
+    draw = random.Random(seed)
+    key, value = '-'.join(draw.sample(WORDS, 2)), draw.randrange(10**6, 10**7)
+    fact = f'One of the special magic numbers for {key} is: {value}.'
+    n_sentences = max(0, (n_tokens - 60) // 10)
+    sentences = [f'The {draw.choice(WORDS)} lay {draw.choice(WORDS)} of the old {draw.choice(WORDS)}.' for _ in range(n_sentences)]
+    sentences.insert(draw.randrange(n_sentences + 1), fact)
+    return ' '.join(sentences), f'What is the special magic number for {key} mentioned in the provided text?', str(value)
+
+
+def prompts(longest):
+    sizes = [10, 100, 600, 1500, longest // 4, longest // 2, longest]
+    return [prompt(size, seed) for seed, size in enumerate(sizes)]
+
+
+def by_run(folder, text, question):
+    """What the command line answers."""
+    file = folder / 'text.txt'
+    file.write_text(text)
+    got = subprocess.run([PROGRAM, 'run', MODEL, '--file', file, '--prompt', question, '-n', str(N_ANSWER), '--json', '--temperature', '0'],
+                         capture_output=True, text=True, check=True)
+    return json.loads(got.stdout)['text']
+
+
+class Client(threading.Thread):
+    def __init__(self, server, cases, seed, until):
+        super().__init__()
+        self.server, self.cases, self.draw, self.until = server, cases, random.Random(seed), until
+        self.done = collections.Counter()
+        self.problems = []
+
+    def run(self):
+        try:
+            while time.monotonic() < self.until:
+                kind = self.draw.choices(['whole', 'stream', 'hang up', 'malformed'], [4, 4, 2, 1])[0]
+                problem = getattr(self, kind.replace(' ', '_'))(*self.draw.choice(self.cases))
+                self.done[kind] += 1
+                if problem:
+                    self.problems.append((kind, problem))
+        except Exception as error:  # whatever it is, the test has to hear of it
+            self.problems.append(('died', repr(error)))
+
+    def ask(self, text, question, **more):
+        connection = http.client.HTTPConnection('127.0.0.1', self.server.port, timeout=600)
+        parts = [{'type': 'text', 'text': part} for part in (text, question)]
+        connection.request('POST', '/v1/chat/completions', json.dumps(
+            {'messages': [{'role': 'user', 'content': parts}], 'max_tokens': N_ANSWER, 'temperature': 0, **more}))
+        return connection.getresponse()
+
+    def whole(self, text, question, expected):
+        reply = self.ask(text, question)
+        got = json.loads(reply.read())
+        return None if reply.status == 200 and got['choices'][0]['message']['content'] == expected else (reply.status, got)
+
+    def stream(self, text, question, expected):
+        reply = self.ask(text, question, stream=True, stream_options={'include_usage': True})
+        events = [line[6:] for line in reply.read().decode().split('\n\n') if line.startswith('data: ')]
+        chunks = [json.loads(event) for event in events[:-1]]
+        got = ''.join(c['choices'][0]['delta'].get('content', '') for c in chunks if c.get('choices'))
+        return None if events[-1] == '[DONE]' and got == expected and chunks[-1]['usage'] else events
+
+    def hang_up(self, text, question, _):
+        reply = self.ask(text, question, stream=True, return_progress=True, max_tokens=1000, ignore_eos=True)
+        for _ in range(self.draw.randrange(6)):
+            reply.readline()
+        reply.close()
+
+    def malformed(self, text, question, _):
+        status = self.ask(text, question, max_tokens=self.draw.choice(['many', -1, 1.5, []])).status
+        return None if status == 400 else status
+
+
+def resident_mib(server):
+    with open(f'/proc/{server.process.pid}/status') as status:
+        return int(re.search(r'VmRSS:\s+(\d+)', status.read())[1]) / 1024
+
+
+def test_mixed_load(start, tmp_path, request):
+    server = start('--prefix-memory', '32MiB')
+    cases = [(text, question, by_run(tmp_path, text, question)) for text, question, _ in prompts(request.config.getoption('--load-tokens'))]
+    assert len({answer for _, _, answer in cases}) == len(cases)  # a text that crosses over is seen
+
+    def run(seconds):
+        clients = [Client(server, cases, seed, time.monotonic() + seconds) for seed in range(N_CLIENTS)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        while server.metric('num_requests_running') + server.metric('num_requests_waiting') > 0:
+            pass  # those that hung up last
+        assert [p for client in clients for p in client.problems] == []
+        return sum((client.done for client in clients), collections.Counter())
+
+    run(3)  # the pools have grown to what this load needs
+    before = resident_mib(server)
+    done = run(request.config.getoption('--load-seconds'))
+    print(dict(done), f'{before:.0f} MiB, then {resident_mib(server):.0f} MiB')
+    # Pages in use are the prefix cache's, which has its own limit; allocators keep a little.
+    held = {state: float(n) for state, n in re.findall(r'kv_bytes{.*state="(\w+)"} (\S+)', server.get('/metrics'))}
+    assert held['planned'] == 0 and held['used'] <= held['prefix'] <= 32 << 20
+    assert resident_mib(server) <= before + 64
+    assert server.stop() == 0
+    text = ''.join(server.log)
+    assert not any(word in text for word in ('lay', 'magic', *(value for *_, value in prompts(100))))
