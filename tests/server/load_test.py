@@ -36,7 +36,7 @@ def by_run(folder, text, question):
     """What the command line answers."""
     file = folder / 'text.txt'
     file.write_text(text)
-    got = subprocess.run([PROGRAM, 'run', MODEL, '--file', file, '--prompt', question, '-n', str(N_ANSWER), '--json', '--temperature', '0'],
+    got = subprocess.run([PROGRAM, 'run', MODEL, '--file', file, '--prompt', question, '-n', str(N_ANSWER), '--json', '--temp', '0'],
                          capture_output=True, text=True, check=True)
     return json.loads(got.stdout)['text']
 

@@ -45,8 +45,8 @@ class Page(Browser):
     def look(self, name):
         errors = [e for e in self.ask('POST', '/se/log', {'type': 'browser'}) if e['level'] == 'SEVERE']
         assert errors == []
-        # Nothing is wider than the window, on whatever it is shown.
-        assert self.run('return document.documentElement.scrollWidth <= innerWidth')
+        # Nothing is wider than the window; a phone would show what is by widening its window.
+        assert self.run('return document.documentElement.scrollWidth <= Math.min(innerWidth, screen.width)')
         if self.screenshots:
             self.screenshots.mkdir(parents=True, exist_ok=True)
             (self.screenshots / f'{name}.png').write_bytes(base64.b64decode(self.ask('GET', '/screenshot')))
@@ -70,7 +70,7 @@ def page(request):
 
 
 def test_a_conversation_about_a_file(page, server, tmp_path):
-    text, question, value = prompt(12000, 3)
+    text, question, value = prompt(5000, 3)
     file = tmp_path / 'novel.txt'
     file.write_text(text)
     page.desktop()
@@ -104,7 +104,7 @@ def test_a_conversation_about_a_file(page, server, tmp_path):
     # The next turn reads only what is new.
     page.say('And again?')
     page.answered(2)
-    assert page.run('return turns.at(-1).timings.cache_n') > 10000
+    assert page.run('return turns.at(-1).timings.cache_n') > 2000
     page.media('dark')
     page.look('answer-dark')
 
@@ -160,6 +160,7 @@ def test_errors_are_shown(page, start):
     page.open(server)
     page.until('document.getElementById("model").textContent.includes("needle-8m")', 'no model')
     page.choose('#mode', 'dense')
-    page.say('word ' * 4000)
+    page.run('document.getElementById("input").value = "word ".repeat(4000)')
+    page.click('#send')
     page.until('document.querySelector(".error")', 'no error')
     assert 'MiB' in page.text('.error')
