@@ -27,7 +27,7 @@ struct EngineOptions {
 
 // What `entropyinfer info` shows.
 struct ModelInfo {
-  std::string architecture;  // e.g. LlamaForCausalLM
+  std::string architecture;   // e.g. LlamaForCausalLM
   std::string chat_template;  // the file it is in; empty: there is none, prompts are raw text
   std::string device;
   int64_t n_parameters = 0;
