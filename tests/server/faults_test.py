@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 SECRET = 'xylophone-quagmire'
-LONG = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(600)) + ' ' + SECRET
+LONG = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(250)) + ' ' + SECRET
 
 
 def connect(server):
@@ -149,7 +149,7 @@ def test_pings_while_a_prompt_is_read_silently(start):
     server = start('--ping-interval', '1')
     with connect(server) as sock:
         sock.sendall(request_bytes(chat('Hi', stream=True, max_tokens=1)))
-        sock.sendall(request_bytes(chat(LONG, stream=True, max_tokens=1, prefill='dense'), 'Connection: close'))
+        sock.sendall(request_bytes(chat(LONG * 2, stream=True, max_tokens=1, prefill='dense'), 'Connection: close'))
         assert b': still working' in read_all(sock)
 
 

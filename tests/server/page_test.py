@@ -12,7 +12,7 @@ from load_test import prompt
 sys.path.append(str(ROOT / 'tests' / 'support'))
 from browser import Browser  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which('chromedriver'), reason="needs Debian's chromium-driver")]
+pytestmark = pytest.mark.skipif(not shutil.which('chromedriver'), reason="needs Debian's chromium-driver")
 
 
 class Page(Browser):

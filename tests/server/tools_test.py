@@ -12,7 +12,6 @@ from conftest import MODEL, ROOT
 from load_test import prompt
 
 
-@pytest.mark.slow
 def test_lm_eval_scores_a_task(server, tmp_path):
     data = tmp_path / 'test.jsonl'
     with data.open('w') as file:
