@@ -1,11 +1,9 @@
 #include "ei/ops/matmul.h"
 
-#include <dnnl.h>
-#include <omp.h>
+#include <hwy/cache_control.h>
 
 #include <algorithm>
 
-#include "ei/base/fail.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
@@ -20,59 +18,84 @@
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
-template <DType kType>
-HWY_INLINE V32 load_weights(const void* row, int64_t i) {
-  const F32 d;
+// Inputs a block of packed weights is deep.
+constexpr int64_t kDepth = 256;
+
+// As many weights of a row, from the i-th on, as D has lanes.
+template <DType kType, class D>
+HWY_INLINE hn::Vec<D> load_weights(D d, const void* row, int64_t i) {
   if constexpr (kType == DType::kF32) {
     return hn::LoadU(d, static_cast<const float*>(row) + i);
   } else {
-    const hn::Rebind<uint16_t, F32> dh;
+    const hn::Rebind<uint16_t, D> dh;
     const auto bits = hn::LoadU(dh, static_cast<const uint16_t*>(row) + i);
     if constexpr (kType == DType::kBF16) {
-      const hn::RebindToUnsigned<F32> du;
+      const hn::RebindToUnsigned<D> du;
       return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
     } else {
-      return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, F32>(), bits));
+      return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), bits));
     }
   }
 }
 
-// out[i][j] (+)= x[i] . weight[j] + bias[j] for kN rows of x and outputs [begin, end): every weight
-// is read once. Four sums for each pair at most, so that the multiply-adds overlap.
-template <DType kType, int kN>
-void dot_rows(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t end) {
-  constexpr int kSums = kN == 1 ? 4 : kN <= 4 ? 2 : 1;
+// out[i][j] (+)= x[i] . weight[j] + bias[j] for kN rows of x and the kOutputs outputs from j on:
+// every weight is read once, from as many rows at a time. The sums of a pair do not depend on
+// kOutputs.
+template <DType kType, int kN, int kOutputs>
+HWY_INLINE void dot_outputs(const MatMul& op, const MatMul::Part& part, int64_t j) {
+  constexpr int kSums = kN == 1 ? 2 : 1;  // with kOutputs enough for the multiply-adds to overlap
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), depth = op.x.cols;
+  const int64_t row_bytes = depth * dtype_bytes(kType);
   const auto* x = static_cast<const float*>(op.x.data);
-  auto* out = static_cast<float*>(part.out.data);
-  const auto* weights = static_cast<const char*>(part.weight.data);
-  for (int64_t j = begin; j < end; ++j) {
-    const void* row = weights + j * depth * dtype_bytes(kType);
-    V32 sum[kN][kSums];
-    HWY_UNROLL(8)
-    for (int i = 0; i < kN; ++i) HWY_UNROLL(4)
-    for (int u = 0; u < kSums; ++u) sum[i][u] = hn::Zero(d);
-    int64_t k = 0;
-    for (; k + kSums * lanes <= depth; k += kSums * lanes) {
-      HWY_UNROLL(4)
+  const char* rows = static_cast<const char*>(part.weight.data) + j * row_bytes;
+  V32 sum[kN][kOutputs][kSums];
+  HWY_UNROLL(8)
+  for (int i = 0; i < kN; ++i) {
+    HWY_UNROLL(4)
+    for (int o = 0; o < kOutputs; ++o) {
+      HWY_UNROLL(2)
+      for (int u = 0; u < kSums; ++u) sum[i][o][u] = hn::Zero(d);
+    }
+  }
+  int64_t k = 0;
+  for (; k + kSums * lanes <= depth; k += kSums * lanes) {
+    HWY_UNROLL(4)
+    for (int o = 0; o < kOutputs; ++o) {
+      const char* row = rows + o * row_bytes;
+      // The same place in the outputs that come next: memory is read on while these are summed up.
+      hwy::Prefetch(row + kOutputs * row_bytes + k * dtype_bytes(kType));
+      HWY_UNROLL(2)
       for (int u = 0; u < kSums; ++u) {
-        const V32 w = load_weights<kType>(row, k + u * lanes);
+        const V32 w = load_weights<kType>(d, row, k + u * lanes);
         HWY_UNROLL(8)
         for (int i = 0; i < kN; ++i)
-          sum[i][u] = hn::MulAdd(w, hn::LoadU(d, x + i * depth + k + u * lanes), sum[i][u]);
+          sum[i][o][u] = hn::MulAdd(w, hn::LoadU(d, x + i * depth + k + u * lanes), sum[i][o][u]);
       }
     }
-    HWY_UNROLL(8)
-    for (int i = 0; i < kN; ++i) {
-      for (int u = 1; u < kSums; ++u) sum[i][0] = hn::Add(sum[i][0], sum[i][u]);
-      float total = hn::GetLane(hn::SumOfLanes(d, sum[i][0]));
-      for (int64_t c = k; c < depth; ++c) total += x[i * depth + c] * load(row, kType, c);
-      if (part.bias.data != nullptr) total += part.bias[j];
-      float& to = out[i * part.out.cols + j];
+  }
+  HWY_UNROLL(8)
+  for (int i = 0; i < kN; ++i) {
+    HWY_UNROLL(4)
+    for (int o = 0; o < kOutputs; ++o) {
+      if constexpr (kSums == 2) sum[i][o][0] = hn::Add(sum[i][o][0], sum[i][o][1]);
+      float total = hn::GetLane(hn::SumOfLanes(d, sum[i][o][0]));
+      for (int64_t c = k; c < depth; ++c)
+        total += x[i * depth + c] * load(rows + o * row_bytes, kType, c);
+      if (part.bias.data != nullptr) total += part.bias[j + o];
+      float& to = static_cast<float*>(part.out.data)[i * part.out.cols + j + o];
       to = part.accumulate ? to + total : total;
     }
   }
+}
+
+// The same for outputs [begin, end).
+template <DType kType, int kN>
+void dot_rows(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t end) {
+  constexpr int kOutputs = kN <= 2 ? 4 : kN <= 4 ? 2 : 1;  // the sums stay in registers
+  int64_t j = begin;
+  for (; j + kOutputs <= end; j += kOutputs) dot_outputs<kType, kN, kOutputs>(op, part, j);
+  for (; j < end; ++j) dot_outputs<kType, kN, 1>(op, part, j);
 }
 
 template <DType kType>
@@ -108,14 +131,105 @@ void dot_panel(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_
   }
 }
 
-void widen_rows(const Weight& weight, int64_t begin, int64_t end, float* HWY_RESTRICT to) {
-  const int64_t n = (end - begin) * weight.cols;
-  const char* from =
-      static_cast<const char*>(weight.data) + begin * weight.cols * dtype_bytes(weight.dtype);
-  if (weight.dtype == DType::kF16) {
-    for (int64_t i = 0; i < n; ++i) to[i] = load(from, DType::kF16, i);
-  } else {
-    widen(from, weight.dtype, n, to);
+// Outputs of the register block.
+constexpr int64_t kWidth = kVectors * static_cast<int64_t>(hn::MaxLanes(F32()));
+
+// Inputs [from, from + depth) of n <= kWidth weight rows from `begin` on, as floats side by side:
+// to[k][j], zeros beyond n.
+template <DType kType>
+void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth,
+                  float* HWY_RESTRICT to) {
+  const auto row = [&](int64_t j) {
+    return static_cast<const char*>(weight.data) +
+           ((begin + j) * weight.cols + from) * dtype_bytes(kType);
+  };
+  int64_t j = 0;
+#if HWY_TARGET != HWY_SCALAR  // four by four
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<double, decltype(d)> dd;
+  for (; j + 4 <= n; j += 4) {
+    const void* rows[] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
+    int64_t k = 0;
+    for (; k + 4 <= depth; k += 4) {
+      const auto a = load_weights<kType>(d, rows[0], k), b = load_weights<kType>(d, rows[1], k);
+      const auto c = load_weights<kType>(d, rows[2], k), e = load_weights<kType>(d, rows[3], k);
+      const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
+      const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
+      const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
+      const auto ce_high = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
+      float* at = to + k * kWidth + j;
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)), d, at);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)), d, at + kWidth);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab_high, ce_high)), d, at + 2 * kWidth);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kWidth);
+    }
+    for (; k < depth; ++k)
+      for (int64_t u = 0; u < 4; ++u) to[k * kWidth + j + u] = load(rows[u], kType, k);
+  }
+#endif
+  for (; j < kWidth; ++j)
+    for (int64_t k = 0; k < depth; ++k) to[k * kWidth + j] = j < n ? load(row(j), kType, k) : 0;
+}
+
+void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth,
+                  float* to) {
+  switch (weight.dtype) {
+    case DType::kBF16:
+      return pack_weights<DType::kBF16>(weight, begin, n, from, depth, to);
+    case DType::kF16:
+      return pack_weights<DType::kF16>(weight, begin, n, from, depth, to);
+    case DType::kF32:
+      return pack_weights<DType::kF32>(weight, begin, n, from, depth, to);
+  }
+}
+
+// m <= kRows rows of x, `depth` of their inputs, by n packed outputs.
+template <bool kAdd>
+void multiply_rows(int64_t m, int64_t n, int64_t depth, const float* x, int64_t x_stride,
+                   const float* packed, float* out, int64_t out_stride) {
+  constexpr float kOnes[kRows] = {1, 1, 1, 1, 1, 1};
+  const int64_t full = n / kWidth * kWidth, rest = n - full;
+  product<kAdd>(m, full, depth, x, x_stride, packed, depth, out, out_stride, kOnes);
+  if (rest == 0) return;
+  float tile[kRows * kWidth];
+  out += full;
+  for (int64_t i = 0; kAdd && i < m; ++i)
+    std::copy_n(out + i * out_stride, rest, tile + i * kWidth);
+  product<kAdd>(m, kWidth, depth, x, x_stride, packed + full * depth, depth, tile, kWidth, kOnes);
+  for (int64_t i = 0; i < m; ++i) std::copy_n(tile + i * kWidth, rest, out + i * out_stride);
+}
+
+// Rows [first, last) of x by outputs [begin, end) of a part. The weights of kDepth inputs at a time
+// are packed into L2, where every kRows rows of x, themselves in L1, meet them.
+void multiply(const MatMul& op, const MatMul::Part& part, int64_t first, int64_t last,
+              int64_t begin, int64_t end, float* packed) {
+  const View<float, 2> x = rows_of(op.x), out = rows_of(part.out);
+  const int64_t x_stride = op.x.cols, out_stride = part.out.cols;
+  bool add = part.accumulate;
+  if (part.bias.data != nullptr) {
+    for (int64_t r = first; r < last; ++r)
+      for (int64_t j = begin; j < end; ++j)
+        out[r][j] = add ? out[r][j] + part.bias[j] : part.bias[j];
+    add = true;
+  }
+  for (int64_t from = 0; from < op.x.cols; from += kDepth) {
+    const int64_t depth = std::min(kDepth, op.x.cols - from);
+    for (int64_t j = begin; j < end; j += kWidth)
+      pack_weights(part.weight, j, std::min(kWidth, end - j), from, depth,
+                   packed + (j - begin) * depth);
+    for (int64_t r = first; r < last; r += kRows) {
+      const int64_t m = std::min(kRows, last - r);
+      const float* rows = x[r].data + from;
+      float* to = out[r].data + begin;
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < end - begin; j += 16) hwy::Prefetch(to + i * out_stride + j);
+      if (add) {
+        multiply_rows<true>(m, end - begin, depth, rows, x_stride, packed, to, out_stride);
+      } else {
+        multiply_rows<false>(m, end - begin, depth, rows, x_stride, packed, to, out_stride);
+      }
+    }
+    add = true;
   }
 }
 
@@ -127,13 +241,15 @@ namespace ei::cpu {
 namespace {
 
 HWY_EXPORT(dot_panel);
-HWY_EXPORT(widen_rows);
+HWY_EXPORT(multiply);
 
-// So few rows are bound by reading the weights, and go through our own dot products.
+// So few rows are bound by reading the weights, and go through dot products.
 constexpr int64_t kFewRows = 8;
 
-// Weights a thread works on at a time: in float they fit L2 beside the rows they meet.
-constexpr int64_t kPanelWeights = 128 * 1024;
+// Outputs and rows of x that a thread takes at a time: of both, 128 and 258 KiB are in use, in L2.
+constexpr int64_t kPanelOutputs = 128;
+constexpr int64_t kPanelRows = 258;
+constexpr int64_t kPackedWeights = kPanelOutputs * HWY_NAMESPACE::kDepth;
 
 // The panels of all parts, of `step` outputs each, in one row.
 struct Panels {
@@ -161,49 +277,32 @@ struct Panels {
 
 }  // namespace
 
-// Work is split over panels of outputs of all parts; what a panel computes does not depend on the
-// number of threads. Many rows: a thread widens its panel into L2 and oneDNN multiplies, on that
-// thread alone.
+// Work is split over panels of outputs of all parts and, when there are many, over rows. What is
+// added up to an output, and in which order, does not depend on the number of threads.
 void CpuBackend::run(const MatMul& op) {
   check(op);
-  const int64_t n = op.x.rows, depth = op.x.cols;
+  const int64_t n = op.x.rows;
   if (n == 0) return;
-  const int64_t step = std::clamp<int64_t>(kPanelWeights / std::max<int64_t>(1, depth), 16, 128);
-  const Panels panels = {op, step};
   if (n <= kFewRows) {
+    // A panel is about 256 KiB of bf16: threads seldom meet, and end together.
+    const int64_t step = std::clamp<int64_t>(128 * 1024 / std::max<int64_t>(1, op.x.cols), 16, 128);
+    const Panels panels = {op, step};
     parallel_for(n_threads_, panels.size(), [&](int64_t i) {
       const auto& [part, begin, end] = panels[i];
       HWY_DYNAMIC_DISPATCH(dot_panel)(op, part, begin, end);
     });
     return;
   }
-
-  const int64_t per_thread = (step * depth + 15) / 16 * 16;
-  float* scratch = scratch_.get<float>(n_threads_ * per_thread);
-  bool ok = true;
-  parallel_for(n_threads_, panels.size(), [&](int64_t i, int thread) {
-    omp_set_num_threads(1);  // oneDNN's, in this task
-    const auto [part, begin, end] = panels[i];
-    const float* weights = static_cast<const float*>(part.weight.data) + begin * depth;
-    if (part.weight.dtype != DType::kF32) {
-      float* panel = scratch + thread * per_thread;
-      HWY_DYNAMIC_DISPATCH(widen_rows)(part.weight, begin, end, panel);
-      weights = panel;
-    }
-    const View<float, 2> out = rows_of(part.out);
-    if (part.bias.data != nullptr)
-      for (int64_t r = 0; r < n; ++r)
-        for (int64_t j = begin; j < end; ++j)
-          out[r][j] = part.accumulate ? out[r][j] + part.bias[j] : part.bias[j];
-    const float beta = part.accumulate || part.bias.data != nullptr ? 1.0f : 0.0f;
-    const auto* x = static_cast<const float*>(op.x.data);
-    if (dnnl_sgemm('N', 'T', n, end - begin, depth, 1.0f, x, depth, weights, depth, beta,
-                   out.data + begin, part.out.cols) != dnnl_success) {
-#pragma omp atomic write
-      ok = false;
-    }
+  const Panels panels = {op, kPanelOutputs};
+  const int64_t n_blocks = (n + kPanelRows - 1) / kPanelRows;
+  float* packed = scratch_.get<float>(n_threads_ * kPackedWeights);
+  parallel_for(n_threads_, panels.size() * n_blocks, [&](int64_t i, int thread) {
+    const auto& [part, begin, end] = panels[i / n_blocks];
+    const int64_t first = i % n_blocks * kPanelRows;
+    HWY_DYNAMIC_DISPATCH(multiply)
+    (op, part, first, std::min(first + kPanelRows, n), begin, end,
+     packed + thread * kPackedWeights);
   });
-  require(ok, "matmul: oneDNN failed on {} rows by {} inputs", n, depth);
 }
 
 }  // namespace ei::cpu

@@ -23,8 +23,13 @@ TEST_P(MatMulTest, MatchesReference) {
                                    {9, 128, 65},
                                    {16, 96, 48},
                                    {17, 257, 131},
+                                   {12, 256, 128},
+                                   {13, 513, 127},
+                                   {18, 255, 129},
                                    {67, 300, 259},
-                                   {130, 65, 513}})
+                                   {130, 65, 513},
+                                   {258, 7, 16},
+                                   {259, 31, 18}})
     for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32})
       for (const bool accumulate : {false, true}) {
         SCOPED_TRACE(testing::Message() << rows << " x " << k << " x " << m << " "
@@ -67,7 +72,7 @@ TEST_P(MatMulTest, PartsAreIndependent) {
 }
 
 TEST_P(MatMulTest, ThreadsDoNotChangeTheResult) {
-  for (const int64_t rows : {1, 4, 100}) {
+  for (const int64_t rows : {1, 4, 100, 300}) {
     const DeviceAct x = act(normal<2>({rows, 1000}, 1));
     const HostWeight w(normal<2>({300, 1000}, 2), DType::kBF16);
     std::vector<std::vector<double>> results;

@@ -35,6 +35,20 @@ TEST_P(SwiGluTest, ExtremeGates) {
   EXPECT_EQ(got.v[3], g.v[3]);
 }
 
+// The exponential over all of its range: silu of a negative gate is e^gate but for a factor near
+// one. 2 ulp of bf16, 2^-7, would do; a polynomial of degree 4 is far better.
+TEST_P(SwiGluTest, ExponentialIsAccurate) {
+  Matrix gates({1, 24001}), ones({1, 24001}, 1.0);
+  for (int64_t i = 0; i < 24001; ++i) gates[0][i] = -86 + 0.004 * double(i);
+  const DeviceAct gate = act(gates), up = act(ones), out = poisoned(1, 24001);
+  const Matrix want = ref::swiglu(gate.values(), up.values());
+  backend().run(SwiGlu{.gate = gate, .up = up, .out = out});
+  const Matrix got = out.values();
+  const double relative = backend().act_bytes() == 4 ? 1e-5 : 0x1p-8;
+  for (size_t i = 0; i < got.v.size(); ++i)
+    ASSERT_NEAR(got.v[i], want.v[i], relative * std::abs(want.v[i]) + 1e-37) << gates.v[i];
+}
+
 TEST_P(SwiGluTest, RejectsOtherShapes) {
   EXPECT_THROW(
       backend().run(SwiGlu{.gate = poisoned(1, 8), .up = poisoned(1, 7), .out = poisoned(1, 8)}),
