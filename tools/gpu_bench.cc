@@ -241,8 +241,9 @@ int ei_load(void* handle, const char* shape) {
 struct ModelResult {
   double first_token_ms;  // prompt to token
   double compress_ms;
-  double step_ms;  // median, host and device
-  double host_ms;  // of a step, without waiting for its token
+  double step_ms;        // median, host and device
+  double host_ms;        // of a step, without waiting for its token
+  double plain_step_ms;  // a step whose kernels are launched one by one, not as a graph
   double attended_share;
 };
 
@@ -264,7 +265,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
       decode.budget = budget;
       decode.gap = -1;
     }
-    const int64_t most = n + n_steps + 1;
+    const int64_t most = n + 2 * n_steps + 1;
     const ei::KvShape shape = {.n_layers = config.n_layers,
                                .n_kv_heads = config.n_kv_heads,
                                .head_dim = config.head_dim,
@@ -289,7 +290,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
       state = state * 1664525 + 1013904223;
       tokens.push_back(static_cast<int32_t>(state % static_cast<uint32_t>(config.vocab_size)));
     }
-    ei::Sampler sampler(bench.backend, {}, config.vocab_size, {}, n_steps + 1);
+    ei::Sampler sampler(bench.backend, {}, config.vocab_size, {}, 2 * n_steps + 1);
     bench.wait();
 
     const auto start = Clock::now();
@@ -307,15 +308,18 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     result->compress_ms = ms_since(compressing);
 
     ei::Decoder decoder(bench.backend, *bench.model, 1);
-    std::vector<double> steps, host;
-    for (int i = 0; i < n_steps; ++i) {
+    std::vector<double> steps, host, plain;
+    for (int i = 0; i < 2 * n_steps; ++i) {
+      bench.backend.use_graphs(i < n_steps);
       const ei::Running running = {&cache, &window, &compressor, token};
       const auto begin = Clock::now();
       const Act logits = decoder.step(act, {&running, 1});
-      host.push_back(ms_since(begin));
+      if (i < n_steps) host.push_back(ms_since(begin));
       token = sampler.next(logits);
-      steps.push_back(ms_since(begin));
+      (i < n_steps ? steps : plain).push_back(ms_since(begin));
     }
+    bench.backend.use_graphs(true);
+    result->plain_step_ms = median(plain);
     result->step_ms = median(steps);
     result->host_ms = median(host);
   });

@@ -9,6 +9,7 @@
 #include "apps/bench/prompt.h"
 #include "apps/bench/report.h"
 #include "apps/cli/command.h"
+#include "apps/cli/options.h"
 #include "apps/cli/report.h"
 #include "apps/cli/units.h"
 #include "ei/base/fail.h"
@@ -59,6 +60,7 @@ class Bench {
         .add_option("-r,--repetitions", options_.repetitions, "Runs of each, after one to warm up")
         ->check(CLI::Range(int64_t{1}, int64_t{1000}))
         ->option_text("N [3]");
+    cli::add_device(command, engine_options_.device);
     command.add_option("-t,--threads", engine_options_.threads, "CPU threads; 0: all cores")
         ->check(CLI::Range(0, 4096))
         ->option_text("N [0]");

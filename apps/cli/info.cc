@@ -19,6 +19,8 @@ void show(const ModelInfo& info) {
   add("chat template", info.chat_template.empty() ? "none: use --raw" : info.chat_template);
   add("parameters", grouped(info.n_parameters));
   add("weights", human_bytes(info.weight_bytes));
+  add("activations of a chunk", human_bytes(info.activation_bytes));
+  add("memory available beside weights", human_bytes(info.available_bytes));
   add("layers", grouped(info.n_layers));
   add("hidden size", grouped(info.hidden));
   add("feed-forward size", grouped(info.intermediate));

@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <random>
 #include <type_traits>
+
+#include "apps/cli/progress.h"
 
 namespace ei::cli {
 namespace {
@@ -64,8 +67,21 @@ std::vector<std::string> names(const Named<Policy>& named) {
 
 }  // namespace
 
+CLI::Option* add_device(CLI::App& command, Device& device) {
+  return command
+      .add_option_function<std::string>(
+          "--device",
+          [&device](const std::string& name) {
+            device = name == "cpu" ? Device::kCpu : name == "cuda" ? Device::kCuda : Device::kAuto;
+          },
+          "What computes; auto: a GPU if there is one that can be used")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->option_text("auto|cpu|cuda [auto]");
+}
+
 ModelOptions::ModelOptions(CLI::App& command) {
   command.add_option("MODEL", path_, "Directory of a Hugging Face checkpoint")->required();
+  add_device(command, options_.device)->group(kModelGroup);
   command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->option_text("N [0]")
@@ -82,8 +98,19 @@ ModelOptions::ModelOptions(CLI::App& command) {
       ->group(kModelGroup);
   command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
-      ->option_text("N [2048]")
+      ->option_text("N [2048; CUDA: 8192]")
       ->group(kModelGroup);
+}
+
+Engine ModelOptions::load() const {
+  ProgressBar bar("loading", "MiB");
+  EngineOptions options = options_;
+  const auto start = std::chrono::steady_clock::now();
+  options.on_load = [&](int64_t done, int64_t total) {
+    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(1))
+      bar.update(done >> 20, total >> 20);
+  };
+  return Engine(path_, options);
 }
 
 template <class T>

@@ -17,6 +17,9 @@ namespace ei::cli {
 // Options that several subcommands share. Each class adds its flags to a subcommand and must stay
 // where it is until the command line is parsed: the flags write into it.
 
+// The flag --device.
+CLI::Option* add_device(CLI::App& command, Device& device);
+
 // Which checkpoint, and how it runs here.
 class ModelOptions {
  public:
@@ -24,7 +27,7 @@ class ModelOptions {
   ModelOptions(const ModelOptions&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  Engine load() const { return Engine(path_, options_); }
+  Engine load() const;  // shows how far it is where that takes long
 
  private:
   std::filesystem::path path_;

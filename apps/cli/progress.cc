@@ -27,12 +27,12 @@ int terminal_width() {
 }  // namespace
 
 std::string progress_text(const std::string& label, int64_t done, int64_t total, double per_s,
-                          double s_left, int width) {
+                          double s_left, int width, const std::string& unit) {
   const double share = total > 0 ? double(done) / double(total) : 1;
   const std::string head = fmt::format("{} {:3.0f}% [", label, 100 * share);
   std::string tail = fmt::format("] {}/{}", grouped(done), grouped(total));
   if (per_s > 0)
-    tail += fmt::format("  {} tokens/s  {} left", human_rate(per_s), clock_time(s_left));
+    tail += fmt::format("  {} {}/s  {} left", human_rate(per_s), unit, clock_time(s_left));
   const auto room = static_cast<int64_t>(width) - static_cast<int64_t>(head.size() + tail.size());
   const int64_t bar = std::clamp<int64_t>(room, 0, 40);
   const auto full = static_cast<int64_t>(share * double(bar));
@@ -40,8 +40,9 @@ std::string progress_text(const std::string& label, int64_t done, int64_t total,
       .substr(0, static_cast<size_t>(std::max(width, 0)));
 }
 
-ProgressBar::ProgressBar(std::string label)
+ProgressBar::ProgressBar(std::string label, std::string unit)
     : label_(std::move(label)),
+      unit_(std::move(unit)),
       on_(isatty(STDERR_FILENO) != 0),
       color_(!set_and_not_empty("NO_COLOR")),
       start_(std::chrono::steady_clock::now()),
@@ -60,7 +61,7 @@ void ProgressBar::update(int64_t done, int64_t total, int64_t cached) {
   last_ = now;
   last_done_ = done;
   const std::string text = progress_text(label_, done, total, per_second(done - cached, start_),
-                                         s_left, terminal_width() - 1);
+                                         s_left, terminal_width() - 1, unit_);
   fmt::print(stderr, "\r{}{}{}\033[K", color_ ? "\033[36m" : "", text, color_ ? "\033[0m" : "");
   std::fflush(stderr);
   shown_ = true;

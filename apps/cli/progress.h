@@ -10,11 +10,11 @@
 
 namespace ei::cli {
 
-// A bar on stderr while a prompt is read, with tokens/s and the time left; silent where stderr is
-// not a terminal. Colour unless NO_COLOR is set.
+// A bar on stderr while a prompt is read or weights are loaded, with `unit` per second and the time
+// left; silent where stderr is not a terminal. Colour unless NO_COLOR is set.
 class ProgressBar {
  public:
-  explicit ProgressBar(std::string label);
+  explicit ProgressBar(std::string label, std::string unit = "tokens");
   ~ProgressBar() { clear(); }
 
   // Of `total` steps, `done` are there, `cached` of them from before this bar was made.
@@ -22,7 +22,7 @@ class ProgressBar {
   void clear();  // takes the bar off the screen
 
  private:
-  std::string label_;
+  std::string label_, unit_;
   bool shown_ = false;
   bool on_;
   bool color_;
@@ -36,6 +36,6 @@ Callbacks watch(ProgressBar& progress, std::function<void(std::string_view)> on_
 
 // The text of a bar of at most `width` characters, without colour.
 std::string progress_text(const std::string& label, int64_t done, int64_t total, double per_s,
-                          double s_left, int width);
+                          double s_left, int width, const std::string& unit = "tokens");
 
 }  // namespace ei::cli

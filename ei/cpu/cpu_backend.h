@@ -35,6 +35,7 @@ class CpuBackend final : public Backend {
 
   std::string name() const override;
   int64_t act_bytes() const override { return sizeof(float); }
+  int64_t prompt_rows() const override { return 2048; }
   int64_t available_bytes() const override;
   void* allocate(int64_t bytes) override;
   void release(void* data, int64_t bytes) noexcept override;

@@ -8,6 +8,12 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 1024;  // entropies held in shared memory at a time
 
+__device__ int32_t blocks_of(const AllocateBudget& op, int64_t s, float tokens) {
+  if (s < op.dense_before || s >= op.dense_from) return kAllBlocks;
+  return static_cast<int32_t>(
+      min(static_cast<int64_t>(tokens) / op.block, s * op.segment / op.block));
+}
+
 // A block per KV head. The recurrence is one thread's, a few hundred steps over entropies that the
 // block has brought near.
 __global__ void step_budgets(const __grid_constant__ AllocateBudget op) {
@@ -33,26 +39,23 @@ __global__ void step_budgets(const __grid_constant__ AllocateBudget op) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t s = begin + i;
       const float budget = s == 0 ? op.rule.base : recurrence.step(s, entropy[i], rigid);
-      if (s >= op.first_segment) op.tokens.data[h * n + s - op.first_segment] = budget;
+      if (s < op.first_segment) continue;
+      op.tokens.data[h * n + s - op.first_segment] = budget;
+      op.blocks.data[h * n + s - op.first_segment] = blocks_of(op, s, budget);
     }
   }
 }
 
-// From tokens to blocks, a thread per segment.
-__global__ void cut_to_blocks(const __grid_constant__ AllocateBudget op) {
+// The largest budget of a segment for all heads; a thread per segment.
+__global__ void share_largest(const __grid_constant__ AllocateBudget op) {
   const int64_t heads = op.blocks.dims[0], n = op.blocks.dims[1];
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= n) return;
-  const int64_t s = op.first_segment + i;
-  const bool dense = s < op.dense_before || s >= op.dense_from;
   float most = 0;
   for (int64_t h = 0; h < heads; ++h) most = fmaxf(most, op.tokens.data[h * n + i]);
   for (int64_t h = 0; h < heads; ++h) {
-    float& tokens = op.tokens.data[h * n + i];
-    if (op.rule.max_over_heads) tokens = most;
-    const int64_t wanted = static_cast<int64_t>(tokens) / op.block;
-    op.blocks.data[h * n + i] =
-        dense ? kAllBlocks : static_cast<int32_t>(min(wanted, s * op.segment / op.block));
+    op.tokens.data[h * n + i] = most;
+    op.blocks.data[h * n + i] = blocks_of(op, op.first_segment + i, most);
   }
 }
 
@@ -63,7 +66,8 @@ void CudaBackend::run(const AllocateBudget& op) {
   if (op.blocks.size() == 0) return;
   launch("AllocateBudget", step_budgets, static_cast<unsigned>(op.blocks.dim(0)), kThreads, 0,
          stream_, op);
-  launch("AllocateBudget", cut_to_blocks, blocks_for(op.blocks.dim(1), 64), 64, 0, stream_, op);
+  if (op.rule.max_over_heads)
+    launch("AllocateBudget", share_largest, blocks_for(op.blocks.dim(1), 64), 64, 0, stream_, op);
 }
 
 }  // namespace ei::cuda

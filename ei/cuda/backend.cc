@@ -14,39 +14,49 @@ void check_cuda(cudaError_t code, const char* what) {
 
 CudaBackend::CudaBackend() {
   cudaDeviceProp prop{};
-  EI_CUDA(cudaSetDevice(0));
   EI_CUDA(cudaGetDeviceProperties(&prop, 0));
   require(prop.major == 9 && prop.minor == 0,
           "CUDA: {} has compute capability {}.{}, but the kernels are built for 9.0 (H100, H200)",
           prop.name, prop.major, prop.minor);
   n_sms_ = prop.multiProcessorCount;
   name_ = fmt::format("CUDA, {}, {} multiprocessors", prop.name, n_sms_);
-  EI_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   workspace_ = memory_.allocate(kWorkspaceBytes);
   counters_ = static_cast<uint32_t*>(memory_.allocate(kCounters * int64_t{sizeof(uint32_t)}));
-  EI_CUDA(cudaMemsetAsync(counters_, 0, kCounters * sizeof(uint32_t), stream_));
+  EI_CUDA(cudaMemsetAsync(counters_, 0, kCounters * sizeof(uint32_t), stream_.get()));
   require(cublasLtCreate(&cublas_) == CUBLAS_STATUS_SUCCESS, "cuBLASLt does not start");
 }
 
 CudaBackend::~CudaBackend() {
-  cudaStreamSynchronize(stream_);
+  cudaDeviceSynchronize();
   if (cublas_ != nullptr) cublasLtDestroy(cublas_);
-  cudaStreamDestroy(stream_);
 }
 
 void CudaBackend::copy_in(void* device, const void* host, int64_t bytes) {
-  EI_CUDA(
-      cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_));
+  EI_CUDA(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                          stream_.get()));
 }
 
 void CudaBackend::copy_out(void* host, const void* device, int64_t bytes) {
-  EI_CUDA(
-      cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
-  EI_CUDA(cudaStreamSynchronize(stream_));
+  EI_CUDA(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+                          stream_.get()));
+  EI_CUDA(cudaStreamSynchronize(stream_.get()));
+}
+
+void CudaBackend::repeat(const std::function<void()>& ops) {
+  if (!use_graphs_) return ops();
+  stream_.hold();
+  try {
+    ops();
+  } catch (...) {
+    stream_.drop_held();
+    throw;
+  }
+  stream_.release_held();
 }
 
 void* CudaBackend::scratch(int64_t bytes) {
   if (bytes > scratch_bytes_) {
+    stream_.get();  // what is held back may use the old one
     if (scratch_ != nullptr) memory_.release(scratch_, scratch_bytes_);
     scratch_bytes_ = 0;
     scratch_ = nullptr;
@@ -68,6 +78,14 @@ bool cuda_available() {
          major == 9;
 }
 
-std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<cuda::CudaBackend>(); }
+std::unique_ptr<Backend> make_cuda_backend() {
+  int n = 0;
+  const cudaError_t code = cudaGetDeviceCount(&n);
+  if (code != cudaSuccess || n == 0) {
+    cudaGetLastError();
+    fail("CUDA: no GPU was found ({}); use --device cpu", cudaGetErrorString(code));
+  }
+  return std::make_unique<cuda::CudaBackend>();
+}
 
 }  // namespace ei

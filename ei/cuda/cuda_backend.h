@@ -8,6 +8,7 @@
 
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
+#include "ei/cuda/stream.h"
 #include "ei/ops/backend.h"
 
 namespace ei::cuda {
@@ -19,10 +20,13 @@ class CudaBackend final : public Backend {
   CudaBackend();
   ~CudaBackend() override;
 
-  cudaStream_t stream() const { return stream_; }
+  cudaStream_t stream() { return stream_.get(); }
+  // Whether repeat() starts its ops as one graph. For measurements; it does.
+  void use_graphs(bool use) { use_graphs_ = use; }
 
   std::string name() const override { return name_; }
   int64_t act_bytes() const override { return 2; }
+  int64_t prompt_rows() const override { return 8192; }
   int64_t available_bytes() const override { return memory_.available_bytes(); }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
@@ -31,6 +35,8 @@ class CudaBackend final : public Backend {
   void copy_in(void* device, const void* host, int64_t bytes) override;
   void copy_out(void* host, const void* device, int64_t bytes) override;
   Weight place(const Weight& host) override;
+
+  void repeat(const std::function<void()>& ops) override;
 
   void run(const Embed& op) override;
   void run(const RmsNorm& op) override;
@@ -63,7 +69,8 @@ class CudaBackend final : public Backend {
   std::string name_;
   int n_sms_ = 0;
   Memory memory_;
-  cudaStream_t stream_ = nullptr;
+  Stream stream_;
+  bool use_graphs_ = true;
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
   void* scratch_ = nullptr;

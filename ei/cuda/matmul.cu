@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constan
 }
 
 template <int kN>
-void launch_few(const FewRows& p, int64_t n, unsigned grid, cudaStream_t stream) {
+void launch_few(const FewRows& p, int64_t n, unsigned grid, Stream& stream) {
   if constexpr (kN > 1) {
     if (n < kN) return launch_few<kN - 1>(p, n, grid, stream);
   }
@@ -185,7 +185,8 @@ void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
   const float alpha = 1, beta = part.accumulate ? 1.0f : 0.0f;
   EI_CUBLAS(cublasLtMatmul(cublas_, make.product, &alpha, part.weight.data, make.weight, x.data,
                            make.x, &beta, part.out.data, make.out, part.out.data, make.out,
-                           &it->second, workspace_, static_cast<size_t>(kWorkspaceBytes), stream_));
+                           &it->second, workspace_, static_cast<size_t>(kWorkspaceBytes),
+                           stream_.get()));
 }
 
 void CudaBackend::run(const MatMul& op) {

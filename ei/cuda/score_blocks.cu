@@ -14,6 +14,13 @@ constexpr int kWarps = 4;
 constexpr int kSlices = 8;  // of a segment's rows, in finding its midpoint
 constexpr int kMaxDim = 256;
 
+// Of one tile's scores of a segment: the highest, and with t = score - top the sums of e^t and
+// e^t t. Sums in double: when one block dominates, the entropy is what is left of log 1.
+struct SoftmaxPart {
+  float top;
+  double sum, sum_t;
+};
+
 struct Params {
   const bf16* q;
   float* mid;  // [n_segments, cols]
@@ -28,7 +35,9 @@ struct Params {
   float scale;
   float* score;  // [n_kv_heads, score_rows, score_cols]
   int64_t score_rows, score_cols;
-  float* entropy;  // [n_kv_heads, entropy_cols], from the chunk's first segment on
+  SoftmaxPart* parts;  // [n_kv_heads, n_segments, tiles of blocks]
+  uint32_t* done;      // [n_kv_heads, tiles of segments] tiles of blocks finished
+  float* entropy;      // [n_kv_heads, entropy_cols], from the chunk's first segment on
   int64_t entropy_cols;
 };
 
@@ -83,6 +92,18 @@ __global__ void midpoints(const __grid_constant__ Params p) {
   }
 }
 
+__device__ inline void load(const float* from, bool in_fours, float (&to)[4]) {
+  if (in_fours) {
+    const float4 v = *reinterpret_cast<const float4*>(from);
+    to[0] = v.x;
+    to[1] = v.y;
+    to[2] = v.z;
+    to[3] = v.w;
+  } else {
+    to[0] = *from;
+  }
+}
+
 // Scores of one tile; blockIdx: blocks, KV head, segments. Midpoints and bounds are split into two
 // bf16 each, so that tensor cores give 16 bits; bounds of bf16 keys need one, and then a third of
 // the products is left out.
@@ -98,27 +119,32 @@ __global__ void __launch_bounds__(32 * kWarps) score(const __grid_constant__ Par
   const int first_segment = static_cast<int>(blockIdx.z) * p.tile_segments;
   const int n_segments = min(p.tile_segments, static_cast<int>(p.n_segments) - first_segment);
   const int past = p.first_past + (first_segment + n_segments - 1) * p.segment_blocks;
-  if (first_block >= past) return;
+  if (first_block >= past && first_block > 0) return;  // a first block there always is
 
+  // Four numbers at a time where rows of the bounds are whole vectors.
+  const bool in_fours = p.d % 4 == 0 && p.cols % 4 == 0;
+  const int step = in_fours ? 4 : 1;
   bool inexact = false;
-  for (int i = thread; i < kTile * depth; i += 32 * kWarps) {
+  for (int i = thread * step; i < kTile * depth; i += 32 * kWarps * step) {
     const int row = i / depth, c = i % depth, at = row * stride + c;
-    float mid = 0, low = 0, high = 0;
+    float mid[4] = {}, low[4] = {}, high[4] = {};
     if (c < p.d) {
       if (row < n_segments * p.group) {
         const int64_t head = kv_head * p.group + row % p.group;
-        mid = p.mid[(first_segment + row / p.group) * p.cols + head * p.d + c];
+        load(p.mid + (first_segment + row / p.group) * p.cols + head * p.d + c, in_fours, mid);
       }
       if (first_block + row < past) {
         const int64_t bound = (kv_head * p.max_blocks + first_block + row) * p.d + c;
-        low = p.low[bound];
-        high = p.high[bound];
+        load(p.low + bound, in_fours, low);
+        load(p.high + bound, in_fours, high);
       }
     }
-    split(mid, mid_high[at], mid_low[at]);
-    split(high, max_high[at], max_low[at]);
-    split(low, min_high[at], min_low[at]);
-    inexact |= to_float(max_low[at]) != 0 || to_float(min_low[at]) != 0;
+    for (int e = 0; e < step; ++e) {
+      split(mid[e], mid_high[at + e], mid_low[at + e]);
+      split(high[e], max_high[at + e], max_low[at + e]);
+      split(low[e], min_high[at + e], min_low[at + e]);
+      inexact |= to_float(max_low[at + e]) != 0 || to_float(min_low[at + e]) != 0;
+    }
   }
   inexact = __syncthreads_or(inexact);
 
@@ -144,39 +170,64 @@ __global__ void __launch_bounds__(32 * kWarps) score(const __grid_constant__ Par
     }
   }
   __syncthreads();
-  for (int i = thread; i < n_segments * kTile; i += 32 * kWarps) {
-    const int segment = first_segment + i / kTile, block = first_block + i % kTile;
-    if (block >= p.first_past + segment * p.segment_blocks) continue;
-    float sum = 0;
-    for (int g = 0; g < p.group; ++g)
-      sum += best[(i / kTile * p.group + g) * (kTile + 1) + i % kTile];
-    p.score[(kv_head * p.score_rows + segment) * p.score_cols + block] =
-        p.scale * (sum / static_cast<float>(p.group));
+  // Scores of a segment by a warp, two a lane, and what they add to the segment's softmax.
+  SoftmaxPart* parts = p.parts + (kv_head * p.n_segments + first_segment) * gridDim.x;
+  for (int i = warp; i < n_segments; i += kWarps) {
+    const int n = p.first_past + (first_segment + i) * p.segment_blocks - first_block;
+    float value[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int column = lane + 32 * e;
+      float sum = 0;
+      for (int g = 0; g < p.group; ++g) sum += best[(i * p.group + g) * (kTile + 1) + column];
+      value[e] = column < n ? p.scale * (sum / static_cast<float>(p.group)) : -INFINITY;
+      if (column < n)
+        p.score[(kv_head * p.score_rows + first_segment + i) * p.score_cols + first_block +
+                column] = value[e];
+    }
+    SoftmaxPart part{warp_reduce(fmaxf(value[0], value[1]), Max{}), 0, 0};
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (lane + 32 * e >= n) continue;
+      const float t = value[e] - part.top, weight = expf(t);
+      part.sum += weight;
+      part.sum_t += static_cast<double>(weight) * t;
+    }
+    part.sum = warp_reduce(part.sum, Sum{});
+    part.sum_t = warp_reduce(part.sum_t, Sum{});
+    if (lane == 0) parts[i * gridDim.x + blockIdx.x] = part;
   }
-}
 
-// Entropy of a row of scores; blockIdx: segment, KV head. Sums in double: when one block dominates,
-// the answer is what is left of log 1.
-__global__ void __launch_bounds__(512) entropy(const __grid_constant__ Params p) {
-  __shared__ float tops[32];
-  __shared__ double parts[32];
-  const int64_t segment = blockIdx.x, head = blockIdx.y;
-  const int64_t past = p.first_past + segment * p.segment_blocks;
-  const float* score = p.score + (head * p.score_rows + segment) * p.score_cols;
-  float top = -INFINITY;
-  for (int64_t b = threadIdx.x; b < past; b += blockDim.x) top = fmaxf(top, score[b]);
-  top = block_reduce(top, Max{}, tops);
-  double z = 0, zt = 0;
-  for (int64_t b = threadIdx.x; b < past; b += blockDim.x) {
-    const float t = score[b] - top, e = expf(t);
-    z += e;
-    zt += static_cast<double>(e) * t;
+  // The last block of these segments to arrive turns the parts into entropies.
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) {
+    const auto last = static_cast<uint32_t>(max(0, past - 1) / kTile);
+    is_last = atomicInc(&p.done[blockIdx.y * gridDim.z + blockIdx.z], last) == last;
   }
-  z = block_reduce(z, Sum{}, parts);
-  zt = block_reduce(zt, Sum{}, parts);
-  if (threadIdx.x == 0)
-    p.entropy[head * p.entropy_cols + segment] =
-        past == 0 ? 0.0f : fmaxf(0.0f, static_cast<float>(log(z) - zt / z));
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  for (int i = warp; i < n_segments; i += kWarps) {
+    const int n = p.first_past + (first_segment + i) * p.segment_blocks;
+    const SoftmaxPart* of_tiles = parts + i * gridDim.x;
+    float top = -INFINITY;
+    for (int t = lane; t * kTile < n; t += 32) top = fmaxf(top, __ldcg(&of_tiles[t].top));
+    top = warp_reduce(top, Max{});
+    double z = 0, zt = 0;
+    for (int t = lane; t * kTile < n; t += 32) {
+      const double below = static_cast<double>(__ldcg(&of_tiles[t].top)) - top;
+      const double weight = exp(below), sum = __ldcg(&of_tiles[t].sum);
+      z += weight * sum;
+      zt += weight * (__ldcg(&of_tiles[t].sum_t) + sum * below);
+    }
+    z = warp_reduce(z, Sum{});
+    zt = warp_reduce(zt, Sum{});
+    if (lane == 0)
+      p.entropy[kv_head * p.entropy_cols + first_segment + i] =
+          n == 0 ? 0.0f : fmaxf(0.0f, static_cast<float>(log(z) - zt / z));
+  }
 }
 
 }  // namespace
@@ -191,7 +242,6 @@ void CudaBackend::run(const ScoreBlocks& op) {
   p.cols = op.q.cols;
   p.segment = op.segment;
   p.n_segments = (op.q.rows + op.segment - 1) / op.segment;
-  p.mid = static_cast<float*>(scratch(p.n_segments * p.cols * int64_t{sizeof(float)}));
   p.low = op.bounds.min.data;
   p.high = op.bounds.max.data;
   p.max_blocks = op.bounds.min.dim(1);
@@ -209,6 +259,18 @@ void CudaBackend::run(const ScoreBlocks& op) {
   p.entropy = op.entropy.data + first;
   p.entropy_cols = op.entropy.dim(1);
 
+  const int64_t past = p.first_past + (p.n_segments - 1) * p.segment_blocks;
+  const dim3 grid(std::max(1u, blocks_for(past, kTile)), static_cast<unsigned>(kv_heads),
+                  blocks_for(p.n_segments, p.tile_segments));
+  if (int64_t{grid.y} * grid.z > kCounters - 2)
+    throw Error("ScoreBlocks: too many segments at a time");
+  const int64_t n_parts = kv_heads * p.n_segments * grid.x;
+  const int64_t n_mids = (p.n_segments * p.cols + 1) / 2 * 2;  // parts behind them are aligned
+  p.mid = static_cast<float*>(scratch(n_mids * int64_t{sizeof(float)} +
+                                      n_parts * int64_t{sizeof(SoftmaxPart)}));
+  p.parts = reinterpret_cast<SoftmaxPart*>(p.mid + n_mids);
+  p.done = counters() + 2;  // the first two are SparseAttention's
+
   const auto n_segments = static_cast<unsigned>(p.n_segments);
   if (p.cols % 8 == 0) {
     launch("ScoreBlocks", midpoints<8>, dim3(blocks_for(p.cols, 256), n_segments),
@@ -217,14 +279,9 @@ void CudaBackend::run(const ScoreBlocks& op) {
     launch("ScoreBlocks", midpoints<1>, dim3(blocks_for(p.cols, 32), n_segments), dim3(32, kSlices),
            0, stream_, p);
   }
-  const int64_t past = p.first_past + (p.n_segments - 1) * p.segment_blocks;
-  const dim3 grid(blocks_for(past, kTile), static_cast<unsigned>(kv_heads),
-                  blocks_for(p.n_segments, p.tile_segments));
   const size_t shared = std::max(6 * sizeof(bf16) * kTile * static_cast<size_t>(row_stride(p.d)),
                                  sizeof(float) * kTile * (kTile + 1));
   launch("ScoreBlocks", score, grid, 32 * kWarps, shared, stream_, p);
-  launch("ScoreBlocks", entropy, dim3(n_segments, static_cast<unsigned>(kv_heads)), 512, 0, stream_,
-         p);
 }
 
 }  // namespace ei::cuda

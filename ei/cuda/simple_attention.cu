@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     p.out[(i * p.n_heads + head) * d + c] = __float2bfloat16_rn(sums[c] / sum);
 }
 
-void start(const char* name, const Params& p, DType dtype, int64_t n, cudaStream_t stream) {
+void start(const char* name, const Params& p, DType dtype, int64_t n, Stream& stream) {
   const size_t shared = sizeof(float) * (2 * static_cast<size_t>(p.rows.d) + kThreads);
   const dim3 grid(static_cast<unsigned>(n), static_cast<unsigned>(p.n_heads));
   launch(name, dtype == DType::kBF16 ? attend<bf16> : attend<float>, grid, kThreads, shared, stream,
@@ -89,7 +89,7 @@ void start(const char* name, const Params& p, DType dtype, int64_t n, cudaStream
 
 }  // namespace
 
-void attend_simply(const SparseAttention& op, cudaStream_t stream) {
+void attend_simply(const SparseAttention& op, Stream& stream) {
   Params p{};
   p.q = static_cast<const bf16*>(op.q.data);
   p.out = static_cast<bf16*>(op.out.data);
@@ -105,7 +105,7 @@ void attend_simply(const SparseAttention& op, cudaStream_t stream) {
   start("SparseAttention", p, op.kv.dtype, op.q.rows, stream);
 }
 
-void attend_simply(const DecodeAttention& op, cudaStream_t stream) {
+void attend_simply(const DecodeAttention& op, Stream& stream) {
   for (size_t i = 0; i < op.kv.size(); ++i) {
     const KvLayer& kv = op.kv[i];
     Params p{};

@@ -22,6 +22,10 @@ namespace {
 constexpr int kStages = 2;
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = 128 * (1 + kConsumers);
+// A block starts with 168 registers for each thread, 64512. What consumers take on has to be left
+// by the producers: if it were more than that, they would wait for ever.
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 168 * kThreads);
 // Named barriers: whose turn the tensor cores are, a warpgroup's own, and all consumers.
 constexpr int kTurn = 1, kOwn = 3, kAllConsumers = 5;
 
@@ -172,6 +176,7 @@ __device__ void produce(const Params& p, Shared<kD>& shared) {
 // s = Q K^T of this warpgroup's 64 queries.
 template <int kD>
 __device__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
+  pin(s);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < kD / 16; ++i) {
@@ -186,6 +191,7 @@ __device__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
 template <int kD>
 __device__ void issue_values(float (&o)[kD / 2], const uint32_t (&p)[32], uint32_t v,
                              bool accumulate) {
+  pin(o);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < kTileKeys / 16; ++i) {
@@ -314,6 +320,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     mbarrier_wait(&shared.k_full[k.stage], k.phase);
     issue_scores<kD>(s, q_tile, shared_address(shared.k[k.stage]));
     wgmma_wait<0>();
+    pin(s);
     release(&shared.k_empty[k.stage]);
     k.next();
     if (n_whole < 1) mask(s, 0, limit);
@@ -328,11 +335,13 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
       issue_values<kD>(o, probs, shared_address(shared.v[v.stage]), t > 1);
       named_arrive(kTurn + (group ^ 1), 256);
       wgmma_wait<1>();
+      pin(s);
       release(&shared.k_empty[k.stage]);
       k.next();
       if (t >= n_whole) mask(s, t * kTileKeys, limit);
       softmax(s, top, sum, rescale, p.scale_log2, false);
       wgmma_wait<0>();
+      pin(o);
       release(&shared.v_empty[v.stage]);
       v.next();
 #pragma unroll
@@ -348,6 +357,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     }
     issue_values<kD>(o, probs, shared_address(shared.v[v.stage]), n_tiles > 1);
     wgmma_wait<0>();
+    pin(o);
     release(&shared.v_empty[v.stage]);
     v.next();
 
@@ -380,14 +390,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const __grid_constant__ Pa
   __syncthreads();
 
   if (threadIdx.x < 128) {
-    shrink_registers<32>();
+    shrink_registers<kProducerRegisters>();
     produce<kD>(p, shared);
     // The last block to run out of items makes the counters ready for the next launch.
     if (threadIdx.x == 0 && atomicInc(p.counter + 1, gridDim.x - 1) == gridDim.x - 1) {
       atomicExch(p.counter, 0);
     }
   } else {
-    grow_registers<240>();
+    grow_registers<kConsumerRegisters>();
     consume<kD>(p, shared);
   }
 }

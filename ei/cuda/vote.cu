@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(32 * kWarps) add_up(const __grid_constant__ Pa
 }
 
 template <class T>
-void launch_votes(const Params& p, int64_t kv_heads, int64_t rows_bound, cudaStream_t stream) {
+void launch_votes(const Params& p, int64_t kv_heads, int64_t rows_bound, Stream& stream) {
   const auto heads = static_cast<unsigned>(kv_heads);
   launch("Vote", denominators<T>,
          dim3(static_cast<unsigned>(p.n_splits), heads, blocks_for(p.group * p.n_queries, kRows)),

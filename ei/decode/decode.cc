@@ -1,6 +1,7 @@
 #include "ei/decode/decode.h"
 
 #include <cmath>
+#include <functional>
 
 namespace ei {
 
@@ -29,26 +30,32 @@ Act Decoder::step(Activations& act, std::span<const Running> running) {
   }
   model_.embed(act, tokens_, positions_);
 
-  for (int l = 0; l < config.n_layers; ++l) {
-    const Qkv qkv = model_.project(l, act);
-    kv_.clear();
-    rings_.clear();
-    for (const Running& sequence : running) {
-      kv_.push_back(sequence.cache->grow(l, 1));
-      if (sequence.window->n_rows() > 0) rings_.push_back(sequence.window->ring(l));
+  Act logits;
+  const auto layers = [&] {
+    for (int l = 0; l < config.n_layers; ++l) {
+      const Qkv qkv = model_.project(l, act);
+      kv_.clear();
+      rings_.clear();
+      for (const Running& sequence : running) {
+        kv_.push_back(sequence.cache->grow(l, 1));
+        if (sequence.window->n_rows() > 0) rings_.push_back(sequence.window->ring(l));
+      }
+      backend_.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = kv_, .bounds = {}});
+      if (!rings_.empty()) backend_.run(SaveQueries{.q = qkv.q, .rings = rings_, .positions = at_});
+      backend_.run(
+          DecodeAttention{.q = qkv.q, .kv = kv_, .scale = scale, .out = model_.context(act)});
+      model_.finish(l, act);
     }
-    backend_.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = kv_, .bounds = {}});
-    if (!rings_.empty()) backend_.run(SaveQueries{.q = qkv.q, .rings = rings_, .positions = at_});
-    backend_.run(
-        DecodeAttention{.q = qkv.q, .kv = kv_, .scale = scale, .out = model_.context(act)});
-    model_.finish(l, act);
-  }
+    logits = model_.logits(act, 0, static_cast<int64_t>(running.size()));
+  };
+  backend_.repeat(std::ref(layers));
+
   for (const Running& sequence : running) {
     sequence.cache->advance(1);
     if (sequence.compressor->due(*sequence.cache))
       sequence.compressor->run(backend_, *sequence.cache, *sequence.window, config.n_heads);
   }
-  return model_.logits(act, 0, static_cast<int64_t>(running.size()));
+  return logits;
 }
 
 }  // namespace ei

@@ -15,12 +15,15 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
   require(n_prompt < context,
           "the prompt has {} tokens, the model's context is {}; shorten the prompt", n_prompt,
           context);
+  const Model& model = *engine_.model;
   const int64_t need = engine_.kv_shape(request.prefill).bytes(n_total);
   const int64_t have = engine_.backend->available_bytes() + (cache_ ? cache_->bytes() : 0);
-  require(need <= have,
-          "the KV cache of {} tokens needs {} MiB, {} MiB are available; shorten the prompt or "
-          "generate fewer tokens",
-          n_total, need >> 20, have >> 20);
+  require(
+      need <= have,
+      "the KV cache of {} tokens needs {} MiB, {} MiB are available ({} MiB are taken by weights, "
+      "activations of a chunk take {} MiB); shorten the prompt or generate fewer tokens",
+      n_total, need >> 20, have >> 20, model.weight_bytes() >> 20,
+      Activations::bytes(*engine_.backend, model.config(), engine_.options.chunk, 1) >> 20);
 }
 
 // Tokens of the new prompt that this conversation has read already.

@@ -46,10 +46,12 @@ class NoTokenizer final : public Tokenizer {
 
 Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   require(options.threads >= 0, "threads is {}, expected 0 (all cores) or more", options.threads);
-  require(options.chunk >= 1, "chunk is {}, expected 1 or more", options.chunk);
+  require(options.chunk >= 0, "chunk is {}, expected 1 or more, or 0 (what suits the device)",
+          options.chunk);
   require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16 or f32");
   impl_->options = options;
-  impl_->backend = make_backend(options.threads);
+  impl_->backend = make_backend(options.device, options.threads);
+  if (options.chunk == 0) impl_->options.chunk = impl_->backend->prompt_rows();
 }
 
 Engine::Engine(const std::filesystem::path& model_dir, const EngineOptions& options)
@@ -61,7 +63,7 @@ Engine::Engine(const std::filesystem::path& model_dir, const EngineOptions& opti
           model_dir.string());
   Impl& e = *impl_;
   e.tokenizer = load_tokenizer(model_dir);
-  e.model = std::make_unique<Model>(Model::load(*e.backend, model_dir));
+  e.model = std::make_unique<Model>(Model::load(*e.backend, model_dir, options.on_load));
   const ModelConfig& config = e.model->config();
   e.chat = ChatTemplate::load(model_dir, *e.tokenizer);
 
@@ -130,12 +132,15 @@ ModelInfo Engine::info() const {
   info.vocab_size = config.vocab_size;
   info.max_context = config.max_positions;
   info.weight_bytes = e.model->weight_bytes();
+  info.activation_bytes = Activations::bytes(*e.backend, config, e.options.chunk, 1);
+  info.available_bytes = e.backend->available_bytes();
   info.kv_bytes_per_token = shape.bytes(shape.page_rows) / shape.page_rows;
   // Key bounds, in float for every block of tokens, come on top of K and V.
   const int64_t bounds = 2 * config.n_layers * config.n_kv_heads * config.head_dim *
                          int64_t{sizeof(float)} / shape.block;
-  info.longest_context = std::min(
-      config.max_positions, e.backend->available_bytes() / (info.kv_bytes_per_token + bounds));
+  const int64_t for_caches = std::max<int64_t>(0, info.available_bytes - info.activation_bytes);
+  info.longest_context =
+      std::min(config.max_positions, for_caches / (info.kv_bytes_per_token + bounds));
   info.load_ms = e.load_ms;
   return info;
 }

@@ -19,10 +19,16 @@
 
 namespace ei {
 
+enum class Device { kAuto, kCpu, kCuda };  // kAuto: CUDA where there is a GPU that can be used
+
 struct EngineOptions {
-  int threads = 0;               // 0: all cores
+  Device device = Device::kAuto;
+  int threads = 0;               // of the CPU; 0: all cores
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16 or kF32
-  int64_t chunk = 2048;          // tokens read at a time; rounded up to whole segments
+  int64_t chunk = 0;  // tokens read at a time, rounded up to whole segments; 0: what suits the
+                      // device
+  // While the weights are copied to the device: bytes copied, and of all.
+  std::function<void(int64_t done, int64_t total)> on_load;
 };
 
 // What `entropyinfer info` shows.
@@ -41,6 +47,8 @@ struct ModelInfo {
   int64_t max_context = 0;      // tokens the checkpoint was made for
   int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context
   int64_t weight_bytes = 0;
+  int64_t activation_bytes = 0;    // of the tokens read at a time
+  int64_t available_bytes = 0;     // of the device's memory, for activations and caches
   int64_t kv_bytes_per_token = 0;  // full cache, K and V of all layers
   double load_ms = 0;
 };

@@ -39,7 +39,7 @@ double KernelBench::measure(const Case& c, const std::function<void()>& run) {
 
 KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress) {
   if (progress) progress("ceilings", "");
-  const std::unique_ptr<Backend> backend = make_backend(options.threads);
+  const std::unique_ptr<Backend> backend = make_backend(Device::kCpu, options.threads);
   KernelReport report = {.device = backend->name(), .ceilings = measure_ceilings(options.threads)};
   KernelBench bench(options, report, progress);
   bench_matmul(*backend, bench);

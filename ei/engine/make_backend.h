@@ -2,11 +2,13 @@
 
 #include <memory>
 
+#include "ei/engine/engine.h"
 #include "ei/ops/backend.h"
 
 namespace ei {
 
-// The hardware the engine runs on, with `threads` CPU threads (0: all cores).
-std::unique_ptr<Backend> make_backend(int threads);
+// The hardware the engine runs on; `threads` CPU threads (0: all cores) if that is the CPU. Throws
+// Error when CUDA is asked for and there is no GPU that can be used.
+std::unique_ptr<Backend> make_backend(Device device, int threads);
 
 }  // namespace ei

@@ -20,6 +20,7 @@ class TimedBackend final : public Backend {
 
   std::string name() const override { return backend_.name(); }
   int64_t act_bytes() const override { return backend_.act_bytes(); }
+  int64_t prompt_rows() const override { return backend_.prompt_rows(); }
   int64_t available_bytes() const override { return backend_.available_bytes(); }
   void* allocate(int64_t bytes) override { return backend_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { backend_.release(data, bytes); }

@@ -86,7 +86,12 @@ Model Model::load(Backend& backend, const std::filesystem::path& dir,
 
   int64_t done = 0;
   const auto place = [&](Weight& weight) {
-    weight = backend.place(weight);
+    try {
+      weight = backend.place(weight);
+    } catch (const Error& error) {
+      fail("{}: the weights take {} MiB, {} MiB of them were placed: {}", dir.string(),
+           model.weight_bytes_ >> 20, done >> 20, error.what());
+    }
     done += weight.bytes();
     if (progress) progress(done, model.weight_bytes_);
   };

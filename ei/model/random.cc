@@ -72,12 +72,14 @@ class RandomSource : public WeightSource {
     std::vector<uint16_t> host(static_cast<size_t>(std::min(n + n % 2, kPiece)));
     for (int64_t begin = 0; begin < n; begin += kPiece) {
       const int64_t size = std::min(kPiece, n - begin);
+#pragma omp parallel for
       for (int64_t i = 0; i < size; i += 2) {
-        const uint64_t bits = mix(next_++);
+        const uint64_t bits = mix(next_ + static_cast<uint64_t>(i / 2));
         const auto at = static_cast<size_t>(i);
         host[at] = to_bf16(scale * normal(static_cast<uint32_t>(bits)));
         host[at + 1] = to_bf16(scale * normal(static_cast<uint32_t>(bits >> 32)));
       }
+      next_ += static_cast<uint64_t>((size + 1) / 2);
       const int64_t width = dtype_bytes(DType::kBF16);
       backend_.copy_in(device + begin * width, host.data(), size * width);
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "ei/ops/allocate_budget.h"
@@ -32,6 +33,7 @@ class Backend {
 
   virtual std::string name() const = 0;         // e.g. "CPU, AVX2, 2 threads"
   virtual int64_t act_bytes() const = 0;        // of one activation element
+  virtual int64_t prompt_rows() const = 0;      // tokens to read at a time that fill the device
   virtual int64_t available_bytes() const = 0;  // memory that could be allocated now
 
   // Device memory, aligned to 256 bytes, contents undefined. allocate() throws Error when there is
@@ -46,6 +48,10 @@ class Backend {
   // A weight of the checkpoint where the ops can read it: the same memory if the device reads the
   // host's, else a copy that lives as long as the backend.
   virtual Weight place(const Weight& host) = 0;
+
+  // Runs ops that come again and again in the same order, as those of a decode step do: a device
+  // may hold them back and start them as one.
+  virtual void repeat(const std::function<void()>& ops) { ops(); }
 
   virtual void run(const Embed& op) = 0;
   virtual void run(const RmsNorm& op) = 0;

@@ -51,6 +51,30 @@ TEST_P(MemoryTest, TooMuchIsAnErrorWithBothNumbers) {
   }
 }
 
+// Round after round of the same ops with other parameters, other ops in between, and a copy amid
+// them: what a device that holds them back must see through.
+TEST_P(MemoryTest, RepeatedOpsComputeWhatSingleOnesDo) {
+  const DeviceAct x = act(normal<2>({3, 64}, 1)), y = act(normal<2>({3, 64}, 2));
+  const DeviceArray<float, 1> weight = upload<float>(normal<1>({64}, 3));
+  for (int round = 0; round < 8; ++round) {
+    SCOPED_TRACE(round);
+    const auto compute = [&](const Act& normed, const Act& out) {
+      const float eps = round < 2 ? 1e-5f : 0.1f * static_cast<float>(round);
+      backend().run(RmsNorm{.x = x, .weight = weight.view(), .eps = eps, .out = normed});
+      if (round == 4)
+        backend().run(RmsNorm{.x = y, .weight = weight.view(), .eps = 1, .out = normed});
+      char byte = 0;
+      if (round == 6) backend().copy_out(&byte, normed.data, 1);
+      backend().run(SwiGlu{.gate = normed, .up = y, .out = out});
+    };
+    const DeviceAct normed = poisoned(3, 64), got = poisoned(3, 64), want = poisoned(3, 64);
+    backend().repeat([&] { compute(normed, got); });
+    const Matrix values = got.values();
+    compute(normed, want);
+    EXPECT_EQ(values.v, want.values().v);
+  }
+}
+
 TEST_P(MemoryTest, NamesItself) { EXPECT_FALSE(backend().name().empty()); }
 
 }  // namespace

@@ -18,6 +18,14 @@ __device__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Keeps the compiler from moving uses of accumulators across this: before products that are issued
+// into them, and behind the wait for these.
+template <int kN>
+__device__ void pin(float (&x)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+
 // An operand in shared memory as the copy engine writes it with its 128-byte swizzle: atoms of 8
 // rows x 128 bytes, 1024-byte aligned. A start within an atom's first row is allowed (a step of 16
 // columns of a K-major operand is 32 bytes). For K-major operands `row_stride` is the distance of
