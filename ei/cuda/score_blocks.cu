@@ -266,8 +266,8 @@ void CudaBackend::run(const ScoreBlocks& op) {
     throw Error("ScoreBlocks: too many segments at a time");
   const int64_t n_parts = kv_heads * p.n_segments * grid.x;
   const int64_t n_mids = (p.n_segments * p.cols + 1) / 2 * 2;  // parts behind them are aligned
-  p.mid = static_cast<float*>(scratch(n_mids * int64_t{sizeof(float)} +
-                                      n_parts * int64_t{sizeof(SoftmaxPart)}));
+  p.mid = static_cast<float*>(
+      scratch(n_mids * int64_t{sizeof(float)} + n_parts * int64_t{sizeof(SoftmaxPart)}));
   p.parts = reinterpret_cast<SoftmaxPart*>(p.mid + n_mids);
   p.done = counters() + 2;  // the first two are SparseAttention's
 
