@@ -5,7 +5,7 @@
 #   tools/gpu_check.sh OUT DEPS [test] [sanitize] [bench PARTS...]
 #
 # OUT gets objects, programs and logs; objects newer than their sources are kept. DEPS/include holds
-# the headers of fmt, GoogleTest, nlohmann-json, Highway, oneDNN, PCRE2 and utf8proc, DEPS/lib their
+# the headers of fmt, GoogleTest, nlohmann-json, Highway, PCRE2 and utf8proc, DEPS/lib their
 # libraries. A short summary comes last.
 set -u
 out=$1 deps=$2
@@ -38,7 +38,7 @@ grep -A3 -E "FAILED|error" "$out/build.log" | head -40
 links="-L$deps/lib -L$cuda/lib64 -L$cuda/lib -L$cuda/targets/x86_64-linux/lib
        -Wl,-rpath,$deps/lib:$cuda/lib64:$cuda/lib -lcublasLt -lcudart_static -ldl -lrt -lpthread -fopenmp"
 bench=$(ls "$out"/o/ei_{base,policy,ops,io,model,cache,prefill,decode,cuda}_*.o 2>/dev/null)
-g++ "$out"/o/{tests,ei,apps}_*.o -lgtest_main -lgmock -lgtest -ldnnl -lhwy -lpcre2-8 -lutf8proc \
+g++ "$out"/o/{tests,ei,apps}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
   $links -o "$out/gpu_test" >>"$out/build.log" 2>&1 &&
   g++ -shared "$out"/o/{tools_gpu_bench,ei_engine_named_shapes}.cc.o $bench $links \
     -o "$out/libgpu_bench.so" >>"$out/build.log" 2>&1 ||

@@ -15,15 +15,15 @@ namespace {
 
 enum class Metric { kF1, kRouge, kClasses, kCount, kRetrieval, kCode };
 
-struct Task {
+struct LongBenchTask {
   std::string name;
   Metric metric;
   bool chat = true;
   bool first_line = false;  // of the answer alone counts
 };
 
-const std::vector<Task>& tasks() {
-  static const std::vector<Task> all = {
+const std::vector<LongBenchTask>& tasks() {
+  static const std::vector<LongBenchTask> all = {
       {"narrativeqa", Metric::kF1},
       {"qasper", Metric::kF1},
       {"multifieldqa_en", Metric::kF1},
@@ -48,14 +48,14 @@ std::string without_e(const std::string& name) {
   return name.ends_with("_e") ? name.substr(0, name.size() - 2) : name;
 }
 
-const Task& task_of(const std::string& name) {
-  for (const Task& task : tasks())
+const LongBenchTask& task_of(const std::string& name) {
+  for (const LongBenchTask& task : tasks())
     if (task.name == name || task.name == without_e(name)) return task;
   fail("task {} is not known, expected one of {}", name, fmt::join(longbench_tasks(), ", "));
 }
 
-double score(const Task& task, const std::string& answer, const std::string& truth,
-             const std::vector<std::string>& classes) {
+double score_one(const LongBenchTask& task, const std::string& answer, const std::string& truth,
+                 const std::vector<std::string>& classes) {
   switch (task.metric) {
     case Metric::kF1:
       return qa_f1(answer, truth);
@@ -152,7 +152,7 @@ class LongBench {
 const std::vector<std::string>& longbench_tasks() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> out;
-    for (const Task& task : tasks()) out.push_back(task.name);
+    for (const LongBenchTask& task : tasks()) out.push_back(task.name);
     return out;
   }();
   return names;
@@ -191,7 +191,7 @@ std::string fill_prompt(std::string_view format, const Json& line) {
 }
 
 double longbench_score(const LongBenchLine& line, const std::string& answer) {
-  const Task& task = task_of(line.task);
+  const LongBenchTask& task = task_of(line.task);
   std::string counted = answer;
   if (task.first_line) {
     counted.erase(0, counted.find_first_not_of('\n'));
@@ -199,7 +199,7 @@ double longbench_score(const LongBenchLine& line, const std::string& answer) {
   }
   double best = 0;
   for (const std::string& truth : line.answers)
-    best = std::max(best, score(task, counted, truth, line.classes));
+    best = std::max(best, score_one(task, counted, truth, line.classes));
   return best;
 }
 

@@ -11,6 +11,7 @@
 
 #include "ei/base/fail.h"
 #include "ei/cpu/cpu_backend.h"
+#include "ei/cpu/targets.h"
 
 namespace ei {
 namespace cpu {
@@ -59,7 +60,8 @@ CpuBackend::CpuBackend(int n_threads) : n_threads_(n_threads) {
 }
 
 std::string CpuBackend::name() const {
-  return fmt::format("CPU, {} thread{}", n_threads_, n_threads_ == 1 ? "" : "s");
+  return fmt::format("CPU, {}, {} thread{}", targets().front(), n_threads_,
+                     n_threads_ == 1 ? "" : "s");
 }
 
 // What the kernel says could be had, or what the cgroup leaves if that is less. Page cache counts

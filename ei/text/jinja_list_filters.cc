@@ -286,7 +286,7 @@ Value select(Meter& meter, Args& args) {
   return as_iterator(std::move(items));
 }
 
-constexpr NamedFunction kFilters[] = {
+constexpr NamedFunction kListFilters[] = {
     {"batch", batch},
     {"count", length_filter},
     {"dictsort", dict_sort},
@@ -312,6 +312,6 @@ constexpr NamedFunction kFilters[] = {
 
 }  // namespace
 
-Function find_list_filter(std::string_view name) { return find_function(kFilters, name); }
+Function find_list_filter(std::string_view name) { return find_function(kListFilters, name); }
 
 }  // namespace ei::jinja

@@ -5,8 +5,6 @@
 
 namespace ei::jinja {
 
-using Kind = Statement::Kind;
-
 class StatementParser : public ExpressionParser {
  public:
   using ExpressionParser::ExpressionParser;
@@ -18,7 +16,7 @@ class StatementParser : public ExpressionParser {
   }
 
  private:
-  Statement make_statement(Kind kind) const {
+  Statement make_statement(Statement::Kind kind) const {
     Statement statement;
     statement.kind = kind;
     statement.line = token().line;
@@ -31,13 +29,13 @@ class StatementParser : public ExpressionParser {
     const Nesting nesting(*this);
     Body body;
     while (token().kind != Token::Kind::kEnd) {
-      Statement statement = make_statement(Kind::kText);
+      Statement statement = make_statement(Statement::Kind::kText);
       if (token().kind == Token::Kind::kData) {
         statement.text = token().text;
         advance();
       } else if (token().kind == Token::Kind::kPrintBegin) {
         advance();
-        statement.kind = Kind::kPrint;
+        statement.kind = Statement::Kind::kPrint;
         statement.expressions.push_back(parse_tuple(/*with_condition=*/true));
         expect(Token::Kind::kPrintEnd, "'}}'");
       } else {
@@ -75,14 +73,14 @@ class StatementParser : public ExpressionParser {
     if (tag == "with") return parse_with();
     if (tag == "break" || tag == "continue") return parse_jump(tag);
     if (tag == "generation") {
-      Statement statement = make_statement(Kind::kScope);
+      Statement statement = make_statement(Statement::Kind::kScope);
       const int loops = std::exchange(loops_, 0);
       statement.bodies.push_back(parse_block("endgeneration"));
       loops_ = loops;
       return statement;
     }
     if (tag == "print") {
-      Statement statement = make_statement(Kind::kPrint);
+      Statement statement = make_statement(Statement::Kind::kPrint);
       do statement.expressions.push_back(parse_expression());
       while (skip_operator(","));
       return statement;
@@ -92,7 +90,7 @@ class StatementParser : public ExpressionParser {
   }
 
   Statement parse_if() {
-    Statement statement = make_statement(Kind::kIf);
+    Statement statement = make_statement(Statement::Kind::kIf);
     const auto condition = [&] {
       statement.expressions.push_back(parse_tuple(/*with_condition=*/false));
       skip_operator(":");
@@ -109,7 +107,7 @@ class StatementParser : public ExpressionParser {
   }
 
   Statement parse_for() {
-    Statement statement = make_statement(Kind::kFor);
+    Statement statement = make_statement(Statement::Kind::kFor);
     statement.targets.push_back(parse_target());
     if (assigns(statement.targets[0], "loop")) fail_here("'loop' is the loop's own variable");
     expect_name("in");
@@ -130,7 +128,7 @@ class StatementParser : public ExpressionParser {
 
   Statement parse_jump(std::string_view tag) {
     if (loops_ == 0) fail_here(fmt::format("'{}' outside of a loop", tag));
-    return make_statement(tag == "break" ? Kind::kBreak : Kind::kContinue);
+    return make_statement(tag == "break" ? Statement::Kind::kBreak : Statement::Kind::kContinue);
   }
 
   static bool assigns(const Target& target, std::string_view name) {
@@ -171,13 +169,13 @@ class StatementParser : public ExpressionParser {
   }
 
   Statement parse_set() {
-    Statement statement = make_statement(Kind::kSet);
+    Statement statement = make_statement(Statement::Kind::kSet);
     statement.targets.push_back(parse_target(/*with_attribute=*/true));
     if (skip_operator("=")) {
       statement.expressions.push_back(parse_tuple(/*with_condition=*/true));
       return statement;
     }
-    statement.kind = Kind::kSetBlock;
+    statement.kind = Statement::Kind::kSetBlock;
     statement.expressions.push_back(parse_filters(captured()));
     statement.bodies.push_back(parse_block("endset"));
     return statement;
@@ -186,7 +184,7 @@ class StatementParser : public ExpressionParser {
   ExpressionPtr captured() const { return finish(make(Expression::Kind::kCaptured)); }
 
   Statement parse_filter_block() {
-    Statement statement = make_statement(Kind::kFilter);
+    Statement statement = make_statement(Statement::Kind::kFilter);
     if (token().kind != Token::Kind::kName) fail_unexpected("a filter's name");
     statement.expressions.push_back(parse_filters(parse_filter(captured())));
     statement.bodies.push_back(parse_block("endfilter"));
@@ -194,7 +192,7 @@ class StatementParser : public ExpressionParser {
   }
 
   Statement parse_with() {
-    Statement statement = make_statement(Kind::kWith);
+    Statement statement = make_statement(Statement::Kind::kWith);
     while (token().kind != Token::Kind::kBlockEnd) {
       if (!statement.targets.empty()) expect_operator(",");
       statement.targets.push_back(parse_target());
@@ -238,7 +236,7 @@ class StatementParser : public ExpressionParser {
   }
 
   Statement parse_macro() {
-    Statement statement = make_statement(Kind::kMacro);
+    Statement statement = make_statement(Statement::Kind::kMacro);
     auto macro = std::make_unique<MacroDefinition>();
     macro->name = take_name();
     macro->parameters = parse_parameters();
@@ -248,7 +246,7 @@ class StatementParser : public ExpressionParser {
   }
 
   Statement parse_call_block() {
-    Statement statement = make_statement(Kind::kCall);
+    Statement statement = make_statement(Statement::Kind::kCall);
     auto macro = std::make_unique<MacroDefinition>();
     macro->name = "caller";
     if (is_operator("(")) macro->parameters = parse_parameters();

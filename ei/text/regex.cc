@@ -17,14 +17,6 @@ constexpr uint32_t kMaxSteps = 50'000'000;
 constexpr size_t kMaxStackBytes = 8u << 20;
 constexpr size_t kMaxPatternBytes = 64u << 10;
 
-template <auto free>
-struct Free {
-  template <class T>
-  void operator()(T* p) const {
-    free(p);
-  }
-};
-
 std::string message(int error) {
   std::array<PCRE2_UCHAR, 256> text{};
   pcre2_get_error_message(error, text.data(), text.size());
@@ -34,6 +26,14 @@ std::string message(int error) {
 PCRE2_SPTR units(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
 
 }  // namespace
+
+template <auto free>
+struct Free {
+  template <class T>
+  void operator()(T* p) const {
+    free(p);
+  }
+};
 
 struct SplitRegex::Impl {
   std::unique_ptr<pcre2_code, Free<pcre2_code_free>> code;

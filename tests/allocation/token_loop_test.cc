@@ -6,6 +6,7 @@
 
 #include "ei/engine/engine.h"
 #include "tests/allocation/count.h"
+#include "tests/support/files.h"
 
 namespace {
 std::atomic<int64_t> n_calls = 0;
@@ -57,7 +58,7 @@ namespace {
 std::vector<int64_t> count(const DecodePolicy& decode, int64_t n_prompt, int64_t max_tokens) {
   EngineOptions options;
   options.threads = 2;
-  Engine engine(EI_SOURCE_DIR "/models/needle-8m", options);
+  Engine engine(test::kNeedle, options);
   Session session(engine);
   Request request;
   for (int64_t i = 0; i < n_prompt; ++i)

@@ -11,8 +11,6 @@ namespace {
 
 using testing::HasSubstr;
 
-const std::string kModel = EI_SOURCE_DIR "/models/needle-8m";
-
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
   for (size_t begin = 0; begin < text.size();) {
@@ -47,7 +45,7 @@ class EvalTest : public testing::Test {
 
 TEST_F(EvalTest, AnInterruptedOneGoesOnToTheSameTable) {
   const std::string needle =
-      "eval needle " + kModel +
+      "eval needle " + test::kNeedle +
       " -t 1 --lengths 1k --samples 2 --tasks single,many-keys,quote"
       " --policies dense+full,entropy+latent@64,dense+snapkv@128:kernel=21 --threshold 512 --out ";
   const Finished whole = run_program(needle + in("whole"));
@@ -99,7 +97,7 @@ TEST_F(EvalTest, LongBench) {
   test::write_file(dir_ / "data/trec.jsonl", line(context, "one"));
   test::write_file(dir_ / "data/passage_count.jsonl",
                    line("Once.", "1") + "{\n" + line(context, "2"));
-  const std::string longbench = "eval longbench " + kModel + " -t 1 --data " + in("") +
+  const std::string longbench = "eval longbench " + test::kNeedle + " -t 1 --data " + in("") +
                                 " --max-length 500 --policies dense+full,entropy+latent --out " +
                                 in("out");
   const Finished bad = run_program(longbench);
@@ -130,8 +128,9 @@ TEST_F(EvalTest, AnUnchangedPolicyDivergesNowhere) {
   std::string text;
   for (int i = 0; i < 60; ++i) text += "The " + std::to_string(i) + " of them came to the harbor. ";
   test::write_file(dir_ / "text.txt", text);
-  const Finished got = run_program("perplexity " + kModel + " -t 1 --file " + in("text.txt") +
-                                   " --ctx 256 --policies dense+full,dense+streaming@64 --json");
+  const Finished got =
+      run_program("perplexity " + test::kNeedle + " -t 1 --file " + in("text.txt") +
+                  " --ctx 256 --policies dense+full,dense+streaming@64 --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json policies = parse_json(got.out, "stdout")["policies"];
   const Json& same = policies["dense+full"];

@@ -13,7 +13,6 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-const std::string kModel = EI_SOURCE_DIR "/models/needle-8m";
 const std::string kFact = "One of the special magic numbers for quiet-harbor is: 4821097.";
 const std::string kAsk =
     "--prompt 'What is the special magic number for quiet-harbor mentioned in the provided text?'";
@@ -45,10 +44,12 @@ TEST_F(ProgramTest, VersionAndHelp) {
 }
 
 TEST_F(ProgramTest, WrongUsageIsTwo) {
-  for (const std::string& arguments : std::vector<std::string>{
-           "", "nope", "run", "run " + kModel + " --nope", "run " + kModel + " --prefill some",
-           "run " + kModel + " --budget 3 --prompt x", "run " + kModel + " -n 0 --prompt x",
-           "run " + kModel, "score " + kModel}) {
+  for (const std::string& arguments :
+       std::vector<std::string>{"", "nope", "run", "run " + test::kNeedle + " --nope",
+                                "run " + test::kNeedle + " --prefill some",
+                                "run " + test::kNeedle + " --budget 3 --prompt x",
+                                "run " + test::kNeedle + " -n 0 --prompt x", "run " + test::kNeedle,
+                                "score " + test::kNeedle}) {
     const Finished got = run_program(arguments);
     EXPECT_EQ(got.exit_code, 2) << arguments;
     EXPECT_EQ(got.out, "") << arguments;
@@ -64,12 +65,12 @@ TEST_F(ProgramTest, ErrorsNameTheFileAndAreOne) {
   const std::string in = dir_.path().string() + "/";
   for (const auto& [arguments, text] : std::vector<std::pair<std::string, std::string>>{
            {"run /nowhere --prompt x", "/nowhere"},
-           {"run " + kModel + " --prompt x --file " + in + "gone.txt", "gone.txt"},
-           {"run " + kModel + " --prompt x --file " + in, in},
-           {"run " + kModel + " --prompt x --file " + in + "latin1.txt", "latin1.txt"},
-           {"score " + kModel + " --tokens " + in + "tokens.json", "element 1"},
-           {"score " + kModel + " --tokens " + in + "fact.txt", "fact.txt"},
-           {"run " + kModel + " " + kAsk + " >/dev/full", "standard output"}}) {
+           {"run " + test::kNeedle + " --prompt x --file " + in + "gone.txt", "gone.txt"},
+           {"run " + test::kNeedle + " --prompt x --file " + in, in},
+           {"run " + test::kNeedle + " --prompt x --file " + in + "latin1.txt", "latin1.txt"},
+           {"score " + test::kNeedle + " --tokens " + in + "tokens.json", "element 1"},
+           {"score " + test::kNeedle + " --tokens " + in + "fact.txt", "fact.txt"},
+           {"run " + test::kNeedle + " " + kAsk + " >/dev/full", "standard output"}}) {
     const Finished got = run_program(arguments);
     EXPECT_EQ(got.exit_code, 1) << arguments;
     EXPECT_EQ(got.out, "") << arguments;
@@ -79,26 +80,26 @@ TEST_F(ProgramTest, ErrorsNameTheFileAndAreOne) {
 }
 
 TEST_F(ProgramTest, TheAnswerAloneIsOnStdout) {
-  const Finished got = run_program("run " + kModel + " " + file() + " " + kAsk);
+  const Finished got = run_program("run " + test::kNeedle + " " + file() + " " + kAsk);
   EXPECT_EQ(got.exit_code, 0) << got.err;
   EXPECT_THAT(got.out, HasSubstr("4821097"));
   EXPECT_EQ(got.out.back(), '\n');
   EXPECT_THAT(got.out, Not(HasSubstr("tokens")));
   EXPECT_THAT(got.err, HasSubstr("prompt tokens"));
   EXPECT_THAT(got.err, Not(HasSubstr("\033")));  // no bar, no colour: not a terminal
-  EXPECT_EQ(run_program("run " + kModel + " " + file() + " " + kAsk).out, got.out);
+  EXPECT_EQ(run_program("run " + test::kNeedle + " " + file() + " " + kAsk).out, got.out);
 }
 
 TEST_F(ProgramTest, ThePromptMayComeThroughAPipe) {
   const std::string question = kAsk.substr(10, kAsk.size() - 11);
-  const std::string want = run_program("run " + kModel + " " + file() + " " + kAsk).out;
-  EXPECT_EQ(run_program("run " + kModel + " " + file(), question).out, want);
-  EXPECT_EQ(run_program("run " + kModel + " " + file() + " --prompt -", question).out, want);
+  const std::string want = run_program("run " + test::kNeedle + " " + file() + " " + kAsk).out;
+  EXPECT_EQ(run_program("run " + test::kNeedle + " " + file(), question).out, want);
+  EXPECT_EQ(run_program("run " + test::kNeedle + " " + file() + " --prompt -", question).out, want);
 }
 
 TEST_F(ProgramTest, JsonHasEveryField) {
   const Finished got =
-      run_program("run " + kModel + " " + file() + " " + kAsk + " --json --threads 1");
+      run_program("run " + test::kNeedle + " " + file() + " " + kAsk + " --json --threads 1");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json json = parse_json(got.out, "stdout");
   using testing::ElementsAre;
@@ -120,7 +121,7 @@ TEST_F(ProgramTest, JsonHasEveryField) {
 }
 
 TEST_F(ProgramTest, TheEnvironmentStandsInForFlags) {
-  const std::string arguments = "run " + kModel + " " + file() + " " + kAsk;
+  const std::string arguments = "run " + test::kNeedle + " " + file() + " " + kAsk;
   const Finished got = run_program(arguments, "",
                                    "ENTROPYINFER_JSON=1 ENTROPYINFER_PREFILL=dense "
                                    "ENTROPYINFER_MAX_TOKENS=3");
@@ -133,25 +134,26 @@ TEST_F(ProgramTest, TheEnvironmentStandsInForFlags) {
 }
 
 TEST_F(ProgramTest, TokenizeCountsWhatRunReads) {
-  const Finished got = run_program("tokenize " + kModel + " " + file() + " --chat --json");
+  const Finished got = run_program("tokenize " + test::kNeedle + " " + file() + " --chat --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json json = parse_json(got.out, "stdout");
   EXPECT_EQ(json["count"], json["tokens"].size());
   EXPECT_EQ(json["count"], json["pieces"].size());
   const Json answer = parse_json(
-      run_program("run " + kModel + " --json -n 1 --prompt '" + kFact + "'").out, "stdout");
+      run_program("run " + test::kNeedle + " --json -n 1 --prompt '" + kFact + "'").out, "stdout");
   EXPECT_EQ(json["count"], answer["usage"]["prompt_tokens"]);
 
   std::string text;
   const Json of_fact =
-      parse_json(run_program("tokenize " + kModel + " --json", kFact).out, "stdout");
+      parse_json(run_program("tokenize " + test::kNeedle + " --json", kFact).out, "stdout");
   for (const Json& piece : of_fact["pieces"]) text += piece.get<std::string>();
   EXPECT_EQ(text, kFact);
 }
 
 TEST_F(ProgramTest, ScoreGivesEveryPosition) {
   test::write_file(dir_ / "tokens.json", "[0, 1, 43, 452, 82, 15, 265]");
-  const std::string arguments = "score " + kModel + " --tokens " + (dir_ / "tokens.json").string();
+  const std::string arguments =
+      "score " + test::kNeedle + " --tokens " + (dir_ / "tokens.json").string();
   const Json json = parse_json(run_program(arguments + " --json").out, "stdout");
   EXPECT_EQ(json["logprobs"].size(), 7u);
   EXPECT_EQ(json["argmax"].size(), 7u);
@@ -163,15 +165,15 @@ TEST_F(ProgramTest, ScoreGivesEveryPosition) {
 }
 
 TEST_F(ProgramTest, InfoNamesTheSizes) {
-  const Finished got = run_program("info " + kModel);
+  const Finished got = run_program("info " + test::kNeedle);
   EXPECT_EQ(got.exit_code, 0);
   for (const char* text : {"LlamaForCausalLM", "7,999,744", "131,072", "longest context"})
     EXPECT_THAT(got.out, HasSubstr(text));
 }
 
 TEST_F(ProgramTest, DemoComparesDenseAndEntropy) {
-  const Finished got =
-      run_program("demo " + kModel + " --length 6000 --save " + (dir_ / "document.txt").string());
+  const Finished got = run_program("demo " + test::kNeedle + " --length 6000 --save " +
+                                   (dir_ / "document.txt").string());
   EXPECT_EQ(got.exit_code, 0) << got.out << got.err;
   EXPECT_THAT(got.out, testing::ContainsRegex("answer is right +\\| +yes \\| +yes"));
   EXPECT_GT(read_file(dir_ / "document.txt").size(), 20000u);
@@ -179,7 +181,7 @@ TEST_F(ProgramTest, DemoComparesDenseAndEntropy) {
 
 TEST_F(ProgramTest, EvalComparesPoliciesAndGoesOn) {
   const std::string out = (dir_ / "out").string();
-  const std::string arguments = "eval needle " + kModel +
+  const std::string arguments = "eval needle " + test::kNeedle +
                                 " -t 1 --lengths 1k --samples 1 --tasks single,quote --policies "
                                 "dense+full,entropy+snapkv@64,dense+streaming@256 --out " +
                                 out;
@@ -209,7 +211,7 @@ TEST_F(ProgramTest, EvalComparesPoliciesAndGoesOn) {
   EXPECT_EQ(scores(again.out), scores(got.out));
 
   EXPECT_EQ(run_program(arguments + " --seed 2").exit_code, 1);
-  EXPECT_EQ(run_program("eval needle " + kModel + " --policies dense").exit_code, 2);
+  EXPECT_EQ(run_program("eval needle " + test::kNeedle + " --policies dense").exit_code, 2);
   EXPECT_EQ(run_program("eval").exit_code, 2);
 }
 
@@ -217,8 +219,8 @@ TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
   std::string text;
   for (int i = 0; i < 60; ++i) text += kFact + " It was a quiet morning near the harbor. ";
   test::write_file(dir_ / "text.txt", text);
-  const std::string arguments = "perplexity " + kModel + " --file " + (dir_ / "text.txt").string() +
-                                " -t 1 --chunks 2 --ctx ";
+  const std::string arguments = "perplexity " + test::kNeedle + " --file " +
+                                (dir_ / "text.txt").string() + " -t 1 --chunks 2 --ctx ";
   const Finished got =
       run_program(arguments + "512 --policies dense+full,dense+streaming@40 --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
@@ -242,8 +244,8 @@ TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
 TEST_F(ProgramTest, ProfileWritesDataAndAPage) {
   const std::string out = (dir_ / "profile").string();
   const std::string document = (dir_ / "document.txt").string();
-  run_program("demo " + kModel + " --length 1500 --save " + document);
-  const Finished got = run_program("profile " + kModel + " -t 1 --threshold 512 --file " +
+  run_program("demo " + test::kNeedle + " --length 1500 --save " + document);
+  const Finished got = run_program("profile " + test::kNeedle + " -t 1 --threshold 512 --file " +
                                    document + " " + kAsk + " --out " + out);
   ASSERT_EQ(got.exit_code, 0) << got.err;
   EXPECT_THAT(got.out, HasSubstr("all: dense"));
@@ -262,7 +264,7 @@ TEST_F(ProgramTest, ProfileWritesDataAndAPage) {
 // made anew from the full one.
 TEST_F(ProgramTest, EvalMultiTurnShowsWhatIsLost) {
   const Finished got =
-      run_program("eval multi-turn " + kModel +
+      run_program("eval multi-turn " + test::kNeedle +
                   " -t 1 --length 1k --samples 1 --policies dense+full,dense+latent@128");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   for (const char* row : {"\\+full +\\| +full \\| +1.00 \\| 1.00 \\| 1.00 \\| 1.00 \\| 1.00",
@@ -281,7 +283,7 @@ TEST_F(ProgramTest, EvalRulerReadsItsFiles) {
   test::write_file(dir_ / "niah.jsonl", line + "\nbroken\n");
   test::write_file(dir_ / "qa_1.jsonl", line);
   const std::string arguments =
-      "eval ruler " + kModel + " -t 1 --policies dense+full --data " + dir_.path().string();
+      "eval ruler " + test::kNeedle + " -t 1 --policies dense+full --data " + dir_.path().string();
   const Finished got = run_program(arguments + " --skip-bad");
   EXPECT_EQ(got.exit_code, 0) << got.err;
   EXPECT_THAT(got.out, testing::ContainsRegex("dense\\+full \\| niah \\| +60 \\| +0.50"));

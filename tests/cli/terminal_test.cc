@@ -9,8 +9,7 @@
 namespace ei::cli {
 namespace {
 
-const std::string kModel = EI_SOURCE_DIR "/models/needle-8m";
-const std::string kAsk =
+const std::string kQuestion =
     "What is the special magic number for quiet-harbor mentioned in the provided text?";
 constexpr char kControlC[] = "\x03";
 constexpr char kControlD[] = "\x04";
@@ -30,12 +29,12 @@ class TerminalTest : public testing::Test {
 };
 
 TEST_F(TerminalTest, ChatReadsFilesAnswersAndForgets) {
-  OnTerminal chat({"run", kModel});
+  OnTerminal chat({"run", test::kNeedle});
   chat.wait_for("> ");
   chat.type("/read " + path("fact.txt") + "\n");
   chat.wait_for("62 bytes");
   chat.wait_for("> ");
-  chat.type(kAsk + "\n");
+  chat.type(kQuestion + "\n");
   chat.wait_for("4821097");
   chat.wait_for("prompt tokens");
   chat.wait_for("> ");
@@ -56,7 +55,7 @@ TEST_F(TerminalTest, ChatReadsFilesAnswersAndForgets) {
 }
 
 TEST_F(TerminalTest, ControlCStopsTheAnswerAndNotTheChat) {
-  OnTerminal chat({"run", kModel, "--file", path("long.txt")});
+  OnTerminal chat({"run", test::kNeedle, "--file", path("long.txt")});
   chat.wait_for("> ");
   chat.type("What?\n");
   chat.wait_for("tokens/s");  // the bar
@@ -68,7 +67,7 @@ TEST_F(TerminalTest, ControlCStopsTheAnswerAndNotTheChat) {
 }
 
 TEST_F(TerminalTest, ControlCEndsASingleAnswerWith130) {
-  OnTerminal run({"run", kModel, "--file", path("long.txt"), "--prompt", "What?"});
+  OnTerminal run({"run", test::kNeedle, "--file", path("long.txt"), "--prompt", "What?"});
   EXPECT_THAT(run.wait_for("left"), testing::HasSubstr("reading"));
   run.type(kControlC);
   run.wait_for("prompt tokens");  // the stats line all the same

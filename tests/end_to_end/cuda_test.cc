@@ -8,11 +8,10 @@
 #include "apps/eval/document.h"
 #include "ei/cuda/backend.h"
 #include "ei/engine/engine_impl.h"
+#include "tests/support/files.h"
 
 namespace ei {
 namespace {
-
-constexpr char kModel[] = EI_SOURCE_DIR "/models/needle-8m";
 
 class CudaTest : public testing::TestWithParam<const char*> {
  protected:
@@ -44,7 +43,8 @@ Generation ask(Engine& engine, const eval::Document& document, Request request) 
 }
 
 void expect_the_cpus_text(int64_t n_tokens) {
-  Engine cpu(kModel, {.device = Device::kCpu}), gpu(kModel, {.device = Device::kCuda});
+  Engine cpu(test::kNeedle, {.device = Device::kCpu}),
+      gpu(test::kNeedle, {.device = Device::kCuda});
   const eval::Document document = make_document(cpu, n_tokens);
   for (const auto& [name, request] : policies()) {
     SCOPED_TRACE(name);
@@ -62,7 +62,7 @@ TEST_P(CudaTest, GreedyTextOf32kIsTheCpus) { expect_the_cpus_text(32768); }
 TEST_P(CudaTest, GreedyTextOf64kIsTheCpus) { expect_the_cpus_text(65536); }
 
 TEST_P(CudaTest, WhatDoesNotFitIsAnErrorWithThePlan) {
-  Engine engine(kModel, {.device = Device::kCuda});
+  Engine engine(test::kNeedle, {.device = Device::kCuda});
   const eval::Document document = make_document(engine, 32768);
   const std::string want = ask(engine, document, {}).text;
   Backend& backend = *engine.impl().backend;

@@ -1,15 +1,16 @@
 // The shipped model answers questions over generated documents, under every kind of policy.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <map>
+#include <set>
 
 #include "apps/eval/document.h"
 #include "ei/engine/engine.h"
+#include "tests/support/files.h"
 
 namespace ei {
 namespace {
-
-constexpr char kModel[] = EI_SOURCE_DIR "/models/needle-8m";
 
 eval::Document make_document(const Engine& engine, int64_t n_tokens, uint64_t seed) {
   return eval::make_document(
@@ -31,27 +32,34 @@ Generation ask(Session& session, const eval::Document& document, const eval::Nee
   return session.generate(request);
 }
 
-// Dense attention answers every question. Reading sparsely costs a few answers where two keys of a
-// document share a word (tender-violin among proud-violin and tender-saddle, of seed 2): at most
-// one of eight per length.
+// Keys that share a word (proud-violin, tender-violin) are mistaken for each other now and then
+// when reading is sparse: `eval needle` measures that. Here no two of a document share one.
+bool share_no_word(const std::vector<eval::Needle>& needles) {
+  std::set<std::string> words;
+  for (const eval::Needle& needle : needles) {
+    const size_t dash = needle.key.find('-');
+    words.insert({needle.key.substr(0, dash), needle.key.substr(dash + 1)});
+  }
+  return words.size() == 2 * needles.size();
+}
+
 class NeedleTest : public testing::TestWithParam<int64_t> {};
 
 TEST_P(NeedleTest, AnswersOneValueQuestions) {
   const int64_t n_tokens = GetParam();
-  Engine engine(kModel);
+  Engine engine(test::kNeedle);
   for (const auto& [name, request] : policies()) {
     const bool compresses = name == "entropy and latent";
-    int n_wrong = 0;
-    for (const uint64_t seed : {1, 2}) {
+    int n_documents = 0;
+    for (uint64_t seed = 1; n_documents < 2; ++seed) {
       const eval::Document document = make_document(engine, n_tokens, seed);
+      if (!share_no_word(document.needles)) continue;
+      ++n_documents;
       Session session(engine);  // of a document read before, a question reads only the end
       for (const eval::Needle& needle : document.needles) {
         SCOPED_TRACE(name + ", seed " + std::to_string(seed) + ", " + needle.fact());
         const Generation got = ask(session, document, needle, request);
-        if (got.text.find(needle.value) == std::string::npos) {
-          ++n_wrong;
-          EXPECT_LE(n_wrong, name == "dense" ? 0 : 1) << got.text;
-        }
+        EXPECT_THAT(got.text, testing::HasSubstr(needle.value));
         EXPECT_EQ(got.finish_reason, FinishReason::kStop);
         EXPECT_GE(got.prompt_tokens, n_tokens);
         EXPECT_EQ(got.kv.compressed, compresses);
@@ -75,7 +83,7 @@ TEST(NeedleInvarianceTest, ThreadsAndChunksChangeNothing) {
   std::map<std::string, std::string> want;
   for (const auto& [threads, chunk] :
        std::vector<std::pair<int, int64_t>>{{2, 2048}, {1, 2048}, {2, 512}, {2, 8192}}) {
-    Engine engine(kModel, {.threads = threads, .chunk = chunk});
+    Engine engine(test::kNeedle, {.threads = threads, .chunk = chunk});
     const eval::Document document = make_document(engine, 9000, 3);
     for (auto [name, request] : policies()) {
       request.ignore_eos = true;  // on into free text, where small differences would show

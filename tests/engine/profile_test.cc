@@ -10,8 +10,6 @@
 namespace ei {
 namespace {
 
-constexpr char kModel[] = EI_SOURCE_DIR "/models/needle-8m";
-
 Request request(const Engine& engine) {
   const eval::Document document = eval::make_document(
       {.n_tokens = 3300, .n_needles = 4, .seed = 1},
@@ -25,7 +23,7 @@ Request request(const Engine& engine) {
 }
 
 TEST(ProfileTest, AgreesWithWhatTheSessionReports) {
-  Engine engine(kModel, {.threads = 1});
+  Engine engine(test::kNeedle, {.threads = 1});
   Request asked = request(engine);
   const Profile got = profile(engine, asked);
   const Generation want = Session(engine).generate(asked);
@@ -82,7 +80,7 @@ TEST(ProfileTest, AgreesWithWhatTheSessionReports) {
 }
 
 TEST(ProfileTest, DistancesAreCountedBackwards) {
-  Engine engine(kModel, {.threads = 1});
+  Engine engine(test::kNeedle, {.threads = 1});
   Request asked = request(engine);
   asked.prefill.budget.base = 8;  // one block: the recent one
   asked.prefill.budget.alpha = 0;
@@ -96,7 +94,8 @@ TEST(ProfileTest, DistancesAreCountedBackwards) {
 }
 
 TEST(ProfileTest, ChunksChangeNothingAndDenseHasNothing) {
-  Engine small(kModel, {.threads = 1, .chunk = 512}), large(kModel, {.threads = 1, .chunk = 8192});
+  Engine small(test::kNeedle, {.threads = 1, .chunk = 512}),
+      large(test::kNeedle, {.threads = 1, .chunk = 8192});
   Request asked = request(small);
   const Profile a = profile(small, asked), b = profile(large, asked);
   for (size_t s = 0; s < a.heads[4][1].segments.size(); ++s)

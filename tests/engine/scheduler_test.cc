@@ -6,11 +6,11 @@
 #include <future>
 
 #include "apps/eval/document.h"
+#include "tests/support/files.h"
 
 namespace ei {
 namespace {
 
-constexpr char kModel[] = EI_SOURCE_DIR "/models/needle-8m";
 constexpr int64_t kSegment = 128;
 
 // A request under way, and everything heard of it.
@@ -25,7 +25,9 @@ struct Heard {
 
 class SchedulerTest : public testing::Test {
  protected:
-  static void SetUpTestSuite() { engine_ = new Engine(kModel, {.threads = 1, .chunk = 512}); }
+  static void SetUpTestSuite() {
+    engine_ = new Engine(test::kNeedle, {.threads = 1, .chunk = 512});
+  }
   static void TearDownTestSuite() { delete engine_; }
   static Engine& engine() { return *engine_; }
 

@@ -5,15 +5,14 @@
 
 #include "apps/eval/document.h"
 #include "ei/engine/engine.h"
+#include "tests/support/files.h"
 
 namespace ei {
 namespace {
 
-constexpr char kModel[] = EI_SOURCE_DIR "/models/needle-8m";
-
 class SessionTest : public testing::Test {
  protected:
-  static void SetUpTestSuite() { engine_ = new Engine(kModel); }
+  static void SetUpTestSuite() { engine_ = new Engine(test::kNeedle); }
   static void TearDownTestSuite() { delete engine_; }
   static Engine& engine() { return *engine_; }
 
@@ -51,7 +50,7 @@ TEST_F(SessionTest, StreamsTheTextItReturns) {
 // A prompt read once under each prefill policy, and compressed in several ways from there.
 TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
   const eval::Document text = document(5000);
-  Engine engine(kModel, {.threads = 1});
+  Engine engine(test::kNeedle, {.threads = 1});
   Session session(engine, int64_t{1} << 30);
   for (const PrefillPolicy& prefill : {PrefillPolicy::dense(), PrefillPolicy{}}) {
     bool first = true;
@@ -252,7 +251,7 @@ TEST_F(SessionTest, RefusesWhatCannotRun) {
 }
 
 TEST(EngineTest, NamesWhatIsMissing) {
-  for (const char* path : {"/nonexistent", EI_SOURCE_DIR "/models/needle-8m/config.json"}) {
+  for (const std::string& path : {std::string("/nonexistent"), test::kNeedle + "/config.json"}) {
     try {
       Engine engine{std::filesystem::path(path)};
       FAIL();

@@ -5,16 +5,10 @@
 #include <algorithm>
 #include <set>
 
+#include "tests/eval/words.h"
+
 namespace ei::eval {
 namespace {
-
-int64_t count_words(std::string_view text) { return std::count(text.begin(), text.end(), ' ') + 1; }
-
-size_t occurrences(const std::string& text, const std::string& part) {
-  size_t n = 0;
-  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
-  return n;
-}
 
 TEST(DocumentTest, TheSeedDecides) {
   const DocumentSpec spec{.n_tokens = 2000, .n_needles = 4, .seed = 7};

@@ -104,7 +104,7 @@ TEST(LongBenchPromptTest, FollowsPythonsFormat) {
 }
 
 TEST(LongBenchPromptTest, LongOnesLoseTheirMiddle) {
-  const Engine engine(EI_SOURCE_DIR "/models/needle-8m");
+  const Engine engine(test::kNeedle);
   std::string prompt = "Here it begins.";
   for (int i = 0; i < 200; ++i) prompt += " The " + std::to_string(i) + " of them.";
   prompt += " Here it ends.";

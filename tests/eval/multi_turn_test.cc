@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/files.h"
+
 namespace ei::eval {
 namespace {
 
 TEST(MultiTurnTest, TurnsPointAtTheirAnswers) {
-  const Engine engine(EI_SOURCE_DIR "/models/needle-8m", {.threads = 1});
+  const Engine engine(test::kNeedle, {.threads = 1});
   const Document document =
       make_document({.n_tokens = 1000, .n_needles = 3, .seed = 4},
                     [&](std::string_view text) { return std::ssize(engine.tokenize(text)); });

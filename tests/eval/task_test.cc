@@ -4,18 +4,11 @@
 
 #include <algorithm>
 
+#include "tests/eval/words.h"
 #include "tests/support/files.h"
 
 namespace ei::eval {
 namespace {
-
-int64_t count_words(std::string_view text) { return std::count(text.begin(), text.end(), ' ') + 1; }
-
-size_t occurrences(const std::string& text, const std::string& part) {
-  size_t n = 0;
-  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
-  return n;
-}
 
 double place(const std::string& text, const std::string& part) {
   return double(text.find(part)) / double(text.size());

@@ -8,7 +8,7 @@ namespace {
 
 EI_BACKEND_TEST(ScoreBlocksTest);
 
-struct Case {
+struct ScoreCase {
   int64_t n, begin, segment, block, kv_heads, group, d;
 };
 
@@ -34,14 +34,14 @@ Array<double, 3> stacked(const std::vector<ref::Bounds>& bounds, Matrix ref::Bou
 }
 
 TEST_P(ScoreBlocksTest, MatchesReference) {
-  for (const Case& c : {Case{1, 0, 8, 8, 1, 1, 16},      // the first segment: no past
-                        {8, 8, 8, 8, 1, 4, 64},          // one block
-                        {37, 0, 16, 8, 2, 1, 80},        // the last segment short
-                        {40, 32, 16, 4, 2, 7, 64},       // later chunk, group of seven
-                        {129, 512, 64, 8, 1, 4, 128},    // the last segment a single query
-                        {96, 96, 32, 2, 3, 2, 17},       // d that fits no vector
-                        {40, 1024, 8, 8, 1, 25, 40},     // blocks that just fill tiles
-                        {200, 5000, 100, 5, 1, 3, 33}})  // blocks past every tile
+  for (const ScoreCase& c : {ScoreCase{1, 0, 8, 8, 1, 1, 16},  // the first segment: no past
+                             {8, 8, 8, 8, 1, 4, 64},           // one block
+                             {37, 0, 16, 8, 2, 1, 80},         // the last segment short
+                             {40, 32, 16, 4, 2, 7, 64},        // later chunk, group of seven
+                             {129, 512, 64, 8, 1, 4, 128},     // the last segment a single query
+                             {96, 96, 32, 2, 3, 2, 17},        // d that fits no vector
+                             {40, 1024, 8, 8, 1, 25, 40},      // blocks that just fill tiles
+                             {200, 5000, 100, 5, 1, 3, 33}})   // blocks past every tile
     for (const float scale : {1.0f, 0.125f}) {
       SCOPED_TRACE(testing::Message() << c.n << " queries from " << c.begin << ", group " << c.group
                                       << ", d " << c.d << ", scale " << scale);

@@ -10,6 +10,9 @@
 
 namespace ei::test {
 
+// The model that the project ships.
+inline const std::string kNeedle = EI_SOURCE_DIR "/models/needle-8m";
+
 // A new directory that goes away with this object.
 class TempDir {
  public:

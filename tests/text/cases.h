@@ -10,11 +10,11 @@
 
 #include "ei/io/json.h"
 #include "ei/text/tokenizer.h"
+#include "tests/support/files.h"
 
 namespace ei::test {
 
 inline std::filesystem::path text_data() { return EI_SOURCE_DIR "/tests/text/data"; }
-inline std::filesystem::path needle_dir() { return EI_SOURCE_DIR "/models/needle-8m"; }
 
 // Real vocabularies, which are no part of the repository.
 inline std::filesystem::path tokenizers_dir() {

@@ -70,8 +70,8 @@ const OrderedJson kParts = to_json(
 
 class ChatTemplateTest : public testing::Test {
  protected:
-  std::unique_ptr<Tokenizer> needle_ = load_tokenizer(needle_dir());
-  ChatTemplate chat_ = ChatTemplate::load(needle_dir(), *needle_).value();
+  std::unique_ptr<Tokenizer> needle_ = load_tokenizer(kNeedle);
+  ChatTemplate chat_ = ChatTemplate::load(kNeedle, *needle_).value();
 };
 
 TEST_F(ChatTemplateTest, NeedleGivesEachPartItsOwnBlock) {

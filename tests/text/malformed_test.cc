@@ -120,13 +120,16 @@ TEST(MalformedTokenizerJson, EmptyMatchesStillCut) {
 }
 
 TEST(MalformedText, IsRefusedAtItsByte) {
-  const auto tokenizer = load_tokenizer(needle_dir());
+  const auto tokenizer = load_tokenizer(kNeedle);
   EXPECT_THAT(refusal([&] { tokenizer->encode("abc\xFF", true); }), HasSubstr("byte 3 (0xFF)"));
 }
 
 TEST(MalformedTokenizerConfig, IsRefusedByName) {
-  for (const auto& [text, says] : {
-           std::pair("[]", "expected a JSON object"),
+  struct Case {
+    const char *text, *says;
+  };
+  for (const Case& c : {
+           Case{"[]", "expected a JSON object"},
            {R"({"bos_token": 7})", "\"bos_token\""},
            {R"({"eos_token": {"text": "x"}})", "\"content\" is missing"},
            {R"({"add_bos_token": "yes"})", "\"add_bos_token\""},
@@ -138,9 +141,9 @@ TEST(MalformedTokenizerConfig, IsRefusedByName) {
            {R"({"added_tokens_decoder": {"1": {}}})", "\"content\" is missing"},
        })
     EXPECT_THAT(
-        refusal([&] { parse_tokenizer_config(Json::parse(text), "tokenizer_config.json"); }),
-        AllOf(HasSubstr("tokenizer_config.json"), HasSubstr(says)))
-        << text;
+        refusal([&] { parse_tokenizer_config(Json::parse(c.text), "tokenizer_config.json"); }),
+        AllOf(HasSubstr("tokenizer_config.json"), HasSubstr(c.says)))
+        << c.text;
 }
 
 // Protocol buffers, written by hand.
@@ -173,7 +176,7 @@ TEST(MalformedSentencePiece, IsRefusedByName) {
   struct Case {
     std::string model, says;
   };
-  for (const auto& [model, says] : {
+  for (const Case& c : {
            Case{"", "model type UNIGRAM is not supported; BPE is"},
            {bytes(2, number(3, 3)), "model type WORD"},
            {bytes(2, number(3, 77)), "model type unknown"},
@@ -207,9 +210,9 @@ TEST(MalformedSentencePiece, IsRefusedByName) {
            {kUnknown + kBpe + bytes(3, bytes(2, std::string("\4\0\0\0....x", 9))),
             "does not end with NUL"},
        })
-    EXPECT_THAT(refusal([&] { make_sentencepiece(model, {}, "tokenizer.model"); }),
-                AllOf(HasSubstr("tokenizer.model"), HasSubstr(says)))
-        << testing::PrintToString(model.substr(0, 40));
+    EXPECT_THAT(refusal([&] { make_sentencepiece(c.model, {}, "tokenizer.model"); }),
+                AllOf(HasSubstr("tokenizer.model"), HasSubstr(c.says)))
+        << testing::PrintToString(c.model.substr(0, 40));
 }
 
 TEST(MalformedSentencePiece, EveryTruncationIsRefusedOrRuns) {

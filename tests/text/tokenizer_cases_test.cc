@@ -45,7 +45,7 @@ void expect_cases(const Tokenizer& tokenizer, const std::string& name, bool pars
 }
 
 TEST(TokenizerCases, Needle) {
-  const auto tokenizer = load_tokenizer(needle_dir());
+  const auto tokenizer = load_tokenizer(kNeedle);
   expect_cases(*tokenizer, "needle-8m", /*parse_special=*/true);
   EXPECT_EQ(tokenizer->vocab_size(), 4096);
   EXPECT_EQ(tokenizer->bos_id(), 0);
@@ -146,7 +146,7 @@ TEST(TokenizerCases, TokenizerConfigOfTokenizerJson) {
 
 TEST(TokenizerCases, StreamEqualsDecodeForRandomIds) {
   std::vector<std::unique_ptr<Tokenizer>> tokenizers;
-  tokenizers.push_back(load_tokenizer(needle_dir()));
+  tokenizers.push_back(load_tokenizer(kNeedle));
   tokenizers.push_back(make_sentencepiece(read_file(text_data() / "small.model"), {}, "small"));
   std::mt19937 random(5);
   for (const auto& tokenizer : tokenizers) {
