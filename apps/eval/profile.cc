@@ -15,11 +15,10 @@
 #include "apps/eval/page.h"
 #include "ei/base/fail.h"
 #include "ei/engine/profile.h"
+#include "ei/io/json.h"
 
 namespace ei::cli {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 // Six digits are enough for pictures, and a third of the bytes.
 double rounded(double x) {
@@ -28,15 +27,15 @@ double rounded(double x) {
   return std::round(x * unit) / unit;
 }
 
-Json to_json(const std::vector<double>& values) {
-  Json out = Json::array();
+OrderedJson to_json(const std::vector<double>& values) {
+  OrderedJson out = OrderedJson::array();
   for (const double value : values) out.push_back(rounded(value));
   return out;
 }
 
-Json to_json(const ei::Profile::Head& head) {
-  Json entropy = Json::array(), budget = Json::array(), blocks = Json::array(),
-       dense = Json::array();
+OrderedJson to_json(const ei::Profile::Head& head) {
+  OrderedJson entropy = OrderedJson::array(), budget = OrderedJson::array(),
+              blocks = OrderedJson::array(), dense = OrderedJson::array();
   for (const ei::Profile::Segment& segment : head.segments) {
     entropy.push_back(rounded(segment.entropy));
     budget.push_back(rounded(segment.budget));
@@ -84,16 +83,16 @@ class Profile {
     progress.clear();
     if (scope.interrupted()) return kExitInterrupted;
 
-    Json out = {{"model", model_.path().string()},
-                {"file", file_},
-                {"prompt", prompt_},
-                {"prompt_tokens", profile.generation.prompt_tokens},
-                {"density", rounded(profile.generation.sparsity.density)},
-                {"segment", profile.segment},
-                {"block", profile.block},
-                {"policy", policy_.describe()}};
+    OrderedJson out = {{"model", model_.path().string()},
+                       {"file", file_},
+                       {"prompt", prompt_},
+                       {"prompt_tokens", profile.generation.prompt_tokens},
+                       {"density", rounded(profile.generation.sparsity.density)},
+                       {"segment", profile.segment},
+                       {"block", profile.block},
+                       {"policy", policy_.describe()}};
     for (const auto& layer : profile.heads) {
-      Json heads = Json::array();
+      OrderedJson heads = OrderedJson::array();
       for (const ei::Profile::Head& head : layer) heads.push_back(to_json(head));
       out["layers"].push_back(heads);
     }

@@ -5,8 +5,6 @@
 
 namespace ei::eval {
 
-using Json = nlohmann::ordered_json;
-
 namespace {
 
 // Every field with its name, for reading and for writing.
@@ -28,24 +26,24 @@ void visit_fields(R& r, const Visit& visit) {
   visit("token_ms", r.token_ms);
 }
 
-Json to_json(const Result& result) {
-  Json json;
+OrderedJson to_json(const Result& result) {
+  OrderedJson json;
   visit_fields(result, [&](const char* name, const auto& value) { json[name] = value; });
   return json;
 }
 
-Result from_json(const Json& json) {
+Result from_json(const OrderedJson& json) {
   Result result;
   visit_fields(result, [&](const char* name, auto& value) { json.at(name).get_to(value); });
   return result;
 }
 
-std::string line(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+std::string line(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 // The first field that differs, for people.
-std::string difference(const Json& found, const Json& wanted) {
+std::string difference(const OrderedJson& found, const OrderedJson& wanted) {
   for (const auto& [name, value] : wanted.items()) {
     if (!found.is_object() || !found.contains(name)) return name + " is missing";
     if (found[name] != value)
@@ -56,7 +54,7 @@ std::string difference(const Json& found, const Json& wanted) {
 
 }  // namespace
 
-ResultFile::ResultFile(const std::filesystem::path& path, const Json& about) : path_(path) {
+ResultFile::ResultFile(const std::filesystem::path& path, const OrderedJson& about) : path_(path) {
   std::string text;
   if (std::filesystem::exists(path)) text = read_file(path);
   const size_t whole = text.rfind('\n') + 1;  // a last line without its end was being written
@@ -64,7 +62,7 @@ ResultFile::ResultFile(const std::filesystem::path& path, const Json& about) : p
   for (size_t begin = 0; begin < whole; ++n_line) {
     const size_t end = text.find('\n', begin);
     try {
-      const Json json = Json::parse(text.substr(begin, end - begin));
+      const OrderedJson json = OrderedJson::parse(text.substr(begin, end - begin));
       if (n_line == 0) {
         const std::string differs = difference(json, about);
         require(differs.empty(), "it is of another evaluation: {}; give another --out", differs);

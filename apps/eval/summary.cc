@@ -10,11 +10,10 @@
 #include "apps/cli/table.h"
 #include "apps/cli/units.h"
 #include "apps/eval/page.h"
+#include "ei/io/json.h"
 
 namespace ei::eval {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 template <class T>
 void add_new(std::vector<T>& values, const T& value) {
@@ -97,8 +96,8 @@ std::string table(const std::vector<Group>& groups) {
   return table.str();
 }
 
-std::string html(const Json& about, const std::vector<Result>& results) {
-  Json groups = Json::array(), samples = Json::array();
+std::string html(const OrderedJson& about, const std::vector<Result>& results) {
+  OrderedJson groups = OrderedJson::array(), samples = OrderedJson::array();
   for (const Group& g : summarize(results))
     groups.push_back({{"task", g.task},
                       {"length", g.length},

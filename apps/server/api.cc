@@ -8,15 +8,14 @@
 #include "apps/server/log.h"
 #include "apps/server/page.h"
 #include "ei/engine/engine_impl.h"
+#include "ei/io/json.h"
 
 namespace ei::server {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-HttpReply json_reply(const Json& json) {
+HttpReply json_reply(const OrderedJson& json) {
   HttpReply reply;
-  reply.body = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  reply.body = json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
   return reply;
 }
 
@@ -231,24 +230,24 @@ HttpReply Api::health() const {
 }
 
 HttpReply Api::models(const std::string& id) const {
-  const Json model = {{"id", options_.model_name},
-                      {"object", "model"},
-                      {"created", created_},
-                      {"owned_by", "entropyinfer"},
-                      {"max_model_len", info_.max_context},
-                      {"meta",
-                       {{"architecture", info_.architecture},
-                        {"n_params", info_.n_parameters},
-                        {"n_ctx_train", info_.max_context},
-                        {"n_ctx", std::min(info_.max_context, info_.longest_context)},
-                        {"kv_bytes_per_token", info_.kv_bytes_per_token},
-                        {"size", info_.weight_bytes},
-                        {"n_vocab", info_.vocab_size},
-                        {"device", info_.device},
-                        {"chat_template", !info_.chat_template.empty()},
-                        {"prefill", defaults_.prefill.is_dense() ? "dense" : "entropy"},
-                        {"decode", defaults_.decode.is_full() ? "full" : "latent"}}}};
-  if (id.empty()) return json_reply({{"object", "list"}, {"data", Json::array({model})}});
+  const OrderedJson model = {{"id", options_.model_name},
+                             {"object", "model"},
+                             {"created", created_},
+                             {"owned_by", "entropyinfer"},
+                             {"max_model_len", info_.max_context},
+                             {"meta",
+                              {{"architecture", info_.architecture},
+                               {"n_params", info_.n_parameters},
+                               {"n_ctx_train", info_.max_context},
+                               {"n_ctx", std::min(info_.max_context, info_.longest_context)},
+                               {"kv_bytes_per_token", info_.kv_bytes_per_token},
+                               {"size", info_.weight_bytes},
+                               {"n_vocab", info_.vocab_size},
+                               {"device", info_.device},
+                               {"chat_template", !info_.chat_template.empty()},
+                               {"prefill", defaults_.prefill.is_dense() ? "dense" : "entropy"},
+                               {"decode", defaults_.decode.is_full() ? "full" : "latent"}}}};
+  if (id.empty()) return json_reply({{"object", "list"}, {"data", OrderedJson::array({model})}});
   if (id == options_.model_name) return json_reply(model);
   return error_reply(404, "not_found_error", fmt::format("The model '{}' does not exist.", id),
                      "model", "model_not_found");

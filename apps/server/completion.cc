@@ -5,15 +5,15 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/server/log.h"
+#include "ei/io/json.h"
 
 namespace ei::server {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string dump(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
 double seconds_since(Clock::time_point start) {
@@ -55,16 +55,17 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void on_end(size_t i, Outcome outcome);
   void finish();
   void begin_stream();
-  void send(const Json& json) { exchange_->write("data: " + dump(json) + "\n\n"); }
+  void send(const OrderedJson& json) { exchange_->write("data: " + dump(json) + "\n\n"); }
 
-  Json envelope(bool chunk) const;
-  Json chunk_choice(size_t i, const std::string& text, Json logprobs, Json finish_reason) const;
-  Json usage() const;
-  Json timings(const Choice& choice) const;
-  Json sparsity(const Choice& choice) const;
-  Json logprobs(Choice& choice, std::vector<TokenReport> reports, bool prompt) const;
-  Json chat_logprobs(const std::vector<TokenReport>& reports) const;
-  Json token_json(const TokenLogprob& token) const;
+  OrderedJson envelope(bool chunk) const;
+  OrderedJson chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
+                           OrderedJson finish_reason) const;
+  OrderedJson usage() const;
+  OrderedJson timings(const Choice& choice) const;
+  OrderedJson sparsity(const Choice& choice) const;
+  OrderedJson logprobs(Choice& choice, std::vector<TokenReport> reports, bool prompt) const;
+  OrderedJson chat_logprobs(const std::vector<TokenReport>& reports) const;
+  OrderedJson token_json(const TokenLogprob& token) const;
   std::string token_text(int32_t id) const { return context_.tokenizer.decode({{id}}, false); }
   void log(const Choice& choice) const;
 
@@ -122,7 +123,7 @@ void Completion::begin_stream() {
   exchange_->keep_alive(": still working\n\n", context_.ping_interval);
   if (!request_.chat) return;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    Json chunk = envelope(true);
+    OrderedJson chunk = envelope(true);
     chunk["choices"] = {{{"index", i},
                          {"delta", {{"role", "assistant"}, {"content", ""}}},
                          {"logprobs", nullptr},
@@ -133,7 +134,7 @@ void Completion::begin_stream() {
 
 void Completion::on_prefill(size_t i, int64_t done, int64_t total, int64_t cached, double ms) {
   if (!request_.stream || !request_.return_progress) return;
-  Json chunk = envelope(true);
+  OrderedJson chunk = envelope(true);
   chunk["choices"] = {chunk_choice(i, "", nullptr, nullptr)};
   chunk["prompt_progress"] = {
       {"total", total}, {"cache", cached}, {"processed", done}, {"time_ms", ms}};
@@ -161,7 +162,7 @@ void Completion::on_delta(size_t i, Delta delta) {
   }
   if (request_.echo && choice.text.empty() && choice.n_tokens == delta.n_tokens &&
       delta.n_tokens > 0) {
-    Json chunk = envelope(true);
+    OrderedJson chunk = envelope(true);
     const std::string text = context_.tokenizer.decode(choice.prompt, true);
     chunk["choices"] = {
         chunk_choice(i, text, logprobs(choice, std::move(choice.prompt_reports), true), nullptr)};
@@ -169,7 +170,7 @@ void Completion::on_delta(size_t i, Delta delta) {
   }
   if (delta.text.empty() && delta.reports.empty()) return;
   choice.text += delta.text;
-  Json chunk = envelope(true);
+  OrderedJson chunk = envelope(true);
   chunk["choices"] = {
       chunk_choice(i, delta.text, logprobs(choice, std::move(delta.reports), false), nullptr)};
   send(chunk);
@@ -189,7 +190,7 @@ void Completion::on_end(size_t i, Outcome outcome) {
               {"param", nullptr},
               {"code", 500}}}});
     } else {
-      Json chunk = envelope(true);
+      OrderedJson chunk = envelope(true);
       chunk["choices"] = {
           chunk_choice(i, "", nullptr, reason_name(choice.outcome.generation.finish_reason))};
       chunk["timings"] = timings(choice);
@@ -204,16 +205,16 @@ void Completion::finish() {
   on_gone_.reset();
   if (request_.stream) {
     if (request_.include_usage) {
-      Json chunk = envelope(true);
-      chunk["choices"] = Json::array();
+      OrderedJson chunk = envelope(true);
+      chunk["choices"] = OrderedJson::array();
       chunk["usage"] = usage();
       send(chunk);
     }
     exchange_->write("data: [DONE]\n\n");
     return exchange_->end();
   }
-  Json reply = envelope(false);
-  Json list = Json::array();
+  OrderedJson reply = envelope(false);
+  OrderedJson list = OrderedJson::array();
   for (size_t i = 0; i < choices_.size(); ++i) {
     Choice& choice = choices_[i];
     if (choice.outcome.error)
@@ -223,25 +224,25 @@ void Completion::finish() {
       return exchange_->reply(
           error_reply(503, "unavailable_error",
                       "The request was cancelled: it timed out or the server shut down."));
-    Json finish_reason = reason_name(g.finish_reason);
+    OrderedJson finish_reason = reason_name(g.finish_reason);
     if (request_.chat) {
       const bool wanted = request_.options.top_logprobs >= 0;
       list.push_back(
           {{"index", i},
            {"message", {{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}}},
-           {"logprobs", wanted ? chat_logprobs(choice.reports) : Json(nullptr)},
+           {"logprobs", wanted ? chat_logprobs(choice.reports) : OrderedJson(nullptr)},
            {"finish_reason", finish_reason}});
     } else {
       std::vector<TokenReport> reports;
-      Json scored = nullptr;
+      OrderedJson scored = nullptr;
       std::string text = choice.text;
       if (request_.echo) text = context_.tokenizer.decode(choice.prompt, true) + text;
       if (request_.options.top_logprobs >= 0) {
         scored = request_.echo ? logprobs(choice, std::move(choice.prompt_reports), true)
-                               : Json::object();
-        const Json more = logprobs(choice, std::move(choice.reports), false);
+                               : OrderedJson::object();
+        const OrderedJson more = logprobs(choice, std::move(choice.reports), false);
         for (const char* key : {"tokens", "token_logprobs", "top_logprobs", "text_offset"})
-          for (const Json& x : more[key]) scored[key].push_back(x);
+          for (const OrderedJson& x : more[key]) scored[key].push_back(x);
       }
       list.push_back(
           {{"index", i}, {"text", text}, {"logprobs", scored}, {"finish_reason", finish_reason}});
@@ -256,26 +257,26 @@ void Completion::finish() {
   exchange_->reply(std::move(out));
 }
 
-Json Completion::envelope(bool chunk) const {
+OrderedJson Completion::envelope(bool chunk) const {
   const char* object =
       request_.chat ? (chunk ? "chat.completion.chunk" : "chat.completion") : "text_completion";
   return {{"id", id_}, {"object", object}, {"created", created_}, {"model", context_.model}};
 }
 
-Json Completion::chunk_choice(size_t i, const std::string& text, Json logprobs,
-                              Json finish_reason) const {
+OrderedJson Completion::chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
+                                     OrderedJson finish_reason) const {
   if (!request_.chat)
     return {{"index", i},
             {"text", text},
             {"logprobs", std::move(logprobs)},
             {"finish_reason", std::move(finish_reason)}};
   return {{"index", i},
-          {"delta", text.empty() ? Json::object() : Json{{"content", text}}},
+          {"delta", text.empty() ? OrderedJson::object() : OrderedJson{{"content", text}}},
           {"logprobs", std::move(logprobs)},
           {"finish_reason", std::move(finish_reason)}};
 }
 
-Json Completion::usage() const {
+OrderedJson Completion::usage() const {
   int64_t n_prompt = 0, n_cached = 0, n_generated = 0;
   for (size_t i = 0; i < choices_.size(); ++i) {
     const Generation& g = choices_[i].outcome.generation;
@@ -291,7 +292,7 @@ Json Completion::usage() const {
           {"prompt_tokens_details", {{"cached_tokens", n_cached}}}};
 }
 
-Json Completion::timings(const Choice& choice) const {
+OrderedJson Completion::timings(const Choice& choice) const {
   const Generation& g = choice.outcome.generation;
   return {{"queue_ms", choice.outcome.queue_ms},
           {"cache_n", g.cached_tokens},
@@ -303,7 +304,7 @@ Json Completion::timings(const Choice& choice) const {
           {"predicted_per_second", g.timings.decode_tps}};
 }
 
-Json Completion::sparsity(const Choice& choice) const {
+OrderedJson Completion::sparsity(const Choice& choice) const {
   const Generation& g = choice.outcome.generation;
   return {{"prefill", request_.request.prefill.is_dense() ? "dense" : "entropy"},
           {"decode", request_.request.decode.is_full() ? "full" : "latent"},
@@ -316,18 +317,18 @@ Json Completion::sparsity(const Choice& choice) const {
           {"compressed", g.kv.compressed}};
 }
 
-Json Completion::token_json(const TokenLogprob& token) const {
+OrderedJson Completion::token_json(const TokenLogprob& token) const {
   const std::string bytes = context_.tokenizer.token_bytes(token.token);
-  Json list = Json::array();
+  OrderedJson list = OrderedJson::array();
   for (const char c : bytes) list.push_back(static_cast<unsigned char>(c));
   return {{"token", token_text(token.token)}, {"logprob", token.logprob}, {"bytes", list}};
 }
 
-Json Completion::chat_logprobs(const std::vector<TokenReport>& reports) const {
-  Json content = Json::array();
+OrderedJson Completion::chat_logprobs(const std::vector<TokenReport>& reports) const {
+  OrderedJson content = OrderedJson::array();
   for (const TokenReport& report : reports) {
-    Json entry = token_json(report.chosen);
-    entry["top_logprobs"] = Json::array();
+    OrderedJson entry = token_json(report.chosen);
+    entry["top_logprobs"] = OrderedJson::array();
     for (const TokenLogprob& t : report.top) entry["top_logprobs"].push_back(token_json(t));
     content.push_back(std::move(entry));
   }
@@ -335,14 +336,15 @@ Json Completion::chat_logprobs(const std::vector<TokenReport>& reports) const {
 }
 
 // In the form of the API asked. `prompt`: of the prompt's tokens, the first of which has none.
-Json Completion::logprobs(Choice& choice, std::vector<TokenReport> reports, bool prompt) const {
+OrderedJson Completion::logprobs(Choice& choice, std::vector<TokenReport> reports,
+                                 bool prompt) const {
   if (request_.options.top_logprobs < 0) return nullptr;
   if (request_.chat) return chat_logprobs(reports);
-  Json tokens = Json::array(), scores = Json::array(), tops = Json::array(),
-       offsets = Json::array();
+  OrderedJson tokens = OrderedJson::array(), scores = OrderedJson::array(),
+              tops = OrderedJson::array(), offsets = OrderedJson::array();
   int64_t& offset = choice.text_offset;
   if (prompt) offset = 0;
-  const auto add = [&](int32_t id, Json score, Json top) {
+  const auto add = [&](int32_t id, OrderedJson score, OrderedJson top) {
     const std::string text = token_text(id);
     tokens.push_back(text);
     scores.push_back(std::move(score));
@@ -352,7 +354,7 @@ Json Completion::logprobs(Choice& choice, std::vector<TokenReport> reports, bool
   };
   if (prompt && !choice.prompt.empty()) add(choice.prompt[0], nullptr, nullptr);
   for (const TokenReport& report : reports) {
-    Json top = Json::object();
+    OrderedJson top = OrderedJson::object();
     for (const TokenLogprob& t : report.top) {
       const std::string text = token_text(t.token);
       if (!top.contains(text)) top[text] = t.logprob;  // two ids may have one text: the likelier
@@ -372,7 +374,7 @@ void Completion::log(const Choice& choice) const {
               {{"id", exchange_->request().id}, {"error", *choice.outcome.error}});
     return;
   }
-  Json event = {
+  OrderedJson event = {
       {"id", exchange_->request().id},
       {"finish",
        g.finish_reason == FinishReason::kCancelled ? "cancelled" : reason_name(g.finish_reason)},

@@ -15,6 +15,7 @@
 #include <utility>  // before Boost.Asio 1.74, which needs std::exchange
 
 #include "ei/base/fail.h"
+#include "ei/io/json.h"
 
 namespace ei::server {
 namespace {
@@ -52,16 +53,17 @@ const char* reason(int status) {
 
 HttpReply error_reply(int status, const std::string& type, const std::string& message,
                       const std::string& param, const std::string& code) {
-  using Json = nlohmann::ordered_json;
-  const auto text = [](const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); };
+  const auto text = [](const std::string& s) {
+    return s.empty() ? OrderedJson(nullptr) : OrderedJson(s);
+  };
   HttpReply reply;
   reply.status = status;
-  reply.body = Json{{"error",
-                     {{"message", message},
-                      {"type", type},
-                      {"param", text(param)},
-                      {"code", code.empty() ? Json(status) : Json(code)}}}}
-                   .dump(-1, ' ', false, Json::error_handler_t::replace);
+  reply.body = OrderedJson{{"error",
+                            {{"message", message},
+                             {"type", type},
+                             {"param", text(param)},
+                             {"code", code.empty() ? OrderedJson(status) : OrderedJson(code)}}}}
+                   .dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
   return reply;
 }
 

@@ -3,24 +3,24 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include "ei/io/json.h"
+
 namespace ei::server {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 bool is_json() { return spdlog::get("json") != nullptr; }
 
-void write(spdlog::level::level_enum level, const std::string& event, Json fields) {
+void write(spdlog::level::level_enum level, const std::string& event, OrderedJson fields) {
   std::string line;
   if (is_json()) {
-    Json all = {{"event", event}};
+    OrderedJson all = {{"event", event}};
     all.update(fields);
-    line = all.dump(-1, ' ', false, Json::error_handler_t::replace);
+    line = all.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
     line.erase(0, 1);  // its brace is the pattern's
   } else {
     line = event;
     for (const auto& [key, value] : fields.items())
-      line += " " + key + "=" + value.dump(-1, ' ', false, Json::error_handler_t::replace);
+      line += " " + key + "=" + value.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
   }
   spdlog::default_logger_raw()->log(level, line);
 }
@@ -36,11 +36,11 @@ void set_up_log(bool json, bool quiet) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-void log_event(const std::string& event, Json fields) {
+void log_event(const std::string& event, OrderedJson fields) {
   write(spdlog::level::info, event, std::move(fields));
 }
 
-void log_warning(const std::string& event, Json fields) {
+void log_warning(const std::string& event, OrderedJson fields) {
   write(spdlog::level::warn, event, std::move(fields));
 }
 

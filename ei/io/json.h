@@ -10,6 +10,7 @@
 namespace ei {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;  // keeps the order of keys
 
 struct JsonLimits {
   size_t max_bytes = 256u << 20;

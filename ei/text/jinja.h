@@ -3,14 +3,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 
-namespace ei {
+#include "ei/io/json.h"
 
-// Keeps the order of keys, which templates print.
-using OrderedJson = nlohmann::ordered_json;
+namespace ei {
 
 // What one rendering may cost. Templates come with checkpoints and their variables with requests:
 // neither is trusted.
