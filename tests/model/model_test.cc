@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
 #include "tests/support/numbers.h"
 

@@ -3,7 +3,7 @@
 #include <random>
 
 #include "tests/ref/ref.h"
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 
 namespace ei::test {
 namespace {

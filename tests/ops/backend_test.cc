@@ -2,7 +2,7 @@
 
 #include <gmock/gmock.h>
 
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 
 namespace ei::test {
 namespace {

@@ -1,7 +1,7 @@
 #include "ei/ops/keep_top.h"
 
 #include "tests/ref/ref.h"
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 
 namespace ei::test {
 namespace {

@@ -1,6 +1,6 @@
 #include "ei/ops/save_queries.h"
 
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 
 namespace ei::test {
 namespace {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "ei/ops/kv.h"
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 
 namespace ei::test {
 

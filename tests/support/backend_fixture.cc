@@ -1,4 +1,4 @@
-#include "tests/support/backend_test.h"
+#include "tests/support/backend_fixture.h"
 
 #include "ei/cpu/backend.h"
 #include "ei/cpu/targets.h"
