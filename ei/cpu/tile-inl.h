@@ -93,8 +93,9 @@ HWY_INLINE void panel_product(int64_t m, int64_t depth, const float* a, int64_t 
   int64_t i = 0;
   for (; i + kRows <= m; i += kRows)
     micro_product<kRows, kN, kAdd>(depth, a + i * a_stride, a_stride, b, c + i * c_stride, c_stride,
-                                   factor + i);
-  a += i * a_stride, c += i * c_stride, factor += i;
+                                   kAdd ? factor + i : nullptr);
+  a += i * a_stride, c += i * c_stride;
+  if constexpr (kAdd) factor += i;
   switch (m - i) {
     case 5:
       return micro_product<5, kN, kAdd>(depth, a, a_stride, b, c, c_stride, factor);
