@@ -23,15 +23,15 @@ struct Params {
   int64_t cols;
   int share;      // rows of each sequence
   int tile_rows;  // of a block of threads; a multiple of `block`
-  int block;      // of the bounds; a thread takes one column of so many rows
+  int block;      // of the bounds; a thread takes its columns of so many rows
   float* low;     // [n_kv_heads, max_blocks, d], or null
   float* high;
   int64_t max_blocks;
 };
 
 // blockIdx: tile of rows, KV head, sequence. Tiles are cut at absolute multiples of tile_rows, so
-// that a bound belongs to one thread.
-template <class T>
+// that a bound belongs to one thread. kWidth columns a thread.
+template <class T, int kWidth>
 __global__ void append(const __grid_constant__ Params p) {
   const Params::Sequence& sequence = p.sequences[blockIdx.z];
   const int head = static_cast<int>(blockIdx.y), d = sequence.rows.d;
@@ -41,28 +41,38 @@ __global__ void append(const __grid_constant__ Params p) {
   const int64_t column = int64_t{head / sequence.copies} * d;
   const int64_t first = int64_t{blockIdx.z} * p.share - begin;  // row of k for cache row 0
 
-  for (int i = static_cast<int>(threadIdx.x); i < p.tile_rows / p.block * d; i += kThreads) {
-    const int c = i % d, block = tile + i / d * p.block;
+  const int vectors = d / kWidth;
+  for (int i = static_cast<int>(threadIdx.x); i < p.tile_rows / p.block * vectors; i += kThreads) {
+    const int c = i % vectors * kWidth, block = tile + i / vectors * p.block;
     const int from = max(block, begin), to = min(block + p.block, end);
     if (from >= to) continue;
-    float low = 0, high = 0;
     const int64_t bound = (int64_t{head} * p.max_blocks + block / p.block) * d + c;
-    const bool fresh = from == block;
-    if (p.low != nullptr && !fresh) {
-      low = p.low[bound];
-      high = p.high[bound];
+    const bool goes_on = p.low != nullptr && from > block;
+    float low[kWidth], high[kWidth];
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      low[e] = goes_on ? p.low[bound + e] : INFINITY;
+      high[e] = goes_on ? p.high[bound + e] : -INFINITY;
     }
+#pragma unroll 4
     for (int row = from; row < to; ++row) {
       const int64_t source = (first + row) * p.cols + column + c;
-      const float key = to_float(p.k[source]);
-      sequence.rows.key<T>(head, row)[c] = from_float<T>(key);
-      sequence.rows.value<T>(head, row)[c] = from_float<T>(to_float(p.v[source]));
-      low = fresh && row == from ? key : fminf(low, key);
-      high = fresh && row == from ? key : fmaxf(high, key);
+      const auto key = Numbers<kWidth>::load_fixed(p.k + source);
+      const auto value = Numbers<kWidth>::load_fixed(p.v + source);
+      T* at = sequence.rows.key<T>(head, row) + c;
+      key.store(at);
+      value.store(at + int64_t{sequence.rows.page_rows} * d);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) {
+        low[e] = fminf(low[e], key.x[e]);
+        high[e] = fmaxf(high[e], key.x[e]);
+      }
     }
-    if (p.low != nullptr) {
-      p.low[bound] = low;
-      p.high[bound] = high;
+    if (p.low == nullptr) continue;
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      p.low[bound + e] = low[e];
+      p.high[bound + e] = high[e];
     }
   }
   if (gridDim.x > 1) return;  // other blocks still read n_rows: `advance` follows
@@ -105,8 +115,10 @@ void CudaBackend::run(const AppendKv& op) {
     const unsigned n_tiles = share == 1 ? 1 : blocks_for(share, p.tile_rows) + 1;
     const dim3 grid(n_tiles, static_cast<unsigned>(most_heads),
                     static_cast<unsigned>(batch.size()));
-    launch("AppendKv", kv.dtype == DType::kBF16 ? append<bf16> : append<float>, grid, kThreads, 0,
-           stream_, p);
+    const auto kernel = kv.dtype != DType::kBF16 ? append<float, 1>
+                        : kv.head_dim % 8 == 0   ? append<bf16, 8>
+                                                 : append<bf16, 1>;
+    launch("AppendKv", kernel, grid, kThreads, 0, stream_, p);
     if (n_tiles == 1) continue;
     for (const KvLayer& sequence : batch) {
       launch("AppendKv", advance, blocks_for(sequence.n_kv_heads(), 256), 256, 0, stream_,

@@ -15,8 +15,12 @@ constexpr int64_t kLargeBytes = int64_t{1} << 20;  // from here on, a piece has 
 constexpr int64_t kLargeUnit = int64_t{2} << 20;
 
 int64_t rounded(int64_t bytes) {
-  const int64_t unit = bytes < kLargeBytes ? Memory::kAlignment : kLargeUnit;
-  return (std::max<int64_t>(1, bytes) + unit - 1) / unit * unit;
+  const auto up_to = [&](int64_t unit) {
+    return (std::max<int64_t>(1, bytes) + unit - 1) / unit * unit;
+  };
+  const int64_t size = up_to(Memory::kAlignment);
+  // cudaMalloc aligns whole units of its own; smaller ones it packs.
+  return size < kLargeBytes ? size : up_to(kLargeUnit);
 }
 
 }  // namespace

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/numbers.cuh"
 #include "ei/cuda/launch.cuh"
@@ -14,18 +16,27 @@ __global__ void rope_angles(const int32_t* positions, const float* inv_freq, flo
   sin[i] = scale * sinf(angle);
 }
 
-// A thread per pair (j, j + d/2).
-__global__ void rope(bf16* x, const float* cos, const float* sin, int64_t n_pairs, int pairs_of_row,
-                     int half) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= n_pairs) return;
-  const int64_t row = i / pairs_of_row;
-  const int pair = static_cast<int>(i % pairs_of_row), head = pair / half, j = pair % half;
-  bf16* low = x + row * 2 * pairs_of_row + head * 2 * half + j;
-  const float c = cos[row * half + j], s = sin[row * half + j];
-  const float a = to_float(low[0]), b = to_float(low[half]);
-  low[0] = __float2bfloat16_rn(a * c - b * s);
-  low[half] = __float2bfloat16_rn(b * c + a * s);
+// Pairs (j, j + d/2); a block a row. kWidth neighbouring pairs a thread.
+template <int kWidth>
+__global__ void rope(bf16* x, const float* cos, const float* sin, int pairs_of_row, int half) {
+  const int64_t row = blockIdx.x;
+  const int of_head = half / kWidth;
+  for (int i = static_cast<int>(threadIdx.x); i < pairs_of_row / kWidth; i += blockDim.x) {
+    const int head = i / of_head, j = i % of_head * kWidth;
+    bf16* at = x + row * 2 * pairs_of_row + head * 2 * half + j;
+    auto low = Numbers<kWidth>::load(at), high = Numbers<kWidth>::load(at + half);
+    const auto cosines = Numbers<kWidth>::load(cos + row * half + j);
+    const auto sines = Numbers<kWidth>::load(sin + row * half + j);
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      const float c = cosines.x[e], s = sines.x[e];
+      const float a = low.x[e], b = high.x[e];
+      low.x[e] = a * c - b * s;
+      high.x[e] = b * c + a * s;
+    }
+    low.store(at);
+    high.store(at + half);
+  }
 }
 
 }  // namespace
@@ -39,10 +50,11 @@ void CudaBackend::run(const RopeAngles& op) {
 
 void CudaBackend::run(const Rope& op) {
   check(op);
-  const int64_t n_pairs = op.x.rows * op.x.cols / 2;
-  launch("Rope", rope, blocks_for(n_pairs, 256), 256, 0, stream_, static_cast<bf16*>(op.x.data),
-         op.cos.data, op.sin.data, n_pairs, static_cast<int>(op.x.cols / 2),
-         static_cast<int>(op.cos.dim(1)));
+  const auto pairs = static_cast<int>(op.x.cols / 2), half = static_cast<int>(op.cos.dim(1));
+  const int width = half % 8 == 0 ? 8 : 1;
+  const unsigned threads = std::min(256u, blocks_for(pairs / width, 32) * 32);
+  launch("Rope", width == 8 ? rope<8> : rope<1>, static_cast<unsigned>(op.x.rows), threads, 0,
+         stream_, static_cast<bf16*>(op.x.data), op.cos.data, op.sin.data, pairs, half);
 }
 
 }  // namespace ei::cuda

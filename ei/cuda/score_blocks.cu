@@ -9,8 +9,9 @@
 namespace ei::cuda {
 namespace {
 
-constexpr int kTile = 64;  // rows (segment, query head) and blocks of a product
-constexpr int kWarps = 4;
+constexpr int kTile = 64;   // rows (segment, query head) and blocks of a product
+constexpr int kWarps = 8;   // a warp multiplies all rows by 8 blocks
+constexpr int kDepth = 64;  // columns of its bounds that a warp has under way
 constexpr int kSlices = 8;  // of a segment's rows, in finding its midpoint
 constexpr int kMaxDim = 256;
 
@@ -57,19 +58,11 @@ __global__ void midpoints(const __grid_constant__ Params p) {
     }
 #pragma unroll 4
     for (int64_t row = begin + slice; row < end; row += kSlices) {
-      const bf16* from = p.q + row * p.cols + column;
-      float x[kWidth];
-      if constexpr (kWidth == 8) {
-        const Bf16x8 v = *reinterpret_cast<const Bf16x8*>(from);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) x[e] = v[e];
-      } else {
-        x[0] = to_float(*from);
-      }
+      const auto q = Numbers<kWidth>::load(p.q + row * p.cols + column);
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) {
-        least[e] = fminf(least[e], x[e]);
-        most[e] = fmaxf(most[e], x[e]);
+        least[e] = fminf(least[e], q.x[e]);
+        most[e] = fmaxf(most[e], q.x[e]);
       }
     }
 #pragma unroll
@@ -92,27 +85,47 @@ __global__ void midpoints(const __grid_constant__ Params p) {
   }
 }
 
-__device__ inline void load(const float* from, bool in_fours, float (&to)[4]) {
-  if (in_fours) {
-    const float4 v = *reinterpret_cast<const float4*>(from);
-    to[0] = v.x;
-    to[1] = v.y;
-    to[2] = v.z;
-    to[3] = v.w;
+// Columns c to c + 3 of a row of d; beyond it zeros. kFours: rows are whole vectors.
+template <bool kFours>
+__device__ inline float4 load_four(const float* row, int c, int d) {
+  if constexpr (kFours) {
+    return c < d ? __ldg(reinterpret_cast<const float4*>(row + c)) : float4{};
   } else {
-    to[0] = *from;
+    return {c < d ? row[c] : 0, c + 1 < d ? row[c + 1] : 0, c + 2 < d ? row[c + 2] : 0,
+            c + 3 < d ? row[c + 3] : 0};
   }
 }
 
+// Four numbers as operands of a product: their upper halves, and what those leave.
+struct Four {
+  uint32_t high[2], low[2];
+
+  __device__ explicit Four(float4 x)
+      : high{upper(x.x, x.y), upper(x.z, x.w)},
+        low{pack_bf16(rest(x.x), rest(x.y)), pack_bf16(rest(x.z), rest(x.w))} {}
+  __device__ bool is_exact() const { return ((low[0] | low[1]) & 0x7fff7fffu) == 0; }
+
+ private:
+  __device__ static uint32_t upper(float a, float b) {
+    return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
+  }
+  __device__ static float rest(float x) {
+    return x - __uint_as_float(__float_as_uint(x) & 0xffff0000u);
+  }
+};
+
 // Scores of one tile; blockIdx: blocks, KV head, segments. Midpoints and bounds are split into two
 // bf16 each, so that tensor cores give 16 bits; bounds of bf16 keys need one, and then a third of
-// the products is left out.
-__global__ void __launch_bounds__(32 * kWarps) score(const __grid_constant__ Params p) {
-  extern __shared__ bf16 tiles[];
-  const int stride = row_stride(p.d), depth = padded_depth(p.d), size = kTile * stride;
-  bf16 *mid_high = tiles, *mid_low = tiles + size;
-  bf16 *max_high = tiles + 2 * size, *max_low = tiles + 3 * size;
-  bf16 *min_high = tiles + 4 * size, *min_low = tiles + 5 * size;
+// the products is left out. Bounds go from memory to registers as operands, each once: lane l of
+// four takes columns 4 l to 4 l + 3 of 16, where the product has 2 l, 2 l + 1, 2 l + 8 and 2 l + 9,
+// so midpoints are laid out in that order.
+template <bool kFours>
+__global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
+    score(const __grid_constant__ Params p) {
+  extern __shared__ bf16 mid_high[];
+  const int depth = (p.d + kDepth - 1) / kDepth * kDepth, stride = row_stride(depth);
+  bf16* mid_low = mid_high + kTile * stride;
+  auto* best = reinterpret_cast<float*>(mid_low + kTile * stride);  // [kTile, kTile + 1]
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first_block = static_cast<int>(blockIdx.x) * kTile;
   const int64_t kv_head = blockIdx.y;
@@ -121,52 +134,68 @@ __global__ void __launch_bounds__(32 * kWarps) score(const __grid_constant__ Par
   const int past = p.first_past + (first_segment + n_segments - 1) * p.segment_blocks;
   if (first_block >= past && first_block > 0) return;  // a first block there always is
 
-  // Four numbers at a time where rows of the bounds are whole vectors.
-  const bool in_fours = p.d % 4 == 0 && p.cols % 4 == 0;
-  const int step = in_fours ? 4 : 1;
-  bool inexact = false;
-  for (int i = thread * step; i < kTile * depth; i += 32 * kWarps * step) {
-    const int row = i / depth, c = i % depth, at = row * stride + c;
-    float mid[4] = {}, low[4] = {}, high[4] = {};
-    if (c < p.d) {
-      if (row < n_segments * p.group) {
-        const int64_t head = kv_head * p.group + row % p.group;
-        load(p.mid + (first_segment + row / p.group) * p.cols + head * p.d + c, in_fours, mid);
-      }
-      if (first_block + row < past) {
-        const int64_t bound = (kv_head * p.max_blocks + first_block + row) * p.d + c;
-        load(p.low + bound, in_fours, low);
-        load(p.high + bound, in_fours, high);
-      }
-    }
-    for (int e = 0; e < step; ++e) {
-      split(mid[e], mid_high[at + e], mid_low[at + e]);
-      split(high[e], max_high[at + e], max_low[at + e]);
-      split(low[e], min_high[at + e], min_low[at + e]);
-      inexact |= to_float(max_low[at + e]) != 0 || to_float(min_low[at + e]) != 0;
-    }
-  }
-  inexact = __syncthreads_or(inexact);
-
-  float of_max[kTile / 8][4] = {}, of_min[kTile / 8][4] = {};
-  const int first_row = warp * 16 * stride;
-  multiply_tile<kTile>(of_max, mid_low + first_row, max_high, depth, stride);
-  multiply_tile<kTile>(of_min, mid_low + first_row, min_high, depth, stride);
-  if (inexact) {
-    multiply_tile<kTile>(of_max, mid_high + first_row, max_low, depth, stride);
-    multiply_tile<kTile>(of_min, mid_high + first_row, min_low, depth, stride);
-  }
-  multiply_tile<kTile>(of_max, mid_high + first_row, max_high, depth, stride);
-  multiply_tile<kTile>(of_min, mid_high + first_row, min_high, depth, stride);
-
-  __syncthreads();
-  auto* best = reinterpret_cast<float*>(tiles);  // [kTile, kTile + 1]
+  const int block = first_block + warp * 8 + lane / 4;
+  const int64_t bound = (kv_head * p.max_blocks + block) * p.d;
+  const int width = block < past ? p.d : 0;
+  float4 high[kDepth / 16], low[kDepth / 16];
 #pragma unroll
-  for (int t = 0; t < kTile / 8; ++t) {
+  for (int j = 0; j < kDepth / 16; ++j) {
+    high[j] = load_four<kFours>(p.high + bound, 16 * j + lane % 4 * 4, width);
+    low[j] = load_four<kFours>(p.low + bound, 16 * j + lane % 4 * 4, width);
+  }
+  for (int c = 4 * lane; c < depth; c += 128) {
+#pragma unroll 4
+    for (int row = warp; row < kTile; row += kWarps) {
+      const int64_t head = kv_head * p.group + row % p.group;
+      const float* mid = p.mid + (first_segment + row / p.group) * p.cols + head * p.d;
+      const Four parts(load_four<kFours>(mid, c, row < n_segments * p.group ? p.d : 0));
+      const int at = row * stride + c / 16 * 16 + c % 16 / 2;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *reinterpret_cast<uint32_t*>(mid_high + at + 8 * half) = parts.high[half];
+        *reinterpret_cast<uint32_t*>(mid_low + at + 8 * half) = parts.low[half];
+      }
+    }
+  }
+  __syncthreads();
+
+  float of_max[kTile / 16][4] = {}, of_min[kTile / 16][4] = {};
+  const int operand = (lane % 16) * stride + lane / 16 * 8;
+  for (int k = 0; k < depth; k += kDepth) {
+#pragma unroll
+    for (int j = 0; j < kDepth / 16; ++j) {
+      const Four max(high[j]), min(low[j]);
+      const int next = k + kDepth + 16 * j + lane % 4 * 4;
+      high[j] = load_four<kFours>(p.high + bound, next, width);
+      low[j] = load_four<kFours>(p.low + bound, next, width);
+      const bf16* a_high = mid_high + operand + k + 16 * j;
+      const bf16* a_low = mid_low + operand + k + 16 * j;
+      uint32_t a[4];
+      if (__any_sync(kFullWarp, !max.is_exact() || !min.is_exact())) {
+#pragma unroll
+        for (int m = 0; m < kTile / 16; ++m) {
+          ldmatrix_x4(a, a_high + m * 16 * stride);
+          mma_16816(of_max[m], a, max.low[0], max.low[1]);
+          mma_16816(of_min[m], a, min.low[0], min.low[1]);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kTile / 16; ++m) {
+        ldmatrix_x4(a, a_low + m * 16 * stride);
+        mma_16816(of_max[m], a, max.high[0], max.high[1]);
+        mma_16816(of_min[m], a, min.high[0], min.high[1]);
+        ldmatrix_x4(a, a_high + m * 16 * stride);
+        mma_16816(of_max[m], a, max.high[0], max.high[1]);
+        mma_16816(of_min[m], a, min.high[0], min.high[1]);
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kTile / 16; ++m) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int row = warp * 16 + lane / 4 + e / 2 * 8, column = 8 * t + lane % 4 * 2 + e % 2;
-      best[row * (kTile + 1) + column] = fmaxf(of_max[t][e], of_min[t][e]);
+      const int row = m * 16 + lane / 4 + e / 2 * 8, column = warp * 8 + lane % 4 * 2 + e % 2;
+      best[row * (kTile + 1) + column] = fmaxf(of_max[m][e], of_min[m][e]);
     }
   }
   __syncthreads();
@@ -213,12 +242,14 @@ __global__ void __launch_bounds__(32 * kWarps) score(const __grid_constant__ Par
     const int n = p.first_past + (first_segment + i) * p.segment_blocks;
     const SoftmaxPart* of_tiles = parts + i * gridDim.x;
     float top = -INFINITY;
+#pragma unroll 4
     for (int t = lane; t * kTile < n; t += 32) top = fmaxf(top, __ldcg(&of_tiles[t].top));
     top = warp_reduce(top, Max{});
     double z = 0, zt = 0;
+#pragma unroll 4
     for (int t = lane; t * kTile < n; t += 32) {
-      const double below = static_cast<double>(__ldcg(&of_tiles[t].top)) - top;
-      const double weight = exp(below), sum = __ldcg(&of_tiles[t].sum);
+      const float below = __ldcg(&of_tiles[t].top) - top;
+      const double weight = expf(below), sum = __ldcg(&of_tiles[t].sum);  // 1 where it must be
       z += weight * sum;
       zt += weight * (__ldcg(&of_tiles[t].sum_t) + sum * below);
     }
@@ -279,9 +310,11 @@ void CudaBackend::run(const ScoreBlocks& op) {
     launch("ScoreBlocks", midpoints<1>, dim3(blocks_for(p.cols, 32), n_segments), dim3(32, kSlices),
            0, stream_, p);
   }
-  const size_t shared = std::max(6 * sizeof(bf16) * kTile * static_cast<size_t>(row_stride(p.d)),
-                                 sizeof(float) * kTile * (kTile + 1));
-  launch("ScoreBlocks", score, grid, 32 * kWarps, shared, stream_, p);
+  const int depth = static_cast<int>(blocks_for(p.d, kDepth)) * kDepth;
+  const size_t shared = 2 * sizeof(bf16) * kTile * static_cast<size_t>(row_stride(depth)) +
+                        sizeof(float) * kTile * (kTile + 1);
+  launch("ScoreBlocks", p.d % 4 == 0 ? score<true> : score<false>, grid, 32 * kWarps, shared,
+         stream_, p);
 }
 
 }  // namespace ei::cuda

@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kTopThreads, 1) select(const __grid_constant__
   }
   const auto key = [&](int b) {
     if (b < op.sink_blocks || b >= past - op.recent_blocks) return UINT32_MAX;
-    const float rank = op.rank == Rank::kProbability ? expf(score[b] - top) / sum : score[b];
-    return ordered(rank);
+    const float value = __ldg(&score[b]);  // not ordered with what is written: several at a time
+    return ordered(op.rank == Rank::kProbability ? expf(value - top) / sum : value);
   };
   write_top(key, past, count, op.out.index.data + slot * op.out.index.dims[2], scratch);
 }

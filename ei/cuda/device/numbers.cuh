@@ -43,6 +43,54 @@ __device__ T from_float(float x) {
   }
 }
 
+// kWidth neighbours, as floats: 8 in 16-byte accesses, or 1.
+template <int kWidth>
+struct Numbers {
+  float x[kWidth];
+
+  __device__ static Numbers load(const bf16* from) {
+    if constexpr (kWidth == 8) {
+      return of(*reinterpret_cast<const uint4*>(from));
+    } else {
+      return {to_float(*from)};
+    }
+  }
+  __device__ static Numbers load(const float* from) {
+    if constexpr (kWidth == 8) {
+      const float4 a = reinterpret_cast<const float4*>(from)[0];
+      const float4 b = reinterpret_cast<const float4*>(from)[1];
+      return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    } else {
+      return {*from};
+    }
+  }
+  // From memory that the kernel does not write, so that loads may go before stores.
+  __device__ static Numbers load_fixed(const bf16* from) {
+    if constexpr (kWidth == 8) {
+      return of(__ldg(reinterpret_cast<const uint4*>(from)));
+    } else {
+      return {to_float(__ldg(from))};
+    }
+  }
+  template <class T>
+  __device__ void store(T* to) const {
+    if constexpr (kWidth == 8) {
+      *reinterpret_cast<Bf16x8*>(to) = pack_bf16(x);
+    } else {
+      *to = from_float<T>(x[0]);
+    }
+  }
+
+ private:
+  __device__ static Numbers of(uint4 words) {
+    const Bf16x8 all = {words.x, words.y, words.z, words.w};
+    Numbers v;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v.x[e] = all[e];
+    return v;
+  }
+};
+
 // A key whose unsigned order is the order of the floats.
 __device__ inline uint32_t ordered(float x) {
   const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);  // -0 is 0
