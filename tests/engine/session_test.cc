@@ -49,7 +49,7 @@ TEST_F(SessionTest, StreamsTheTextItReturns) {
 
 // A prompt read once under each prefill policy, and compressed in several ways from there.
 TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
-  const eval::Document text = document(5000);
+  const eval::Document text = document(2300);
   Engine engine(test::kNeedle, {.threads = 1});
   Session session(engine, int64_t{1} << 30);
   for (const PrefillPolicy& prefill : {PrefillPolicy::dense(), PrefillPolicy{}}) {
@@ -84,7 +84,7 @@ TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
 
 TEST_F(SessionTest, ReportsProgressAndStopsAtChunkBorders) {
   Request request = dense();
-  request.tokens = engine().tokenize(document(6000).text);
+  request.tokens = engine().tokenize(document(3000).text);
   const auto n = int64_t(request.tokens.size());
   std::vector<int64_t> done;
   std::stop_source stop;
@@ -106,7 +106,7 @@ TEST_F(SessionTest, ReportsProgressAndStopsAtChunkBorders) {
 
 TEST_F(SessionTest, GoesOnAfterACancelledPrompt) {
   Request request = dense();
-  request.tokens = engine().tokenize(document(6000).text);
+  request.tokens = engine().tokenize(document(3000).text);
   const std::string want = Session(engine()).generate(request).text;
   Session session(engine());
   std::stop_source stop;
