@@ -94,8 +94,8 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
 class Connection final : public std::enable_shared_from_this<Connection> {
  public:
   Connection(tcp::socket socket, std::shared_ptr<HttpServer::Impl> server)
-      : stream_(std::move(socket)),
-        server_(std::move(server)),
+      : server_(std::move(server)),
+        stream_(std::move(socket)),
         ping_timer_(stream_.get_executor()) {}
   ~Connection() { server_->remove(this); }
 
@@ -130,8 +130,8 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void start_pings();
   std::string head(const HttpReply& reply, bool chunked) const;
 
+  const std::shared_ptr<HttpServer::Impl> server_;  // first: the stream needs its io to the end
   beast::tcp_stream stream_;
-  std::shared_ptr<HttpServer::Impl> server_;
   beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;
   bool first_ = true;
