@@ -78,6 +78,9 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
     connections.erase(connection);
     removed.notify_all();
   }
+  // Those that are not being destroyed. Whoever holds the mutex must not drop them: the last one to
+  // do so takes it, in remove().
+  std::vector<std::shared_ptr<Connection>> alive() const;
 
   const HttpOptions options;
   const Handler handler;
@@ -102,16 +105,13 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void start() {
     asio::dispatch(stream_.get_executor(), [self = shared_from_this()] { self->read(); });
   }
-  // One that is being destroyed is closed anyway.
   void close_soon() {
-    if (auto self = weak_from_this().lock())
-      asio::post(stream_.get_executor(), [self] { self->close(); });
+    asio::post(stream_.get_executor(), [self = shared_from_this()] { self->close(); });
   }
   void close_if_idle() {
-    if (auto self = weak_from_this().lock())
-      asio::post(stream_.get_executor(), [self] {
-        if (self->ended_ && self->queue_.empty()) self->close();
-      });
+    asio::post(stream_.get_executor(), [self = shared_from_this()] {
+      if (self->ended_ && self->queue_.empty()) self->close();
+    });
   }
 
  private:
@@ -410,6 +410,14 @@ void Connection::start_pings() {
   });
 }
 
+std::vector<std::shared_ptr<Connection>> HttpServer::Impl::alive() const {
+  std::vector<std::shared_ptr<Connection>> alive;
+  const std::lock_guard lock(mutex);
+  for (Connection* connection : connections)
+    if (auto held = connection->weak_from_this().lock()) alive.push_back(std::move(held));
+  return alive;
+}
+
 void HttpServer::Impl::accept() {
   acceptor.async_accept(
       asio::make_strand(io), [self = shared_from_this()](error_code error, tcp::socket socket) {
@@ -458,19 +466,13 @@ HttpServer::HttpServer(const HttpOptions& options, Handler handler)
 
 HttpServer::~HttpServer() {
   stop_listening();
-  {
-    const std::lock_guard lock(impl_->mutex);
-    for (Connection* connection : impl_->connections) connection->close_soon();
-  }
+  for (const auto& connection : impl_->alive()) connection->close_soon();
   // Handlers that hold connections end with them; then the threads have nothing left to run.
   for (auto& thread : impl_->threads) thread.join();
 }
 
 void HttpServer::flush(std::chrono::milliseconds timeout) {
-  {
-    const std::lock_guard lock(impl_->mutex);
-    for (Connection* connection : impl_->connections) connection->close_if_idle();
-  }
+  for (const auto& connection : impl_->alive()) connection->close_if_idle();
   std::unique_lock lock(impl_->mutex);
   impl_->removed.wait_for(lock, timeout, [&] { return impl_->connections.empty(); });
 }

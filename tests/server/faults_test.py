@@ -199,6 +199,16 @@ def test_a_second_signal_exits(start):
         assert server.wait() == 128 + signal.SIGTERM
 
 
+def test_stops_with_many_idle_connections(start):
+    for _ in range(8):
+        server = start()
+        idle = [connect(server) for _ in range(300)]
+        alive(server)
+        assert server.stop() == 0
+        for sock in idle:
+            sock.close()
+
+
 def test_many_idle_connections(server):
     idle = [connect(server) for _ in range(200)]
     threads = [threading.Thread(target=alive, args=(server,)) for _ in range(4)]
