@@ -57,7 +57,8 @@ class Bench {
          "First layers that --prefill entropy reads densely")
         ->check(CLI::Range(int64_t{0}, int64_t{1000}));
     command
-        .add_option("-r,--repetitions", options_.repetitions, "Runs of each, after one to warm up")
+        .add_option("-r,--repetitions", options_.repetitions,
+                    "Runs of each, after one to warm up; with --kernels: rounds over all")
         ->check(CLI::Range(int64_t{1}, int64_t{1000}))
         ->option_text("N [3]");
     cli::add_device(command, engine_options_.device);
@@ -87,6 +88,7 @@ class Bench {
  private:
   std::string kernels() {
     kernel_options_.threads = engine_options_.threads;
+    kernel_options_.rounds = options_.repetitions;
     const KernelReport report =
         bench_kernels(kernel_options_, [](const std::string& kernel, const std::string& size) {
           announce(kernel + (size.empty() ? "" : ": " + size));

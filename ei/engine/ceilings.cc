@@ -146,25 +146,26 @@ int64_t cache_bytes(int name, int64_t otherwise) {
 
 }  // namespace
 
-Ceilings measure_ceilings(int threads) {
-  if (threads == 0) threads = omp_get_num_procs();
-  Ceilings c;
-  c.target = HWY_DYNAMIC_DISPATCH(target_name)();
+const char* best_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
 
+double measure_fma_flops(int threads) {
   constexpr int64_t kRounds = 1'000'000;
   volatile float sink = 0;
   const double seconds =
       best_seconds(threads, 40, [&](int) { sink = HWY_DYNAMIC_DISPATCH(fma_rounds)(kRounds); });
-  c.fma_flops =
-      double(threads) * double(kRounds * HWY_DYNAMIC_DISPATCH(fma_flops_a_round)()) / seconds;
+  return double(threads) * double(kRounds * HWY_DYNAMIC_DISPATCH(fma_flops_a_round)()) / seconds;
+}
 
-  // From memory: far more than the cores' last-level cache holds.
-  const int64_t memory = (int64_t{512} << 20) / threads / kHugePage * kHugePage;
-  c.memory_bytes = read_rate(threads, std::max(memory, kHugePage), 1, 30);
-  // From L2: half of it, which leaves room for all else.
-  const int64_t l2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, int64_t{512} << 10) / 2 / 4096 * 4096;
-  c.l2_bytes = read_rate(threads, l2, (int64_t{64} << 20) / l2, 40);
-  return c;
+// Far more than the cores' last-level cache holds.
+double measure_memory_bytes(int threads) {
+  const int64_t n_bytes = (int64_t{512} << 20) / threads / kHugePage * kHugePage;
+  return read_rate(threads, std::max(n_bytes, kHugePage), 1, 15);
+}
+
+// Half of it, which leaves room for all else.
+double measure_l2_bytes(int threads) {
+  const int64_t n_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, int64_t{512} << 10) / 2 / 4096 * 4096;
+  return read_rate(threads, n_bytes, (int64_t{64} << 20) / n_bytes, 40);
 }
 
 }  // namespace ei

@@ -13,8 +13,11 @@ struct Ceilings {
   double l2_bytes = 0;      // bytes read per second from each thread's own L2 cache, together
 };
 
-// Takes about a second on `threads` threads (0: all cores). Each figure is the best of several
-// short runs: a ceiling, whatever else the machine is doing.
-Ceilings measure_ceilings(int threads);
+// On `threads` threads. Each figure is the best of several short runs, half a second together: a
+// ceiling, whatever else the machine is doing.
+double measure_fma_flops(int threads);
+double measure_memory_bytes(int threads);
+double measure_l2_bytes(int threads);
+const char* best_target();
 
 }  // namespace ei

@@ -1,5 +1,8 @@
 #include "ei/engine/kernel_bench.h"
 
+#include <fmt/format.h>
+#include <omp.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -8,7 +11,26 @@
 
 namespace ei {
 
-double KernelBench::measure(const Case& c, const std::function<void()>& run) {
+// The limit's ceiling now; the report has the highest that was seen.
+double KernelBench::ceiling(KernelResult::Limit limit) {
+  const auto seen = [](double& highest, double now) {
+    highest = std::max(highest, now);
+    return now;
+  };
+  switch (limit) {
+    case KernelResult::Limit::kFma:
+      return seen(report_.ceilings.fma_flops, measure_fma_flops(options_.threads));
+    case KernelResult::Limit::kMemory:
+      return seen(report_.ceilings.memory_bytes, measure_memory_bytes(options_.threads));
+    case KernelResult::Limit::kDense:
+      return dense_rate_;
+    case KernelResult::Limit::kStep:
+      break;
+  }
+  return 0;
+}
+
+void KernelBench::measure(const Case& c, const std::function<void()>& run) {
   using Clock = std::chrono::steady_clock;
   const auto seconds_since = [](Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -16,37 +38,57 @@ double KernelBench::measure(const Case& c, const std::function<void()>& run) {
   announce(c.kernel, c.size);
   run();
   double best = 1e30;
+  const double before = ceiling(c.limit);
   const auto start = Clock::now();
-  for (int i = 0; i < 3 || seconds_since(start) < options_.seconds; ++i) {
+  for (int i = 0; i < 2 || seconds_since(start) < options_.seconds; ++i) {
     const auto begin = Clock::now();
     run();
     best = std::min(best, seconds_since(begin));
   }
-  KernelResult result = {.kernel = c.kernel,
-                         .size = c.size,
-                         .seconds = best,
-                         .flops = c.flops,
-                         .bytes = c.bytes,
-                         .limit = c.limit,
-                         .target = c.target};
-  using Limit = KernelResult::Limit;
-  if (c.limit == Limit::kFma) result.share = c.flops / best / report_.ceilings.fma_flops;
-  if (c.limit == Limit::kMemory) result.share = c.bytes / best / report_.ceilings.memory_bytes;
-  if (c.limit == Limit::kDense) result.share = c.flops / best / c.dense_rate;
-  add(result);
-  return best;
+  const double rate = (c.limit == KernelResult::Limit::kMemory ? c.bytes : c.flops) / best;
+  add({.kernel = c.kernel,
+       .size = c.size,
+       .seconds = best,
+       .flops = c.flops,
+       .bytes = c.bytes,
+       .limit = c.limit,
+       .share = rate / std::max(before, ceiling(c.limit)),
+       .target = c.target});
+  if (c.limit == KernelResult::Limit::kFma) dense_rate_ = rate;
+}
+
+void KernelBench::add(const KernelResult& result) {
+  const auto same = std::ranges::find_if(report_.results, [&](const KernelResult& r) {
+    return r.kernel == result.kernel && r.size == result.size;
+  });
+  if (same == report_.results.end()) {
+    report_.results.push_back(result);
+  } else if (result.limit == KernelResult::Limit::kStep ? result.share < same->share
+                                                        : result.share > same->share) {
+    *same = result;
+  }
 }
 
 KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress) {
-  if (progress) progress("ceilings", "");
   const std::unique_ptr<Backend> backend = make_backend(Device::kCpu, options.threads);
-  KernelReport report = {.device = backend->name(), .ceilings = measure_ceilings(options.threads)};
-  KernelBench bench(options, report, progress);
-  bench_matmul(*backend, bench);
-  bench_prefill_attention(*backend, bench);
-  bench_decode_attention(*backend, bench);
-  bench_elementwise(*backend, bench);
-  bench_steps(*backend, bench);
+  KernelBenchOptions used = options;
+  if (used.threads == 0) used.threads = omp_get_num_procs();
+  if (progress) progress("ceilings", "");
+  KernelReport report = {.device = backend->name(),
+                         .ceilings = {.target = best_target(),
+                                      .fma_flops = measure_fma_flops(used.threads),
+                                      .memory_bytes = measure_memory_bytes(used.threads),
+                                      .l2_bytes = measure_l2_bytes(used.threads)}};
+  for (int64_t round = 1; round <= used.rounds; ++round) {
+    KernelBench bench(used, report, [&](const std::string& kernel, const std::string& size) {
+      if (progress) progress(fmt::format("round {} of {}, {}", round, used.rounds, kernel), size);
+    });
+    bench_matmul(*backend, bench);
+    bench_prefill_attention(*backend, bench);
+    bench_decode_attention(*backend, bench);
+    bench_elementwise(*backend, bench);
+    bench_steps(*backend, bench);
+  }
   return report;
 }
 

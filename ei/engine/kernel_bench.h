@@ -25,7 +25,7 @@ struct KernelResult {
   double flops = 0;    // one of these two is not 0, except where Limit is kStep
   double bytes = 0;
   Limit limit = Limit::kFma;
-  double share = 0;   // of the limit
+  double share = 0;   // of the limit as it was around these runs
   double target = 0;  // share to be reached, or with kStep not to be passed; 0: none is set
 
   bool met() const { return limit == Limit::kStep ? share <= target : share >= target; }
@@ -38,13 +38,16 @@ struct KernelReport {
 };
 
 struct KernelBenchOptions {
-  int threads = 0;     // 0: all cores
-  std::string only;    // kernels whose name contains this; empty: all
-  double seconds = 1;  // spent on each size, at least: the longer, the steadier the figures
+  int threads = 0;       // 0: all cores
+  std::string only;      // kernels whose name contains this; empty: all
+  int64_t rounds = 3;    // over everything: a neighbour of the machine may be busy during one
+  double seconds = 0.3;  // spent on each size in each round, at least
 };
 
-// Measures the ops of the backend that Engine would use, one after another: a few minutes and
-// 2 GiB. `progress` gets the kernel that comes next.
+// Measures the ops of the backend that Engine would use, one after another, each between two looks
+// at the ceiling that it is held against: a machine with neighbours delivers now more, now less. Of
+// several rounds the one with the best share counts. Takes a few minutes and 2 GiB. `progress` gets
+// the kernel that comes next.
 using KernelProgress = std::function<void(const std::string& kernel, const std::string& size)>;
 KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress = {});
 

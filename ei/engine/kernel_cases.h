@@ -20,7 +20,6 @@ class KernelBench {
     double bytes = 0;
     KernelResult::Limit limit = KernelResult::Limit::kFma;
     double target = 0;
-    double dense_rate = 0;  // with Limit::kDense: flops per second of the dense run
   };
 
   KernelBench(const KernelBenchOptions& options, KernelReport& report, KernelProgress progress)
@@ -30,19 +29,23 @@ class KernelBench {
   bool wants(std::string_view kernel) const {
     return kernel.find(options_.only) != std::string_view::npos;
   }
-  // Runs it once to warm up, then for the time asked for, at least three times. Returns the least
-  // seconds of a run.
-  double measure(const Case& c, const std::function<void()>& run);
+  // Runs it once to warm up, then for the time asked for, at least twice. What is measured with
+  // Limit::kDense follows the dense run that it is held against.
+  void measure(const Case& c, const std::function<void()>& run);
   // For results that are made elsewhere.
   void announce(const std::string& kernel, const std::string& size) const {
     if (progress_) progress_(kernel, size);
   }
-  void add(const KernelResult& result) { report_.results.push_back(result); }
+  // The better one counts where there already is a result.
+  void add(const KernelResult& result);
 
  private:
+  double ceiling(KernelResult::Limit limit);
+
   const KernelBenchOptions& options_;
   KernelReport& report_;
   KernelProgress progress_;
+  double dense_rate_ = 0;  // of the last kernel held against FMA, flops per second
 };
 
 void bench_matmul(Backend& backend, KernelBench& bench);
