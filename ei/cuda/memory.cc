@@ -47,6 +47,15 @@ void Memory::free_unused() {
     }
     list.clear();
   }
+  lowest_ = UINT64_MAX, highest_ = 0;
+  for (void* chunk : chunks_) include(chunk, kChunkBytes);
+  for (const auto& [data, size] : large_) include(data, size);
+}
+
+void Memory::include(const void* data, int64_t size) {
+  const auto address = reinterpret_cast<uint64_t>(data);
+  lowest_ = std::min(lowest_, address);
+  highest_ = std::max(highest_, address + static_cast<uint64_t>(size));
 }
 
 void* Memory::allocate_new(int64_t size) {
@@ -65,11 +74,9 @@ void* Memory::allocate_new(int64_t size) {
         size, available_bytes());
   }
   check_cuda(code, "cudaMalloc");
-  const auto address = reinterpret_cast<uint64_t>(data);
-  require(address % kAlignment == 0, "GPU memory: an address is not aligned to {} bytes",
-          kAlignment);
-  lowest_ = std::min(lowest_, address);
-  highest_ = std::max(highest_, address + static_cast<uint64_t>(size));
+  require(reinterpret_cast<uint64_t>(data) % kAlignment == 0,
+          "GPU memory: an address is not aligned to {} bytes", kAlignment);
+  include(data, size);
   return data;
 }
 

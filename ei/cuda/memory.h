@@ -24,13 +24,14 @@ class Memory {
   void release(void* data, int64_t bytes) noexcept;
   int64_t available_bytes() const;
 
-  // Lowest address ever handed out, and the end of the highest range.
+  // Lowest address of all memory that is held, and its end.
   uint64_t lowest() const { return lowest_; }
   uint64_t highest() const { return highest_; }
 
  private:
   void* allocate_new(int64_t size);
   void free_unused();
+  void include(const void* data, int64_t size);  // in what is held
 
   std::unordered_map<int64_t, std::vector<void*>> unused_;  // by rounded size
   int64_t unused_bytes_ = 0;

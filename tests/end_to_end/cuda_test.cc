@@ -61,6 +61,19 @@ TEST_P(CudaTest, GreedyTextOf8kIsTheCpus) { expect_the_cpus_text(8192); }
 TEST_P(CudaTest, GreedyTextOf32kIsTheCpus) { expect_the_cpus_text(32768); }
 TEST_P(CudaTest, GreedyTextOf64kIsTheCpus) { expect_the_cpus_text(65536); }
 
+// Pages that lie as far from the weights as memory is large are addressed all the same.
+TEST_P(CudaTest, GreedyTextIsTheSameAroundALargeGap) {
+  Engine engine(test::kNeedle, {.device = Device::kCuda});
+  const eval::Document document = make_document(engine, 8192);
+  const std::string want = ask(engine, document, {}).text;
+  Backend& backend = *engine.impl().backend;
+  const int64_t bytes = backend.available_bytes() - (int64_t{4} << 30);
+  void* gap = backend.allocate(bytes);
+  EXPECT_EQ(ask(engine, make_document(engine, 8192), {}).text, want);
+  EXPECT_FALSE(ask(engine, make_document(engine, 32768), {}).text.empty());
+  backend.release(gap, bytes);
+}
+
 TEST_P(CudaTest, WhatDoesNotFitIsAnErrorWithThePlan) {
   Engine engine(test::kNeedle, {.device = Device::kCuda});
   const eval::Document document = make_document(engine, 32768);
