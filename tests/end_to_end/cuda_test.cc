@@ -69,7 +69,7 @@ TEST_P(CudaTest, GreedyTextIsTheSameAroundALargeGap) {
   Backend& backend = *engine.impl().backend;
   const int64_t bytes = backend.available_bytes() - (int64_t{4} << 30);
   void* gap = backend.allocate(bytes);
-  EXPECT_EQ(ask(engine, make_document(engine, 8192), {}).text, want);
+  EXPECT_EQ(ask(engine, document, {}).text, want);
   EXPECT_FALSE(ask(engine, make_document(engine, 32768), {}).text.empty());
   backend.release(gap, bytes);
 }

@@ -52,7 +52,10 @@ TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
   const eval::Document text = document(1500);
   Engine engine(test::kNeedle, {.threads = 1, .chunk = 512});
   Session session(engine, int64_t{1} << 30);
-  for (const PrefillPolicy& prefill : {PrefillPolicy::dense(), PrefillPolicy{}}) {
+  PrefillPolicy sparse;  // from the second segment on
+  sparse.budget.base = 64;
+  sparse.threshold_len = sparse.segment;
+  for (const PrefillPolicy& prefill : {PrefillPolicy::dense(), sparse}) {
     bool first = true;
     for (const DecodePolicy& decode :
          {DecodePolicy::adakv(), DecodePolicy::full(), DecodePolicy::streaming()}) {
@@ -74,6 +77,7 @@ TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
       }
       if (first) {
         EXPECT_EQ(got.cached_tokens, 0);
+        EXPECT_EQ(got.sparsity.density < 1, prefill == sparse);
       } else {
         EXPECT_GE(got.cached_tokens, got.prompt_tokens - 1024);
       }
