@@ -21,6 +21,13 @@ class SessionTest : public testing::Test {
         {.n_tokens = n_tokens, .n_needles = 4, .seed = seed},
         [&](std::string_view text) { return int64_t(engine().tokenize(text).size()); });
   }
+  // Sparse from the second segment on: the default budget covers all of these documents.
+  static PrefillPolicy sparse_prefill(float base_budget) {
+    PrefillPolicy policy;
+    policy.budget.base = base_budget;
+    policy.threshold_len = policy.segment;
+    return policy;
+  }
   static Request dense() {
     Request request;
     request.prefill = PrefillPolicy::dense();
@@ -52,9 +59,7 @@ TEST_F(SessionTest, KeepsWhatItReadForOtherDecodePolicies) {
   const eval::Document text = document(1500);
   Engine engine(test::kNeedle, {.threads = 1, .chunk = 512});
   Session session(engine, int64_t{1} << 30);
-  PrefillPolicy sparse;  // from the second segment on
-  sparse.budget.base = 64;
-  sparse.threshold_len = sparse.segment;
+  const PrefillPolicy sparse = sparse_prefill(64);
   for (const PrefillPolicy& prefill : {PrefillPolicy::dense(), sparse}) {
     bool first = true;
     for (const DecodePolicy& decode :
@@ -182,11 +187,12 @@ TEST_F(SessionTest, SecondTurnIsTheConversationReadAtOnce) {
   const eval::Document text = document(3000, 4);
   for (const bool is_dense : {true, false}) {
     Request request = dense();
-    if (!is_dense) request.prefill = PrefillPolicy();
+    if (!is_dense) request.prefill = sparse_prefill(1024);
     request.messages = {{"user", {text.text, text.needles[0].question()}}};
     request.max_tokens = 40;
     Session session(engine());
     const Generation first = session.generate(request);
+    EXPECT_EQ(first.sparsity.density < 1, !is_dense);
     EXPECT_NE(first.text.find(text.needles[0].value), std::string::npos) << first.text;
     request.messages.push_back({"assistant", {first.text}});
     request.messages.push_back({"user", {text.needles[2].question()}});
