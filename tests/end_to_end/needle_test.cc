@@ -51,11 +51,13 @@ class NeedleTest : public testing::TestWithParam<int64_t> {};
 TEST_P(NeedleTest, AnswersOneValueQuestions) {
   const int64_t n_tokens = GetParam();
   Engine engine(test::kNeedle);
-  int n_documents = 0;
-  for (uint64_t seed = 1; n_documents < 2; ++seed) {
+  // Reading is most of the time: the longest document is read once by each policy.
+  const int n_documents = n_tokens > 8192 ? 1 : 2;
+  int n_read = 0;
+  for (uint64_t seed = 1; n_read < n_documents; ++seed) {
     const eval::Document document = make_document(engine, n_tokens, seed);
     if (!share_no_word(document.needles)) continue;
-    ++n_documents;
+    ++n_read;
     Session session(engine, kPrefixBytes);
     for (const auto& [name, request] : policies()) {
       const bool compresses = name == "entropy and latent";
