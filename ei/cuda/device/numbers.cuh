@@ -80,8 +80,7 @@ struct Numbers {
       *to = from_float<T>(x[0]);
     }
   }
-
- private:
+  // Of a vector of bf16.
   __device__ static Numbers of(uint4 words) {
     const Bf16x8 all = {words.x, words.y, words.z, words.w};
     Numbers v;
