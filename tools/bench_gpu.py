@@ -108,10 +108,10 @@ def sdpa(q, k, v, backend, causal=True):
 
 
 def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
-    print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms "
-          "(TFLOP/s of the pairs attended)")
-    print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'entropy 2048':>16} "
-          f"{'select':>8} {'append':>8} {'total':>8} {'pairs':>7} {'error':>9}")
+    print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms (TFLOP/s of the pairs attended)\n"
+          "budgets of 2048: by entropy, grown by these keys; all at the base (alpha 0)")
+    print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'error':>8}   "
+          f"{'budgets':<8} {'attention':>16} {'select':>7} {'append':>7} {'total':>7} {'pairs':>6}")
     for n in lengths:
         q, k, v = prompt_tensors(n)
         out = torch.full_like(q, float("nan"))
@@ -126,27 +126,28 @@ def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
                 row += f" {ms:8.2f} ({work / ms / 1e9:5.0f})"
             except RuntimeError as error:
                 row += f" {str(error)[:15]:>16}"
-        results = {}
-        for base in (0.0, 2048.0):
+
+        def prefill(base, alpha):
             runs = []
             for _ in range(4 if n >= 65536 else 8):
                 result = PrefillResult()
                 lib.call("ei_prefill", long(n), long(8192), long(HEADS), long(KV_HEADS), long(DIM),
-                         ctypes.c_float(base), pointer(q), pointer(k), pointer(v), pointer(out),
-                         ctypes.byref(result))
+                         ctypes.c_float(base), ctypes.c_float(alpha), pointer(q), pointer(k), pointer(v),
+                         pointer(out), ctypes.byref(result))
                 runs.append(result)
-            results[base] = sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
-            if base == 0:
-                error = relative_error(out, want) if want is not None else math.nan
             if not torch.isfinite(out.float()).all():
-                row += " NOT FINITE"
-        dense, sparse = results[0.0], results[2048.0]
+                sys.exit(f"{n} tokens, base {base}: not finite")
+            return sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
+
+        dense = prefill(0.0, 0.0)
         rate = work / dense.attend / 1e9
-        total = sparse.append + sparse.select + sparse.attend
-        row += (f" {dense.attend:8.2f} ({rate:5.0f}, {rate * 1e12 / flops:3.0%})"
-                f" {sparse.attend:8.2f} ({work * sparse.kept / sparse.attend / 1e9:5.0f})"
-                f" {sparse.select:8.3f} {sparse.append:8.3f} {total:8.2f} {sparse.kept:7.1%} {error:9.1e}")
-        print(row, flush=True)
+        error = relative_error(out, want) if want is not None else math.nan
+        row += f" {dense.attend:8.2f} ({rate:5.0f}, {rate * 1e12 / flops:3.0%}) {error:8.1e}  "
+        for name, alpha in (("entropy", 0.5), ("base", 0.0)):
+            r = prefill(2048.0, alpha)
+            print(f"{row} {name:<8} {r.attend:8.2f} ({work * r.kept / r.attend / 1e9:5.0f}) {r.select:7.3f} "
+                  f"{r.append:7.3f} {r.append + r.select + r.attend:7.2f} {r.kept:6.1%}", flush=True)
+            row = " " * len(row)
         del q, k, v, out, want
         torch.cuda.empty_cache()
 
