@@ -298,7 +298,8 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     const auto start = Clock::now();
     plan.begin(n, 0);
     while (cache.n_tokens() < n)
-      ei::prefill_chunk(bench.backend, *bench.model, act, cache, window, plan, tokens);
+      ei::prefill_chunk(bench.backend, *bench.model, act, cache, window, plan, tokens,
+                        ei::Hidden::kLast);
     int32_t token = sampler.next(bench.model->logits(act, act.rows() - 1, 1));
     result->first_token_ms = ms_since(start);
     const ei::PrefillStats stats = plan.stats();
