@@ -202,29 +202,22 @@ __device__ void issue_values(float (&o)[kD / 2], const uint32_t (&p)[32], uint32
   wgmma_commit();
 }
 
-// Online softmax of one tile of scores: turns s into probabilities against `top`. That follows the
-// maximum only when some row of the warp passes it by more than 2^kSlack; until then probabilities
-// are up to that large, which changes no relative error, and what was summed can stay as it is.
-// Returns whether it does not, and is to be multiplied by `rescale`.
+// Online softmax of one tile of scores: turns s into probabilities against `top` and returns in
+// `rescale` what earlier sums are to be multiplied by. `top` follows a row's maximum only when that
+// passes it by more than 2^kSlack: until then probabilities are up to so large, which changes no
+// relative error, and sums can mostly stay as they are.
 constexpr float kSlack = 8;
 
-__device__ inline bool softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
+__device__ inline void softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
                                float (&rescale)[2], float scale_log2, bool is_first) {
-  float most[2];
-  bool stays = !is_first;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float m = is_first ? -INFINITY : top[r];
 #pragma unroll
     for (int j = 0; j < 16; ++j) m = fmaxf(m, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-    most[r] = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    stays = stays && (most[r] - top[r]) * scale_log2 <= kSlack;
-  }
-  stays = __all_sync(0xffffffffu, stays);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float m = stays ? top[r] : most[r];
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+    if (!is_first && (m - top[r]) * scale_log2 <= kSlack) m = top[r];
     rescale[r] = is_first ? 0.0f : exp2_approx((top[r] - m) * scale_log2);
     top[r] = m;
     const float offset = m * scale_log2;
@@ -240,7 +233,6 @@ __device__ inline bool softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
     }
     sum[r] = (is_first ? 0.0f : sum[r] * rescale[r]) + part;
   }
-  return !stays;
 }
 
 // Hides what a row may not see: list entries from `limit` on, for this thread's first row.
@@ -352,12 +344,12 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
       release(&shared.k_empty[k.stage]);
       k.next();
       if (t >= n_whole) mask(s, t * kTileKeys, limit);
-      const bool moved = softmax(s, top, sum, rescale, p.scale_log2, false);
+      softmax(s, top, sum, rescale, p.scale_log2, false);
       wgmma_wait<0>();
       pin(o);
       release(&shared.v_empty[v.stage]);
       v.next();
-      if (moved) {
+      if (__any_sync(0xffffffffu, rescale[0] < 1 || rescale[1] < 1)) {
 #pragma unroll
         for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
       }
