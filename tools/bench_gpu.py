@@ -165,6 +165,7 @@ def bench_decode(lib, memory):
         k, v = (torch.randn(n, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         q = torch.randn(sequences, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
         out = torch.full_like(q, float("nan"))
+        torch.cuda.synchronize()  # the library's stream does not wait for torch's
         ms = ctypes.c_double()
         lib.call("ei_decode", long(n), long(sequences), long(HEADS), long(KV_HEADS), long(DIM),
                  pointer(q), pointer(k), pointer(v), pointer(out), ctypes.c_int(50),
