@@ -57,15 +57,6 @@ std::vector<std::string> cases(const std::string& kind) {
   return names;
 }
 
-double nmse(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += std::pow(double(got[i]) - double(want[i]), 2);
-    norm += std::pow(double(want[i]), 2);
-  }
-  return error / norm;
-}
-
 // A cache of one layer that holds k and v [n, kv_heads * d], in their type.
 struct Cache {
   Cache(Backend& backend, const Act& k, const Act& v, int64_t d, int64_t page_rows, int64_t block)
@@ -217,7 +208,7 @@ void check_prefill(const std::string& name) {
                                .selection = selection,
                                .scale = 1 / std::sqrt(float(d)),
                                .out = {out.data(), n, heads * d, 4}});
-  EXPECT_LT(nmse(out, golden.get<float>("out")), 1e-6);
+  EXPECT_LT(test::nmse(out, golden.get<float>("out")), 1e-6);
 }
 
 void check_compress(const std::string& name) {
@@ -248,7 +239,7 @@ void check_compress(const std::string& name) {
                          .out = pooled.view()});
   const auto want_score = golden.get<float>("score");
   const std::vector<float> got_score(pooled.view().begin(), pooled.view().end());
-  EXPECT_LT(nmse(got_score, want_score), 1e-6);
+  EXPECT_LT(test::nmse(got_score, want_score), 1e-6);
 
   const DeviceArray<int32_t, 2> kept(*backend, {rows, budget});
   const DeviceArray<int32_t, 1> count(*backend, {rows});
