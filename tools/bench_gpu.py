@@ -75,6 +75,12 @@ def ceilings():
     return flops, memory
 
 
+def median_of(results):
+    """Field by field."""
+    return type(results[0])(*(statistics.median(getattr(r, name) for r in results)
+                              for name, _ in results[0]._fields_))
+
+
 def relative_error(got, want):
     got, want = got.double(), want.double()
     return (torch.linalg.norm(got - want) / torch.linalg.norm(want)).item()
@@ -108,10 +114,10 @@ def sdpa(q, k, v, backend, causal=True):
 
 
 def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
-    print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms "
-          "(TFLOP/s of the pairs attended)")
-    print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'entropy 2048':>16} "
-          f"{'select':>8} {'append':>8} {'total':>8} {'pairs':>7} {'error':>9}")
+    print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms (TFLOP/s of the pairs attended)\n"
+          "budgets of 2048: by entropy, grown by these keys; all at the base (alpha 0)")
+    print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'error':>8}   "
+          f"{'budgets':<8} {'attention':>16} {'select':>7} {'append':>7} {'total':>7} {'pairs':>6}")
     for n in lengths:
         q, k, v = prompt_tensors(n)
         out = torch.full_like(q, float("nan"))
@@ -126,27 +132,28 @@ def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
                 row += f" {ms:8.2f} ({work / ms / 1e9:5.0f})"
             except RuntimeError as error:
                 row += f" {str(error)[:15]:>16}"
-        results = {}
-        for base in (0.0, 2048.0):
+
+        def prefill(base, alpha):
             runs = []
             for _ in range(4 if n >= 65536 else 8):
                 result = PrefillResult()
                 lib.call("ei_prefill", long(n), long(8192), long(HEADS), long(KV_HEADS), long(DIM),
-                         ctypes.c_float(base), pointer(q), pointer(k), pointer(v), pointer(out),
-                         ctypes.byref(result))
+                         ctypes.c_float(base), ctypes.c_float(alpha), pointer(q), pointer(k), pointer(v),
+                         pointer(out), ctypes.byref(result))
                 runs.append(result)
-            results[base] = sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
-            if base == 0:
-                error = relative_error(out, want) if want is not None else math.nan
             if not torch.isfinite(out.float()).all():
-                row += " NOT FINITE"
-        dense, sparse = results[0.0], results[2048.0]
+                sys.exit(f"{n} tokens, base {base}: not finite")
+            return sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
+
+        dense = prefill(0.0, 0.0)
         rate = work / dense.attend / 1e9
-        total = sparse.append + sparse.select + sparse.attend
-        row += (f" {dense.attend:8.2f} ({rate:5.0f}, {rate * 1e12 / flops:3.0%})"
-                f" {sparse.attend:8.2f} ({work * sparse.kept / sparse.attend / 1e9:5.0f})"
-                f" {sparse.select:8.3f} {sparse.append:8.3f} {total:8.2f} {sparse.kept:7.1%} {error:9.1e}")
-        print(row, flush=True)
+        error = relative_error(out, want) if want is not None else math.nan
+        row += f" {dense.attend:8.2f} ({rate:5.0f}, {rate * 1e12 / flops:3.0%}) {error:8.1e}  "
+        for name, alpha in (("entropy", 0.5), ("base", 0.0)):
+            r = prefill(2048.0, alpha)
+            print(f"{row} {name:<8} {r.attend:8.2f} ({work * r.kept / r.attend / 1e9:5.0f}) {r.select:7.3f} "
+                  f"{r.append:7.3f} {r.append + r.select + r.attend:7.2f} {r.kept:6.1%}", flush=True)
+            row = " " * len(row)
         del q, k, v, out, want
         torch.cuda.empty_cache()
 
@@ -158,6 +165,7 @@ def bench_decode(lib, memory):
         k, v = (torch.randn(n, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         q = torch.randn(sequences, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
         out = torch.full_like(q, float("nan"))
+        torch.cuda.synchronize()  # the library's stream does not wait for torch's
         ms = ctypes.c_double()
         lib.call("ei_decode", long(n), long(sequences), long(HEADS), long(KV_HEADS), long(DIM),
                  pointer(q), pointer(k), pointer(v), pointer(out), ctypes.c_int(50),
@@ -186,9 +194,10 @@ def bench_matmul(lib, flops, memory):
         print(row, flush=True)
 
 
-def bench_model(lib, lengths=(32768, 65536, 131072), shape="llama-3.1-8b"):
-    print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token")
+def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), shape="llama-3.1-8b"):
+    print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token; medians of three, in turn")
     lib.call("ei_load", shape.encode())
+    weights, kv = 15.0e9, 131072  # bytes a step of llama-3.1-8b reads: once, and for every token cached
 
     def generate(n, base, budget, steps):
         result = ModelResult()
@@ -202,11 +211,12 @@ def bench_model(lib, lengths=(32768, 65536, 131072), shape="llama-3.1-8b"):
           f"without a graph {empty.plain_step:.2f})",
           flush=True)
     for n in lengths:
-        sparse = generate(n, 2048.0, 1024, 20)
-        dense = generate(n, 0.0, 0, 20)
+        runs = [(generate(n, 2048.0, 1024, 20), generate(n, 0.0, 0, 20)) for _ in range(3)]
+        sparse, dense = (median_of(results) for results in zip(*runs))
         print(f"{n:>8}: dense {dense.first_token:8.1f}, entropy {sparse.first_token:8.1f} "
               f"({dense.first_token / sparse.first_token:.2f}x, {sparse.attended:.1%} of pairs); step, full "
-              f"cache {dense.step:6.2f} (host {dense.host:.2f}, no graph {dense.plain_step:.2f}), 1024 kept {sparse.step:6.2f} "
+              f"cache {dense.step:6.2f} ({(weights + n * kv) / memory * 1e3 / dense.step:.0%} of the bound, host "
+              f"{dense.host:.2f}, no graph {dense.plain_step:.2f}), 1024 kept {sparse.step:6.2f} "
               f"({sparse.step / empty.step - 1:+.0%} over empty); compressing {sparse.compress:.1f}",
               flush=True)
 
@@ -223,7 +233,7 @@ def main():
     if "matmul" in wanted:
         bench_matmul(lib, flops, memory)
     if "model" in wanted:
-        bench_model(lib)
+        bench_model(lib, memory)
 
 
 if __name__ == "__main__":

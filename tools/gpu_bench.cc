@@ -100,10 +100,11 @@ struct PrefillResult {
 };
 
 // Attention of one layer over a prompt of n tokens, chunk by chunk as the engine reads it: q_ptr
-// and out_ptr [n, n_heads * d], k_ptr and v_ptr [n, n_kv_heads * d]. base 0: dense.
+// and out_ptr [n, n_heads * d], k_ptr and v_ptr [n, n_kv_heads * d]. base 0: dense; alpha 0: every
+// budget is the base.
 int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int64_t n_kv_heads,
-               int64_t d, float base, const void* q_ptr, const void* k_ptr, const void* v_ptr,
-               void* out_ptr, PrefillResult* result) {
+               int64_t d, float base, float alpha, const void* q_ptr, const void* k_ptr,
+               const void* v_ptr, void* out_ptr, PrefillResult* result) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     ei::PrefillPolicy policy;
@@ -112,6 +113,7 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
       policy = ei::PrefillPolicy::dense();
     } else {
       policy.budget.base = base;
+      policy.budget.alpha = alpha;
     }
     const ei::KvShape shape = {.n_layers = 1,
                                .n_kv_heads = n_kv_heads,
@@ -296,7 +298,8 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     const auto start = Clock::now();
     plan.begin(n, 0);
     while (cache.n_tokens() < n)
-      ei::prefill_chunk(bench.backend, *bench.model, act, cache, window, plan, tokens);
+      ei::prefill_chunk(bench.backend, *bench.model, act, cache, window, plan, tokens,
+                        ei::Hidden::kLast);
     int32_t token = sampler.next(bench.model->logits(act, act.rows() - 1, 1));
     result->first_token_ms = ms_since(start);
     const ei::PrefillStats stats = plan.stats();

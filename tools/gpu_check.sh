@@ -28,7 +28,7 @@ compile() {  # SOURCE OUT INCLUDES FLAGS
 }
 export -f compile
 
-sources=$(ls tests/{ops,cuda,model,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
+sources=$(ls tests/{ops,cuda,golden,model,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
             tools/gpu_bench.cc apps/eval/document.cc |
           grep -vE 'no_cuda|model/(config|model|rope)_test|support/files')
 start=$SECONDS

@@ -50,14 +50,13 @@ void KvCache::clear() {
 }
 
 void KvCache::upload(Layer& layer) {
+  // The whole table at once: a copy to a GPU costs the same whatever little it carries.
   const View<void*, 2> table = layer.table.view();
-  std::vector<void*> pages(static_cast<size_t>(table.dim(1)));
-  for (int64_t h = 0; h < table.dim(0); ++h) {
-    const auto& held = layer.pages[static_cast<size_t>(h)];
-    for (size_t i = 0; i < held.size(); ++i) pages[i] = held[i]->data();
-    backend_.copy_in(table[h].data, pages.data(),
-                     static_cast<int64_t>(held.size() * sizeof(void*)));
-  }
+  std::vector<void*> pages(static_cast<size_t>(table.size()));
+  for (size_t h = 0; h < layer.pages.size(); ++h)
+    for (size_t i = 0; i < layer.pages[h].size(); ++i)
+      pages[h * static_cast<size_t>(table.dim(1)) + i] = layer.pages[h][i]->data();
+  backend_.copy_in(table.data, pages.data(), static_cast<int64_t>(pages.size() * sizeof(void*)));
   const std::vector<int32_t> n_rows(layer.rows.begin(), layer.rows.end());
   backend_.copy_in(layer.n_rows.view().data, n_rows.data(),
                    static_cast<int64_t>(n_rows.size() * sizeof(int32_t)));

@@ -14,10 +14,10 @@ __device__ int32_t blocks_of(const AllocateBudget& op, int64_t s, float tokens) 
       min(static_cast<int64_t>(tokens) / op.block, s * op.segment / op.block));
 }
 
-// A block per KV head. The recurrence is one thread's, a few hundred steps over entropies that the
-// block has brought near.
+// A block per KV head. All its threads find how far each segment's entropy moves the budget; adding
+// that up within bounds is one thread's, a few hundred short steps.
 __global__ void step_budgets(const __grid_constant__ AllocateBudget op) {
-  __shared__ float entropy[kTile], parts[32];
+  __shared__ float entropy[kTile], budget[kTile], parts[32];
   const int64_t h = blockIdx.x, stride = op.entropy.dims[1], n = op.blocks.dims[1];
   const int64_t end = op.first_segment + n;
   const float* from = op.entropy.data + h * stride;
@@ -33,15 +33,24 @@ __global__ void step_budgets(const __grid_constant__ AllocateBudget op) {
   for (int64_t begin = 0; begin < end; begin += kTile) {
     const int64_t count = min(int64_t{kTile}, end - begin);
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) entropy[i] = from[begin + i];
-    __syncthreads();
-    if (threadIdx.x != 0) continue;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
       const int64_t s = begin + i;
-      const float budget = s == 0 ? op.rule.base : recurrence.step(s, entropy[i], rigid);
+      entropy[i] = from[s];
+      budget[i] = s > 1 ? budget_change(op.rule, from[s - 1], entropy[i]) : 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      if (begin == 0) budget[0] = op.rule.base;
+#pragma unroll 8
+      for (int i = begin == 0 ? 1 : 0; i < static_cast<int>(count); ++i)
+        budget[i] = recurrence.step_by(budget[i], entropy[i], rigid);
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+      const int64_t s = begin + i;
       if (s < op.first_segment) continue;
-      op.tokens.data[h * n + s - op.first_segment] = budget;
-      op.blocks.data[h * n + s - op.first_segment] = blocks_of(op, s, budget);
+      op.tokens.data[h * n + s - op.first_segment] = budget[i];
+      op.blocks.data[h * n + s - op.first_segment] = blocks_of(op, s, budget[i]);
     }
   }
 }

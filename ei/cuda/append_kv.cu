@@ -48,11 +48,16 @@ __global__ void append(const __grid_constant__ Params p) {
     if (from >= to) continue;
     const int64_t bound = (int64_t{head} * p.max_blocks + block / p.block) * d + c;
     const bool goes_on = p.low != nullptr && from > block;
-    float low[kWidth], high[kWidth];
+    Numbers<kWidth> low, high;
+    if (goes_on) {
+      low = Numbers<kWidth>::load(p.low + bound);
+      high = Numbers<kWidth>::load(p.high + bound);
+    } else {
 #pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      low[e] = goes_on ? p.low[bound + e] : INFINITY;
-      high[e] = goes_on ? p.high[bound + e] : -INFINITY;
+      for (int e = 0; e < kWidth; ++e) {
+        low.x[e] = INFINITY;
+        high.x[e] = -INFINITY;
+      }
     }
 #pragma unroll 4
     for (int row = from; row < to; ++row) {
@@ -64,16 +69,13 @@ __global__ void append(const __grid_constant__ Params p) {
       value.store(at + int64_t{sequence.rows.page_rows} * d);
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) {
-        low[e] = fminf(low[e], key.x[e]);
-        high[e] = fmaxf(high[e], key.x[e]);
+        low.x[e] = fminf(low.x[e], key.x[e]);
+        high.x[e] = fmaxf(high.x[e], key.x[e]);
       }
     }
     if (p.low == nullptr) continue;
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      p.low[bound + e] = low[e];
-      p.high[bound + e] = high[e];
-    }
+    low.store(p.low + bound);
+    high.store(p.high + bound);
   }
   if (gridDim.x > 1) return;  // other blocks still read n_rows: `advance` follows
   __syncthreads();

@@ -7,6 +7,7 @@
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/numbers.cuh"
 #include "ei/cuda/device/ptx.cuh"
+#include "ei/cuda/device/reduce.cuh"
 #include "ei/cuda/launch.cuh"
 #include "ei/cuda/simple_attention.h"
 
@@ -22,6 +23,7 @@ constexpr int kWarps = 4, kThreads = 32 * kWarps;
 constexpr int kKeys = 16 * kWarps;  // of a tile
 constexpr int kStages = 3;
 constexpr int kMaxGroup = 16;
+static_assert(kMaxSplits % 32 == 0);
 
 struct Params {
   struct Sequence {
@@ -211,17 +213,43 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  for (int i = thread; i < group * kD; i += kThreads) {
-    const int64_t slot = (first_head + i / kD) * p.n_splits;
-    float most = -1e30f, total = 0, weight = 0;
-    for (int s = 0; s < p.n_splits; ++s) most = fmaxf(most, __ldcg(&p.softmax[slot + s]).x);
-    for (int s = 0; s < p.n_splits; ++s) {
-      const float2 of_part = __ldcg(&p.softmax[slot + s]);
-      const float factor = exp2_approx(of_part.x - most);
-      total += factor * __ldcg(&p.sums[(slot + s) * kD + i % kD]);
-      weight += factor * of_part.y;
+  auto* weights = reinterpret_cast<float*>(raw);  // [group, n_splits]
+  for (int head = warp; head < group; head += kWarps) {
+    const int64_t slot = (first_head + head) * p.n_splits;
+    float2 parts[kMaxSplits / 32];
+    float most = -1e30f, weight = 0;
+#pragma unroll
+    for (int j = 0; j < kMaxSplits / 32; ++j) {
+      const int s = lane + 32 * j;
+      parts[j] = s < p.n_splits ? __ldcg(&p.softmax[slot + s]) : make_float2(-1e30f, 0);
+      most = fmaxf(most, parts[j].x);
     }
-    p.out[first_head * kD + i] = __float2bfloat16_rn(total / weight);
+    most = warp_reduce(most, Max{});
+#pragma unroll
+    for (int j = 0; j < kMaxSplits / 32; ++j) {
+      parts[j].x = exp2_approx(parts[j].x - most);
+      weight += parts[j].x * parts[j].y;
+    }
+    weight = warp_reduce(weight, Sum{});
+#pragma unroll
+    for (int j = 0; j < kMaxSplits / 32; ++j) {
+      const int s = lane + 32 * j;
+      if (s < p.n_splits) weights[head * p.n_splits + s] = parts[j].x / weight;
+    }
+  }
+  __syncthreads();
+  for (int i = thread; i < group * kD / 4; i += kThreads) {
+    const int head = i / (kD / 4), c = i % (kD / 4) * 4;
+    const float* sums = p.sums + (first_head + head) * p.n_splits * kD + c;
+    float4 total{};
+#pragma unroll 8
+    for (int s = 0; s < p.n_splits; ++s) {
+      const float4 x = __ldcg(reinterpret_cast<const float4*>(sums + s * kD));
+      const float w = weights[head * p.n_splits + s];
+      total = {total.x + w * x.x, total.y + w * x.y, total.z + w * x.z, total.w + w * x.w};
+    }
+    *reinterpret_cast<uint2*>(p.out + (first_head + head) * kD + c) = {pack_bf16(total.x, total.y),
+                                                                       pack_bf16(total.z, total.w)};
   }
 }
 

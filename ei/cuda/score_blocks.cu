@@ -36,8 +36,10 @@ struct Params {
   float scale;
   float* score;  // [n_kv_heads, score_rows, score_cols]
   int64_t score_rows, score_cols;
-  SoftmaxPart* parts;  // [n_kv_heads, n_segments, tiles of blocks]
-  uint32_t* done;      // [n_kv_heads, tiles of segments] tiles of blocks finished
+  int n_tiles;         // of blocks
+  int share;           // of them, a thread block's
+  SoftmaxPart* parts;  // [n_kv_heads, n_segments, n_tiles]
+  uint32_t* done;      // [n_kv_heads, tiles of segments] thread blocks finished
   float* entropy;      // [n_kv_heads, entropy_cols], from the chunk's first segment on
   int64_t entropy_cols;
 };
@@ -114,11 +116,11 @@ struct Four {
   }
 };
 
-// Scores of one tile; blockIdx: blocks, KV head, segments. Midpoints and bounds are split into two
-// bf16 each, so that tensor cores give 16 bits; bounds of bf16 keys need one, and then a third of
-// the products is left out. Bounds go from memory to registers as operands, each once: lane l of
-// four takes columns 4 l to 4 l + 3 of 16, where the product has 2 l, 2 l + 1, 2 l + 8 and 2 l + 9,
-// so midpoints are laid out in that order.
+// Scores of a run of tiles; blockIdx: blocks, KV head, segments. Midpoints and bounds are split
+// into two bf16 each, so that tensor cores give 16 bits; bounds of bf16 keys need one, and then a
+// third of the products is left out. Bounds go from memory to registers as operands, each once:
+// lane l of four takes columns 4 l to 4 l + 3 of 16, where the product has 2 l, 2 l + 1, 2 l + 8
+// and 2 l + 9, so midpoints are laid out in that order.
 template <bool kFours>
 __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
     score(const __grid_constant__ Params p) {
@@ -127,22 +129,27 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
   bf16* mid_low = mid_high + kTile * stride;
   auto* best = reinterpret_cast<float*>(mid_low + kTile * stride);  // [kTile, kTile + 1]
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int first_block = static_cast<int>(blockIdx.x) * kTile;
+  const int first_tile = static_cast<int>(blockIdx.x) * p.share;
   const int64_t kv_head = blockIdx.y;
   const int first_segment = static_cast<int>(blockIdx.z) * p.tile_segments;
   const int n_segments = min(p.tile_segments, static_cast<int>(p.n_segments) - first_segment);
   const int past = p.first_past + (first_segment + n_segments - 1) * p.segment_blocks;
-  if (first_block >= past && first_block > 0) return;  // a first block there always is
+  const int n_tiles = max(1, (past + kTile - 1) / kTile);  // a first one there always is
+  if (first_tile >= n_tiles) return;
+  const int end_tile = min(first_tile + p.share, n_tiles);
+  const int end_block = min(end_tile * kTile, past);
 
-  const int block = first_block + warp * 8 + lane / 4;
-  const int64_t bound = (kv_head * p.max_blocks + block) * p.d;
-  const int width = block < past ? p.d : 0;
+  // Bounds that come next, kDepth columns of them: those of a tile's columns from k on.
+  const int64_t of_head = kv_head * p.max_blocks * p.d;
   float4 high[kDepth / 16], low[kDepth / 16];
+  const auto load = [&](int j, int tile, int k) {
+    const int block = tile * kTile + warp * 8 + lane / 4, c = k + 16 * j + lane % 4 * 4;
+    const int width = block < end_block ? p.d : 0;
+    high[j] = load_four<kFours>(p.high + of_head + block * p.d, c, width);
+    low[j] = load_four<kFours>(p.low + of_head + block * p.d, c, width);
+  };
 #pragma unroll
-  for (int j = 0; j < kDepth / 16; ++j) {
-    high[j] = load_four<kFours>(p.high + bound, 16 * j + lane % 4 * 4, width);
-    low[j] = load_four<kFours>(p.low + bound, 16 * j + lane % 4 * 4, width);
-  }
+  for (int j = 0; j < kDepth / 16; ++j) load(j, first_tile, 0);
   for (int c = 4 * lane; c < depth; c += 128) {
 #pragma unroll 4
     for (int row = warp; row < kTile; row += kWarps) {
@@ -159,72 +166,75 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
   }
   __syncthreads();
 
-  float of_max[kTile / 16][4] = {}, of_min[kTile / 16][4] = {};
-  const int operand = (lane % 16) * stride + lane / 16 * 8;
-  for (int k = 0; k < depth; k += kDepth) {
+  SoftmaxPart* parts = p.parts + (kv_head * p.n_segments + first_segment) * p.n_tiles;
+  for (int tile = first_tile; tile < end_tile; ++tile) {
+    const int first_block = tile * kTile;
+    float of_max[kTile / 16][4] = {}, of_min[kTile / 16][4] = {};
+    const int operand = (lane % 16) * stride + lane / 16 * 8;
+    for (int k = 0; k < depth; k += kDepth) {
+      const bool is_last = k + kDepth >= depth;
 #pragma unroll
-    for (int j = 0; j < kDepth / 16; ++j) {
-      const Four max(high[j]), min(low[j]);
-      const int next = k + kDepth + 16 * j + lane % 4 * 4;
-      high[j] = load_four<kFours>(p.high + bound, next, width);
-      low[j] = load_four<kFours>(p.low + bound, next, width);
-      const bf16* a_high = mid_high + operand + k + 16 * j;
-      const bf16* a_low = mid_low + operand + k + 16 * j;
-      uint32_t a[4];
-      if (__any_sync(kFullWarp, !max.is_exact() || !min.is_exact())) {
+      for (int j = 0; j < kDepth / 16; ++j) {
+        const Four max(high[j]), min(low[j]);
+        load(j, is_last ? tile + 1 : tile, is_last ? 0 : k + kDepth);
+        const bf16* a_high = mid_high + operand + k + 16 * j;
+        const bf16* a_low = mid_low + operand + k + 16 * j;
+        uint32_t a[4];
+        if (__any_sync(kFullWarp, !max.is_exact() || !min.is_exact())) {
+#pragma unroll
+          for (int m = 0; m < kTile / 16; ++m) {
+            ldmatrix_x4(a, a_high + m * 16 * stride);
+            mma_16816(of_max[m], a, max.low[0], max.low[1]);
+            mma_16816(of_min[m], a, min.low[0], min.low[1]);
+          }
+        }
 #pragma unroll
         for (int m = 0; m < kTile / 16; ++m) {
+          ldmatrix_x4(a, a_low + m * 16 * stride);
+          mma_16816(of_max[m], a, max.high[0], max.high[1]);
+          mma_16816(of_min[m], a, min.high[0], min.high[1]);
           ldmatrix_x4(a, a_high + m * 16 * stride);
-          mma_16816(of_max[m], a, max.low[0], max.low[1]);
-          mma_16816(of_min[m], a, min.low[0], min.low[1]);
+          mma_16816(of_max[m], a, max.high[0], max.high[1]);
+          mma_16816(of_min[m], a, min.high[0], min.high[1]);
         }
       }
+    }
 #pragma unroll
-      for (int m = 0; m < kTile / 16; ++m) {
-        ldmatrix_x4(a, a_low + m * 16 * stride);
-        mma_16816(of_max[m], a, max.high[0], max.high[1]);
-        mma_16816(of_min[m], a, min.high[0], min.high[1]);
-        ldmatrix_x4(a, a_high + m * 16 * stride);
-        mma_16816(of_max[m], a, max.high[0], max.high[1]);
-        mma_16816(of_min[m], a, min.high[0], min.high[1]);
+    for (int m = 0; m < kTile / 16; ++m) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = m * 16 + lane / 4 + e / 2 * 8, column = warp * 8 + lane % 4 * 2 + e % 2;
+        best[row * (kTile + 1) + column] = fmaxf(of_max[m][e], of_min[m][e]);
       }
     }
-  }
+    __syncthreads();
+    // Scores of a segment by a warp, two a lane, and what they add to the segment's softmax.
+    for (int i = warp; i < n_segments; i += kWarps) {
+      const int n = p.first_past + (first_segment + i) * p.segment_blocks - first_block;
+      float value[2];
 #pragma unroll
-  for (int m = 0; m < kTile / 16; ++m) {
+      for (int e = 0; e < 2; ++e) {
+        const int column = lane + 32 * e;
+        float sum = 0;
+        for (int g = 0; g < p.group; ++g) sum += best[(i * p.group + g) * (kTile + 1) + column];
+        value[e] = column < n ? p.scale * (sum / static_cast<float>(p.group)) : -INFINITY;
+        if (column < n)
+          p.score[(kv_head * p.score_rows + first_segment + i) * p.score_cols + first_block +
+                  column] = value[e];
+      }
+      SoftmaxPart part{warp_reduce(fmaxf(value[0], value[1]), Max{}), 0, 0};
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int row = m * 16 + lane / 4 + e / 2 * 8, column = warp * 8 + lane % 4 * 2 + e % 2;
-      best[row * (kTile + 1) + column] = fmaxf(of_max[m][e], of_min[m][e]);
+      for (int e = 0; e < 2; ++e) {
+        if (lane + 32 * e >= n) continue;
+        const float t = value[e] - part.top, weight = expf(t);
+        part.sum += weight;
+        part.sum_t += static_cast<double>(weight) * t;
+      }
+      part.sum = warp_reduce(part.sum, Sum{});
+      part.sum_t = warp_reduce(part.sum_t, Sum{});
+      if (lane == 0) parts[i * p.n_tiles + tile] = part;
     }
-  }
-  __syncthreads();
-  // Scores of a segment by a warp, two a lane, and what they add to the segment's softmax.
-  SoftmaxPart* parts = p.parts + (kv_head * p.n_segments + first_segment) * gridDim.x;
-  for (int i = warp; i < n_segments; i += kWarps) {
-    const int n = p.first_past + (first_segment + i) * p.segment_blocks - first_block;
-    float value[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int column = lane + 32 * e;
-      float sum = 0;
-      for (int g = 0; g < p.group; ++g) sum += best[(i * p.group + g) * (kTile + 1) + column];
-      value[e] = column < n ? p.scale * (sum / static_cast<float>(p.group)) : -INFINITY;
-      if (column < n)
-        p.score[(kv_head * p.score_rows + first_segment + i) * p.score_cols + first_block +
-                column] = value[e];
-    }
-    SoftmaxPart part{warp_reduce(fmaxf(value[0], value[1]), Max{}), 0, 0};
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (lane + 32 * e >= n) continue;
-      const float t = value[e] - part.top, weight = expf(t);
-      part.sum += weight;
-      part.sum_t += static_cast<double>(weight) * t;
-    }
-    part.sum = warp_reduce(part.sum, Sum{});
-    part.sum_t = warp_reduce(part.sum_t, Sum{});
-    if (lane == 0) parts[i * gridDim.x + blockIdx.x] = part;
+    __syncthreads();  // `best` is free
   }
 
   // The last block of these segments to arrive turns the parts into entropies.
@@ -232,7 +242,7 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
   __threadfence();
   __syncthreads();
   if (thread == 0) {
-    const auto last = static_cast<uint32_t>(max(0, past - 1) / kTile);
+    const auto last = static_cast<uint32_t>((n_tiles - 1) / p.share);
     is_last = atomicInc(&p.done[blockIdx.y * gridDim.z + blockIdx.z], last) == last;
   }
   __syncthreads();
@@ -240,7 +250,7 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
   __threadfence();
   for (int i = warp; i < n_segments; i += kWarps) {
     const int n = p.first_past + (first_segment + i) * p.segment_blocks;
-    const SoftmaxPart* of_tiles = parts + i * gridDim.x;
+    const SoftmaxPart* of_tiles = parts + i * p.n_tiles;
     float top = -INFINITY;
 #pragma unroll 4
     for (int t = lane; t * kTile < n; t += 32) top = fmaxf(top, __ldcg(&of_tiles[t].top));
@@ -291,11 +301,16 @@ void CudaBackend::run(const ScoreBlocks& op) {
   p.entropy_cols = op.entropy.dim(1);
 
   const int64_t past = p.first_past + (p.n_segments - 1) * p.segment_blocks;
-  const dim3 grid(std::max(1u, blocks_for(past, kTile)), static_cast<unsigned>(kv_heads),
-                  blocks_for(p.n_segments, p.tile_segments));
+  // Thread blocks that are all resident at once, two on a multiprocessor: midpoints are made
+  // operands once, and bounds are always under way.
+  const unsigned n_tiles = std::max(1u, blocks_for(past, kTile));
+  const unsigned n_segment_tiles = blocks_for(p.n_segments, p.tile_segments);
+  p.n_tiles = static_cast<int>(n_tiles);
+  p.share = static_cast<int>(blocks_for(n_tiles * kv_heads * n_segment_tiles, 2 * n_sms_));
+  const dim3 grid(blocks_for(n_tiles, p.share), static_cast<unsigned>(kv_heads), n_segment_tiles);
   if (int64_t{grid.y} * grid.z > kCounters - 2)
     throw Error("ScoreBlocks: too many segments at a time");
-  const int64_t n_parts = kv_heads * p.n_segments * grid.x;
+  const int64_t n_parts = kv_heads * p.n_segments * p.n_tiles;
   const int64_t n_mids = (p.n_segments * p.cols + 1) / 2 * 2;  // parts behind them are aligned
   p.mid = static_cast<float*>(
       scratch(n_mids * int64_t{sizeof(float)} + n_parts * int64_t{sizeof(SoftmaxPart)}));

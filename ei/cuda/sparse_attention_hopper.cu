@@ -202,8 +202,12 @@ __device__ void issue_values(float (&o)[kD / 2], const uint32_t (&p)[32], uint32
   wgmma_commit();
 }
 
-// Online softmax of one tile of scores: turns s into probabilities against the new maximum and
-// returns in `rescale` what earlier sums are to be multiplied by.
+// Online softmax of one tile of scores: turns s into probabilities against `top` and returns in
+// `rescale` what earlier sums are to be multiplied by. `top` follows a row's maximum only when that
+// passes it by more than 2^kSlack: until then probabilities are up to so large, which changes no
+// relative error, and sums can mostly stay as they are.
+constexpr float kSlack = 8;
+
 __device__ inline void softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
                                float (&rescale)[2], float scale_log2, bool is_first) {
 #pragma unroll
@@ -213,6 +217,7 @@ __device__ inline void softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
     for (int j = 0; j < 16; ++j) m = fmaxf(m, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+    if (!is_first && (m - top[r]) * scale_log2 <= kSlack) m = top[r];
     rescale[r] = is_first ? 0.0f : exp2_approx((top[r] - m) * scale_log2);
     top[r] = m;
     const float offset = m * scale_log2;
@@ -344,8 +349,10 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
       pin(o);
       release(&shared.v_empty[v.stage]);
       v.next();
+      if (__any_sync(0xffffffffu, rescale[0] < 1 || rescale[1] < 1)) {
 #pragma unroll
-      for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
+        for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
+      }
       pack(probs, s);
     }
 

@@ -34,7 +34,7 @@ int64_t Context::own_prefix(int64_t window_rows) const {
 }
 
 void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
-                    const DecodePolicy& decode, bool reuse) {
+                    const DecodePolicy& decode, Hidden wanted) {
   const ModelConfig& config = engine_.model->config();
   Backend& backend = *engine_.backend;
   const int64_t window_rows = Compressor::window_rows(decode);
@@ -53,9 +53,10 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
                                                              .chunk = engine_.options.chunk});
   }
   prompt_ = std::move(prompt);
+  wanted_ = wanted;
   const int64_t n = n_prompt();
   // The window's queries and the last token's logits are made anew.
-  const int64_t limit = reuse ? (n - std::max<int64_t>(1, window_rows)) : 0;
+  const int64_t limit = wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
   int64_t cached = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit));
   cached = cached / prefill.segment * prefill.segment;
 
@@ -80,7 +81,7 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
 
 Chunk Context::read_chunk(Activations& act, int64_t max_rows) {
   const Chunk chunk = prefill_chunk(*engine_.backend, *engine_.model, act, *cache_, *window_,
-                                    *plan_, prompt_, max_rows);
+                                    *plan_, prompt_, wanted_, max_rows);
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_read());
   reusable_ = std::min(n_read(), plan_->reusable(n_prompt()));
   if (n_read() == n_prompt()) keep_prefix();

@@ -29,12 +29,12 @@ class Context {
   void check(int64_t n_prompt, int64_t n_total, const Request& request) const;
 
   // Readies everything for a prompt, to be read in chunks; how many of its first tokens are there
-  // already is n_read() then. `reuse` false: read all of it, whatever is known.
+  // already is n_read() then. Hidden::kAll: all of it is to be read, whatever is known.
   void begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill, const DecodePolicy& decode,
-             bool reuse = true);
+             Hidden wanted = Hidden::kLast);
 
-  // Reads the next chunk, of max_rows tokens if it can; whole segments. Its hidden states stay in
-  // `act`.
+  // Reads the next chunk, of max_rows tokens if it can; whole segments. Its hidden states, if they
+  // are wanted, stay in `act`.
   Chunk read_chunk(Activations& act, int64_t max_rows = INT64_MAX);
   void wrote(int32_t token) { tokens_.push_back(token); }  // the decode loop has read it
   void finish_answer();  // what can be reused of the answer, now that it is complete
@@ -64,6 +64,7 @@ class Context {
   std::string lost_;
 
   std::vector<int32_t> prompt_;
+  Hidden wanted_ = Hidden::kLast;
   std::vector<int32_t> tokens_;  // that the cache has read
   int64_t reusable_ = 0;         // of them, by a prompt that starts with them
   std::unique_ptr<PagePool> own_pool_;

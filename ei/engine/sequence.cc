@@ -39,7 +39,8 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
   ends_.insert(options_.stop_tokens.begin(), options_.stop_tokens.end());
   compressor_.emplace(request.decode, n_prompt);
   sampler_.emplace(*engine.backend, sampling, engine.tokenizer->vocab_size(), prompt, max_new_);
-  context.begin(std::move(prompt), request.prefill, request.decode, !options_.score_prompt);
+  context.begin(std::move(prompt), request.prefill, request.decode,
+                options_.score_prompt ? Hidden::kAll : Hidden::kLast);
   n_cached_ = context.n_read();
   result_.prompt_tokens = n_prompt;
   result_.cached_tokens = n_cached_;

@@ -110,7 +110,7 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
 
   // Every position is to be scored: nothing can be taken from a cache, and nothing is left in it.
   const auto prompt = tokens.first(static_cast<size_t>(n_prefill));
-  context.begin({prompt.begin(), prompt.end()}, policies.prefill, policies.decode, /*reuse=*/false);
+  context.begin({prompt.begin(), prompt.end()}, policies.prefill, policies.decode, Hidden::kAll);
   Activations& act = impl_->activations(kRows);
   int64_t n_scored = 0;
   while (n_scored < n_prefill && !cancel.stop_requested()) {

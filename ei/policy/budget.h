@@ -19,6 +19,12 @@ struct BudgetRule {
   bool operator==(const BudgetRule&) const = default;
 };
 
+// Tokens by which the entropies of two neighbouring segments, s - 1 and s > 1, move a budget.
+EI_HOST_DEVICE inline float budget_change(const BudgetRule& rule, float previous, float entropy) {
+  const float rho = (entropy - previous) / (previous + 1e-9f), most = 1 + rule.delta_t;
+  return rule.alpha * rule.base * ((rho < 0 ? 0 : rho > most ? most : rho) - rule.delta_t);
+}
+
 // The budget of one KV head, stepped from segment to segment. Segment 0 has no past: its entropy is
 // not looked at.
 //   rho_1 = delta_t;  rho_s = clamp((E_s - E_{s-1}) / (E_{s-1} + 1e-9), 0, 1 + delta_t)
@@ -32,15 +38,15 @@ class BudgetRecurrence {
   // `rigid_hint`: every entropy of the prompt is below e_t, for rules that look at the whole
   // prompt.
   EI_HOST_DEVICE float step(int64_t s, float entropy, bool rigid_hint) {
-    if (entropy >= rule_.e_t) rigid_ = false;
-    float rho = rule_.delta_t;
-    if (s > 1) {
-      rho = (entropy - previous_) / (previous_ + 1e-9f);
-      rho = rho < 0 ? 0 : rho > 1 + rule_.delta_t ? 1 + rule_.delta_t : rho;
-    }
+    const float change = s > 1 ? budget_change(rule_, previous_, entropy) : 0;
     previous_ = entropy;
+    return step_by(change, entropy, rigid_hint);
+  }
+  // The same with the change known: budget_change(), or 0 for s = 1.
+  EI_HOST_DEVICE float step_by(float change, float entropy, bool rigid_hint) {
+    if (entropy >= rule_.e_t) rigid_ = false;
     if (rule_.rigid_whole_prompt ? rigid_hint : rigid_) return budget_ = rule_.base;
-    const float next = budget_ + rule_.alpha * rule_.base * (rho - rule_.delta_t);
+    const float next = budget_ + change;
     const float top = rule_.max_factor * rule_.base;
     return budget_ = next < rule_.base ? rule_.base : next > top ? top : next;
   }

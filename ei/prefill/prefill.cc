@@ -8,9 +8,10 @@ namespace ei {
 
 Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCache& cache,
                     QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
-                    int64_t max_rows) {
+                    Hidden wanted, int64_t max_rows) {
   const ModelConfig& config = model.config();
   const Chunk chunk = plan.next(cache.n_tokens(), max_rows);
+  const bool is_last = chunk.begin + chunk.size == std::ssize(tokens);
   cache.reserve(chunk.size);
   std::vector<int32_t> positions(static_cast<size_t>(chunk.size));
   std::iota(positions.begin(), positions.end(), static_cast<int32_t>(chunk.begin));
@@ -21,6 +22,7 @@ Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCa
     cache.append(l, qkv.k, qkv.v);          // and the key bounds of its blocks
     window.save(l, qkv.q, chunk.begin);
     const Selection seen = plan.select(l, chunk, qkv.q, cache);  // profile, allocate, select
+    if (l + 1 == config.n_layers && wanted == Hidden::kLast && !is_last) break;
     backend.run(SparseAttention{.q = qkv.q,
                                 .kv = cache.layer(l),
                                 .begin = chunk.begin,

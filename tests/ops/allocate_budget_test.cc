@@ -31,7 +31,8 @@ TEST_P(AllocateBudgetTest, MatchesReference) {
                         {1, 0, 0, 0, INT64_MAX},
                         {3, 0, 40, 8, 38},
                         {7, 13, 11, 8, 20},
-                        {8, 30, 33, 0, INT64_MAX}})
+                        {8, 30, 33, 0, INT64_MAX},
+                        {2, 1000, 1100, 1020, 2050}})  // more than a tile of segments
     for (const int variant : {0, 1, 2, 3, 4}) {
       SCOPED_TRACE(testing::Message() << c.heads << " heads, segments from " << c.first << ": "
                                       << c.n << ", variant " << variant);

@@ -25,7 +25,8 @@ TEST_P(DecodeAttentionTest, MatchesReference) {
         Case{4, 128, {{{513, 2000}}, {{100, 3, 257, 1024}}}},  // KV heads of its own per query head
         Case{14, 64, {{{1500, 63}}, {{3, 3}}, {{900, 4097}}}}, Case{3, 34, {{{70}}}},
         Case{2, 17, {{{300}}}}, Case{5, 64, {{{127}}, {{511}}}}, Case{6, 32, {{{128}}, {{512}}}},
-        Case{9, 40, {{{1023}}, {{1025}}}}, Case{2, 96, {{{2, 5}}, {{9, 4}}}}})
+        Case{9, 40, {{{1023}}, {{1025}}}}, Case{2, 96, {{{2, 5}}, {{9, 4}}}},
+        Case{3, 64, {{{9001}}}}})  // in more parts than a warp has lanes
     for (const DType dtype : {DType::kBF16, DType::kF32})
       for (const int64_t page_rows : {8, 512}) {
         SCOPED_TRACE(testing::Message()
@@ -34,7 +35,7 @@ TEST_P(DecodeAttentionTest, MatchesReference) {
         std::vector<DeviceKv> caches;
         std::vector<KvLayer> kv;
         for (const Sequence& s : c.sequences) {
-          caches.emplace_back(backend(), DeviceKv::Shape{dtype, c.d, page_rows, 4200},
+          caches.emplace_back(backend(), DeviceKv::Shape{dtype, c.d, page_rows, 9001},
                               random_heads(s.rows, c.d, caches.size() + 1));
           kv.push_back(caches.back().layer());
         }

@@ -41,7 +41,8 @@ TEST_P(ScoreBlocksTest, MatchesReference) {
                              {129, 512, 64, 8, 1, 4, 128},     // the last segment a single query
                              {96, 96, 32, 2, 3, 2, 17},        // d that fits no vector
                              {40, 1024, 8, 8, 1, 25, 40},      // blocks that just fill tiles
-                             {200, 5000, 100, 5, 1, 3, 33}})   // blocks past every tile
+                             {200, 5000, 100, 5, 1, 3, 33},    // blocks past every tile
+                             {20, 17920, 8, 8, 16, 1, 72}})  // more tiles than a GPU takes at once
     for (const float scale : {1.0f, 0.125f}) {
       SCOPED_TRACE(testing::Message() << c.n << " queries from " << c.begin << ", group " << c.group
                                       << ", d " << c.d << ", scale " << scale);

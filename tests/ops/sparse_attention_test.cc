@@ -134,12 +134,16 @@ TEST_P(SparseAttentionTest, MatchesReference) {
 
 // Large scores: attention to single rows, and a softmax that must subtract its maximum.
 TEST_P(SparseAttentionTest, PeakedAttention) {
-  const Case c = {70, 128, 64, 8, 64, 1, 4, 64};
+  const Case c = {70, 576, 64, 8, 64, 1, 4, 64};
   const HostSelection seen(c, true, 3);
-  Problem problem(backend(), c, DType::kF32, 300);
-  const auto got =
-      problem.got(backend(), upload<int32_t>(seen.count), upload<int32_t>(seen.index), false);
-  EXPECT_LE(nmse(got, problem.want(seen)), tolerance(1e-8));
+  for (const DType dtype : {DType::kBF16, DType::kF32})
+    for (const double sigma : {8, 300}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " sigma " << sigma);
+      Problem problem(backend(), c, dtype, sigma);
+      const auto got =
+          problem.got(backend(), upload<int32_t>(seen.count), upload<int32_t>(seen.index), false);
+      EXPECT_LE(nmse(got, problem.want(seen)), tolerance(1e-8));
+    }
 }
 
 // Dense chunks may begin anywhere: a prompt goes on behind a cache of any length.

@@ -74,14 +74,16 @@ struct Numbers {
   }
   template <class T>
   __device__ void store(T* to) const {
-    if constexpr (kWidth == 8) {
+    if constexpr (kWidth == 8 && sizeof(T) == 4) {
+      reinterpret_cast<float4*>(to)[0] = {x[0], x[1], x[2], x[3]};
+      reinterpret_cast<float4*>(to)[1] = {x[4], x[5], x[6], x[7]};
+    } else if constexpr (kWidth == 8) {
       *reinterpret_cast<Bf16x8*>(to) = pack_bf16(x);
     } else {
       *to = from_float<T>(x[0]);
     }
   }
-
- private:
+  // Of a vector of bf16.
   __device__ static Numbers of(uint4 words) {
     const Bf16x8 all = {words.x, words.y, words.z, words.w};
     Numbers v;
