@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "ei/cache/kv_cache.h"
@@ -13,12 +14,13 @@ namespace ei {
 // Reads the next chunk of a prompt that `plan` has begun: the keys and values of
 // tokens[cache.n_tokens() : ...] go into `cache`, the last queries into `window`, and the chunk's
 // hidden states stay in `act`, so that its logits can be had. max_rows: the most that should be
-// read now; one segment is the least.
+// read now; one segment is the least. between_layers: called after every layer but the last; it may
+// use the backend for something else.
 //
 //   plan.begin(n, cache.n_tokens());
 //   while (cache.n_tokens() < n) report(prefill_chunk(...));   // and look at cancellation
 Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCache& cache,
                     QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
-                    int64_t max_rows = INT64_MAX);
+                    int64_t max_rows = INT64_MAX, const std::function<void()>& between_layers = {});
 
 }  // namespace ei
