@@ -58,6 +58,7 @@ HttpReply error_reply(int status, const std::string& type, const std::string& me
   };
   HttpReply reply;
   reply.status = status;
+  reply.reason = code.empty() ? type : code;
   reply.body = OrderedJson{{"error",
                             {{"message", message},
                              {"type", type},
@@ -70,7 +71,8 @@ HttpReply error_reply(int status, const std::string& type, const std::string& me
 class Connection;
 
 struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
-  Impl(const HttpOptions& o, Handler h) : options(o), handler(std::move(h)) {}
+  Impl(const HttpOptions& o, Handler h, OnRefusal r)
+      : options(o), handler(std::move(h)), on_refusal(std::move(r)) {}
 
   void accept();
   void remove(Connection* connection) {
@@ -84,6 +86,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
 
   const HttpOptions options;
   const Handler handler;
+  const OnRefusal on_refusal;
   asio::io_context io;
   tcp::acceptor acceptor{io};
   std::atomic<bool> listening{true};
@@ -105,6 +108,12 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void start() {
     asio::dispatch(stream_.get_executor(), [self = shared_from_this()] { self->read(); });
   }
+  void refuse_soon(HttpReply reply) {
+    asio::dispatch(stream_.get_executor(),
+                   [self = shared_from_this(), reply = std::move(reply)]() mutable {
+                     self->refuse(std::move(reply));
+                   });
+  }
   void close_soon() {
     asio::post(stream_.get_executor(), [self = shared_from_this()] { self->close(); });
   }
@@ -122,6 +131,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void on_header(error_code error);
   void on_body(error_code error);
   void refuse(HttpReply reply);
+  void give_up(const std::string& reason);
   void watch();
   void send(std::string bytes, bool last);
   void write_next();
@@ -237,15 +247,22 @@ void Connection::on_header(error_code error) {
   if (error == http::error::end_of_stream || error == asio::error::eof ||
       error == asio::error::connection_reset || error == asio::error::operation_aborted)
     return close();
-  if (error == beast::error::timeout) return close();
+  if (error == beast::error::timeout) {
+    // A connection that was opened, or kept, and not used is none.
+    if (parser_->got_some()) return give_up("header_timeout");
+    return close();
+  }
+  if (error == http::error::partial_message) return give_up("incomplete_request");
   if (error == http::error::header_limit)
     return refuse(error_reply(431, "invalid_request_error",
                               fmt::format("The request's header is longer than {} bytes.",
-                                          server_->options.max_header_bytes)));
+                                          server_->options.max_header_bytes),
+                              "", "header_too_long"));
   if (error == http::error::body_limit) return on_body(error);
   if (error)
     return refuse(error_reply(400, "invalid_request_error",
-                              fmt::format("This is not an HTTP request: {}.", error.message())));
+                              fmt::format("This is not an HTTP request: {}.", error.message()), "",
+                              "malformed_request"));
   if (beast::iequals(parser_->get()[http::field::expect], "100-continue")) {
     static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     error_code ignored;
@@ -258,18 +275,19 @@ void Connection::on_header(error_code error) {
 
 void Connection::on_body(error_code error) {
   if (error == http::error::body_limit)
-    return refuse(error_reply(413, "invalid_request_error",
-                              fmt::format("The request's body is longer than {} bytes.",
-                                          server_->options.max_body_bytes)));
-  if (error == beast::error::timeout)
-    return refuse(error_reply(408, "invalid_request_error", "The request's body did not arrive."));
+    return refuse(error_reply(
+        413, "invalid_request_error",
+        fmt::format("The request's body is longer than {} bytes.", server_->options.max_body_bytes),
+        "", "body_too_long"));
+  if (error == beast::error::timeout) return give_up("body_timeout");
   if (error == http::error::partial_message || error == asio::error::eof ||
-      error == asio::error::connection_reset || error == asio::error::operation_aborted)
-    return close();
+      error == asio::error::connection_reset)
+    return give_up("incomplete_request");
+  if (error == asio::error::operation_aborted) return close();
   if (error)
-    return refuse(
-        error_reply(400, "invalid_request_error",
-                    fmt::format("The request's body is malformed: {}.", error.message())));
+    return refuse(error_reply(400, "invalid_request_error",
+                              fmt::format("The request's body is malformed: {}.", error.message()),
+                              "", "malformed_request"));
   stream_.expires_never();
 
   auto& message = parser_->get();
@@ -295,9 +313,18 @@ void Connection::on_body(error_code error) {
 
 // An answer to something that is no whole request; the rest of it is not read.
 void Connection::refuse(HttpReply reply) {
+  const std::string id = new_request_id();
+  server_->on_refusal({.id = id, .status = reply.status, .reason = reply.reason});
+  reply.headers.emplace_back("X-Request-Id", id);
   keep_ = false;
   ended_ = false;
   send(head(reply, false) + reply.body, true);
+}
+
+// The same where nobody is there to read an answer.
+void Connection::give_up(const std::string& reason) {
+  server_->on_refusal({.id = new_request_id(), .reason = reason});
+  close();
 }
 
 // A client that hangs up while it waits makes its socket readable, with nothing to be read. One
@@ -433,7 +460,13 @@ void HttpServer::Impl::accept() {
             if (!is_full) self->connections.insert(connection.get());
           }
           if (is_full) {
-            connection->close_soon();
+            HttpReply reply =
+                error_reply(503, "unavailable_error",
+                            fmt::format("There are {} connections already, the most there may be.",
+                                        self->options.max_connections),
+                            "", "too_many_connections");
+            reply.headers.emplace_back("Retry-After", "1");
+            connection->refuse_soon(std::move(reply));
           } else {
             connection->start();
           }
@@ -445,8 +478,8 @@ void HttpServer::Impl::accept() {
       });
 }
 
-HttpServer::HttpServer(const HttpOptions& options, Handler handler)
-    : impl_(std::make_shared<Impl>(options, std::move(handler))) {
+HttpServer::HttpServer(const HttpOptions& options, Handler handler, OnRefusal on_refusal)
+    : impl_(std::make_shared<Impl>(options, std::move(handler), std::move(on_refusal))) {
   error_code error;
   const auto address = asio::ip::make_address(options.address, error);
   require(!error, "--host {}: not an IP address; 127.0.0.1 is this machine, 0.0.0.0 all networks",
