@@ -248,7 +248,9 @@ def test_a_deadline_ends_draining_and_health_says_so(start):
         healths = set()
         wait_for(lambda: healths.add(status_of(server, b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')) or 503 in healths, healths)
         assert server.post('/v1/completions', {'prompt': 'x'})[0] == 503
-        assert b'[DONE]' in read_all(sock)
+        data += read_all(sock)
+        assert b'data: {"error":' in data and b'[DONE]' in data
+        assert data.count(b'"finish_reason":"stop"') == 0  # half an answer is none
     assert server.wait() == 0 and server.events()[-1]['all_answered'] is False
 
 
