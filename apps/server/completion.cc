@@ -62,6 +62,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void send(const OrderedJson& json) { exchange_->write("data: " + dump(json) + "\n\n"); }
 
   OrderedJson envelope(bool chunk) const;
+  OrderedJson chunk(OrderedJson choice) const;
   OrderedJson chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
                            OrderedJson finish_reason) const;
   OrderedJson usage() const;
@@ -128,22 +129,19 @@ void Completion::begin_stream() {
   exchange_->keep_alive(": still working\n\n", context_.ping_interval);
   if (!request_.chat) return;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    OrderedJson chunk = envelope(true);
-    chunk["choices"] = {{{"index", i},
-                         {"delta", {{"role", "assistant"}, {"content", ""}}},
-                         {"logprobs", nullptr},
-                         {"finish_reason", nullptr}}};
-    send(chunk);
+    send(chunk({{"index", i},
+                {"delta", {{"role", "assistant"}, {"content", ""}}},
+                {"logprobs", nullptr},
+                {"finish_reason", nullptr}}));
   }
 }
 
 void Completion::on_prefill(size_t i, int64_t done, int64_t total, int64_t cached, double ms) {
   if (!request_.stream || !request_.return_progress) return;
-  OrderedJson chunk = envelope(true);
-  chunk["choices"] = {chunk_choice(i, "", nullptr, nullptr)};
-  chunk["prompt_progress"] = {
+  OrderedJson progress = chunk(chunk_choice(i, "", nullptr, nullptr));
+  progress["prompt_progress"] = {
       {"total", total}, {"cache", cached}, {"processed", done}, {"time_ms", ms}};
-  send(chunk);
+  send(progress);
 }
 
 void Completion::on_delta(size_t i, Delta delta) {
@@ -168,21 +166,17 @@ void Completion::on_delta(size_t i, Delta delta) {
   if (delta.n_tokens > 0) send_echo(i);
   if (delta.text.empty() && delta.reports.empty()) return;
   choice.text += delta.text;
-  OrderedJson chunk = envelope(true);
-  chunk["choices"] = {
-      chunk_choice(i, delta.text, logprobs(choice, std::move(delta.reports), false), nullptr)};
-  send(chunk);
+  send(chunk(
+      chunk_choice(i, delta.text, logprobs(choice, std::move(delta.reports), false), nullptr)));
 }
 
 // The prompt, once, after all of it was read.
 void Completion::send_echo(size_t i) {
   Choice& choice = choices_[i];
   if (!request_.echo || std::exchange(choice.echoed, true)) return;
-  OrderedJson chunk = envelope(true);
   const std::string text = context_.tokenizer.decode(choice.prompt, true);
-  chunk["choices"] = {
-      chunk_choice(i, text, logprobs(choice, std::move(choice.prompt_reports), true), nullptr)};
-  send(chunk);
+  send(chunk(
+      chunk_choice(i, text, logprobs(choice, std::move(choice.prompt_reports), true), nullptr)));
 }
 
 // Why there is no whole answer, though the client waits for one.
@@ -205,12 +199,11 @@ void Completion::on_end(size_t i, Outcome outcome) {
       exchange_->write("data: " + error->body + "\n\n");
     } else {
       send_echo(i);
-      OrderedJson chunk = envelope(true);
-      chunk["choices"] = {
-          chunk_choice(i, "", nullptr, reason_name(choice.outcome.generation.finish_reason))};
-      chunk["timings"] = timings(choice);
-      chunk["sparsity"] = sparsity(choice);
-      send(chunk);
+      OrderedJson last =
+          chunk(chunk_choice(i, "", nullptr, reason_name(choice.outcome.generation.finish_reason)));
+      last["timings"] = timings(choice);
+      last["sparsity"] = sparsity(choice);
+      send(last);
     }
   }
   if (++n_ended_ == choices_.size()) finish();
@@ -220,10 +213,10 @@ void Completion::finish() {
   on_gone_.reset();
   if (request_.stream) {
     if (request_.include_usage) {
-      OrderedJson chunk = envelope(true);
-      chunk["choices"] = OrderedJson::array();
-      chunk["usage"] = usage();
-      send(chunk);
+      OrderedJson last = envelope(true);
+      last["choices"] = OrderedJson::array();
+      last["usage"] = usage();
+      send(last);
     }
     exchange_->write("data: [DONE]\n\n");
     return exchange_->end();
@@ -277,6 +270,13 @@ OrderedJson Completion::envelope(bool chunk) const {
   OrderedJson json = {
       {"id", id_}, {"object", object}, {"created", created_}, {"model", context_.model}};
   if (chunk && request_.include_usage) json["usage"] = nullptr;  // until the last
+  return json;
+}
+
+// array(): whether {choice} would be a list of one or the choice itself is up to the compiler.
+OrderedJson Completion::chunk(OrderedJson choice) const {
+  OrderedJson json = envelope(true);
+  json["choices"] = OrderedJson::array({std::move(choice)});
   return json;
 }
 

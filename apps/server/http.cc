@@ -8,14 +8,12 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <thread>
 #include <utility>  // before Boost.Asio 1.74, which needs std::exchange
 
 #include "ei/base/fail.h"
-#include "ei/io/json.h"
 
 namespace ei::server {
 namespace {
@@ -37,36 +35,7 @@ std::string new_request_id() {
   return fmt::format("req-{:x}", next.fetch_add(1));
 }
 
-const char* reason(int status) {
-  switch (status) {
-    case 429:
-      return "Too Many Requests";
-    case 431:
-      return "Request Header Fields Too Large";
-    default:
-      break;
-  }
-  return nullptr;
-}
-
 }  // namespace
-
-HttpReply error_reply(int status, const std::string& type, const std::string& message,
-                      const std::string& param, const std::string& code) {
-  const auto text = [](const std::string& s) {
-    return s.empty() ? OrderedJson(nullptr) : OrderedJson(s);
-  };
-  HttpReply reply;
-  reply.status = status;
-  reply.reason = code.empty() ? type : code;
-  reply.body = OrderedJson{{"error",
-                            {{"message", message},
-                             {"type", type},
-                             {"param", text(param)},
-                             {"code", code.empty() ? OrderedJson(status) : OrderedJson(code)}}}}
-                   .dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
-  return reply;
-}
 
 class Connection;
 
@@ -138,7 +107,6 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void finish();
   void close();
   void start_pings();
-  std::string head(const HttpReply& reply, bool chunked) const;
 
   const std::shared_ptr<HttpServer::Impl> server_;  // first: the stream needs its io to the end
   beast::tcp_stream stream_;
@@ -187,13 +155,15 @@ class Connection::Reply final : public Exchange {
     add_own_headers(reply);
     post([reply = std::move(reply)](Connection& c) {
       const bool has_body = c.parser_->get().method() != http::verb::head;
-      c.send(c.head(reply, false) + (has_body ? reply.body : ""), true);
+      c.send(reply_head(reply, false, c.keep_) + (has_body ? reply.body : ""), true);
     });
   }
   void begin(HttpReply head) override {
     if (begun_.exchange(true)) return;
     add_own_headers(head);
-    post([head = std::move(head)](Connection& c) { c.send(c.head(head, true), false); });
+    post([head = std::move(head)](Connection& c) {
+      c.send(reply_head(head, true, c.keep_), false);
+    });
   }
   void write(std::string piece) override {
     if (piece.empty()) return;
@@ -318,7 +288,7 @@ void Connection::refuse(HttpReply reply) {
   reply.headers.emplace_back("X-Request-Id", id);
   keep_ = false;
   ended_ = false;
-  send(head(reply, false) + reply.body, true);
+  send(reply_head(reply, false, keep_) + reply.body, true);
 }
 
 // The same where nobody is there to read an answer.
@@ -344,22 +314,6 @@ void Connection::watch() {
         if (peek == asio::error::would_block) return self->watch();
         if (peek || n == 0) self->close();
       });
-}
-
-std::string Connection::head(const HttpReply& reply, bool chunked) const {
-  const char* text = reason(reply.status);
-  std::string head = fmt::format(
-      "HTTP/1.1 {} {}\r\nServer: entropyinfer\r\nContent-Type: {}\r\nX-Content-Type-Options: "
-      "nosniff\r\n",
-      reply.status,
-      text != nullptr ? std::string(text)
-                      : to_string(http::obsolete_reason(
-                            http::int_to_status(static_cast<unsigned>(reply.status)))),
-      reply.content_type);
-  for (const auto& [name, value] : reply.headers) head += name + ": " + value + "\r\n";
-  head += chunked ? "Transfer-Encoding: chunked\r\n"
-                  : fmt::format("Content-Length: {}\r\n", reply.body.size());
-  return head + (keep_ ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n");
 }
 
 void Connection::send(std::string bytes, bool last) {

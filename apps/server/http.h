@@ -6,12 +6,10 @@
 #include <memory>
 #include <stop_token>
 #include <string>
-#include <utility>
-#include <vector>
+
+#include "apps/server/http_reply.h"
 
 namespace ei::server {
-
-using Headers = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
   std::string id;      // of this request, in every log line and in X-Request-Id
@@ -19,14 +17,6 @@ struct HttpRequest {
   std::string path;    // without the query; not decoded
   std::string body;
   std::string host, origin, authorization, content_type;
-};
-
-struct HttpReply {
-  int status = 200;
-  std::string body;
-  std::string content_type = "application/json";
-  Headers headers;
-  std::string reason;  // of an error, for logs and metrics: its code, or its type if it has none
 };
 
 // What was sent and is no request that a handler could answer.
@@ -96,9 +86,5 @@ class HttpServer {
  private:
   std::shared_ptr<Impl> impl_;
 };
-
-// An error in OpenAI's form.
-HttpReply error_reply(int status, const std::string& type, const std::string& message,
-                      const std::string& param = {}, const std::string& code = {});
 
 }  // namespace ei::server
