@@ -75,7 +75,7 @@ class Server:
 
 @pytest.fixture(scope='session')
 def server():
-    server = Server()
+    server = Server('--chunk', '512')  # prompts are read in several, and whoever hangs up is noticed soon
     yield server
     assert server.stop() == 0, ''.join(server.log[-20:])
 
