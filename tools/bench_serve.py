@@ -58,11 +58,11 @@ class Client(threading.Thread):
 
 def quantile(values, q):
     values = sorted(values)
-    return values[min(len(values) - 1, int(q * len(values)))] if values else float('nan')
+    return values[min(len(values) - 1, int(q * len(values)))]
 
 
 def ms(values, q):
-    return f'{1000 * quantile(values, q):,.0f}'
+    return f'{1000 * quantile(values, q):,.0f}' if values else ''
 
 
 def measure(port, policy, with_long, seconds, seed):

@@ -23,14 +23,21 @@ HttpReply to_reply(const ApiError& error) {
   return error_reply(error.status, error.type, error.what(), error.param, error.code);
 }
 
-HttpReply to_reply(const Refusal& refusal) {
+// `param`: the field that the prompt came in.
+HttpReply to_reply(const Refusal& refusal, const std::string& param) {
   switch (refusal.kind) {
-    case Refusal::Kind::kTooLong:
-      return error_reply(400, "invalid_request_error", refusal.what(), "messages",
-                         "context_length_exceeded");
+    case Refusal::Kind::kTooLong: {
+      HttpReply reply = error_reply(400, "invalid_request_error", refusal.what(), param,
+                                    "context_length_exceeded");
+      if (refusal.n_prompt == 0) return reply;
+      OrderedJson body = OrderedJson::parse(reply.body);  // clients shorten prompts by the numbers
+      body["error"]["n_prompt_tokens"] = refusal.n_prompt;
+      body["error"]["n_ctx"] = refusal.n_context;
+      reply.body = body.dump();
+      return reply;
+    }
     case Refusal::Kind::kTooLarge:
-      return error_reply(400, "invalid_request_error", refusal.what(), "messages",
-                         "kv_memory_exceeded");
+      return error_reply(400, "invalid_request_error", refusal.what(), param, "kv_memory_exceeded");
     case Refusal::Kind::kBusy: {
       HttpReply reply = error_reply(429, "rate_limit_error", refusal.what(), "", "server_busy");
       reply.headers.emplace_back("Retry-After", std::to_string(refusal.retry_after_s));
@@ -40,6 +47,17 @@ HttpReply to_reply(const Refusal& refusal) {
       break;
   }
   return error_reply(503, "unavailable_error", refusal.what());
+}
+
+size_t text_bytes(const OrderedJson& messages) {
+  size_t n = 0;
+  for (const OrderedJson& message : messages) {
+    const OrderedJson& content = message["content"];
+    if (content.is_string()) n += content.get_ref<const std::string&>().size();
+    if (!content.is_array()) continue;
+    for (const OrderedJson& part : content) n += part["text"].get_ref<const std::string&>().size();
+  }
+  return n;
 }
 
 // As long for every token of one length, wherever it differs.
@@ -102,7 +120,7 @@ void Api::handle(std::shared_ptr<Exchange> exchange) {
   } catch (const ApiError& error) {
     reply = to_reply(error);
   } catch (const Refusal& refusal) {
-    reply = to_reply(refusal);
+    reply = to_reply(refusal, request.path == "/v1/completions" ? "prompt" : "messages");
   } catch (const Error& error) {
     reply = error_reply(400, "invalid_request_error", error.what());
   } catch (const std::bad_alloc&) {
@@ -110,12 +128,23 @@ void Api::handle(std::shared_ptr<Exchange> exchange) {
   } catch (const std::exception& error) {
     reply = error_reply(500, "server_error", error.what());
   }
-  const int status = reply->status;
-  metrics_.http_reply(status == 0 ? 200 : status);
-  if (status >= 400)
-    log_event("request_refused", {{"id", request.id}, {"path", request.path}, {"status", status}});
-  if (status == 0) return;  // a completion answers for itself
+  if (reply->status == 0) return;  // a completion answers for itself
+  metrics_.http_reply(reply->status);
+  if (reply->status >= 400) {
+    metrics_.refused(reply->reason);
+    log_event("request_refused", {{"id", request.id},
+                                  {"path", request.path},
+                                  {"status", reply->status},
+                                  {"reason", reply->reason}});
+  }
   exchange->reply(std::move(*reply));
+}
+
+void Api::refused(const HttpRefusal& refusal) {
+  if (refusal.status > 0) metrics_.http_reply(refusal.status);
+  metrics_.refused(refusal.reason);
+  log_event("request_refused",
+            {{"id", refusal.id}, {"status", refusal.status}, {"reason", refusal.reason}});
 }
 
 // What nobody may do, whatever the endpoint. A page of another site that reaches this server
@@ -127,10 +156,12 @@ std::optional<HttpReply> Api::refuse(const HttpRequest& request) const {
     return error_reply(403, "permission_error",
                        fmt::format("Host '{}' is not one of this server's; start it with "
                                    "--allowed-hosts {}.",
-                                   host, host));
+                                   host, host),
+                       "", "unknown_host");
   if (!allowed_origin(request))
     return error_reply(403, "permission_error",
-                       "Pages of other origins may not call this server; see --cors-origins.");
+                       "Pages of other origins may not call this server; see --cors-origins.", "",
+                       "unknown_origin");
   return {};
 }
 
@@ -206,7 +237,8 @@ HttpReply Api::route(const std::shared_ptr<Exchange>& exchange) {
   for (const Post& post : posts) {
     if (path != post.path) continue;
     if (request.method == "POST") return post.run();
-    HttpReply reply = error_reply(405, "invalid_request_error", "This endpoint takes POST.");
+    HttpReply reply = error_reply(405, "invalid_request_error", "This endpoint takes POST.", "",
+                                  "method_not_allowed");
     reply.headers.emplace_back("Allow", "POST");
     return reply;
   }
@@ -288,8 +320,16 @@ void Api::complete(const std::shared_ptr<Exchange>& exchange, bool chat) {
   // No token is longer than this in any tokenizer: what is over is not worth tokenizing.
   constexpr size_t kMaxBytesPerToken = 128;
   const auto most_bytes = static_cast<size_t>(info_.max_context) * kMaxBytesPerToken;
+  const auto check_bytes = [&](size_t n_bytes) {
+    if (n_bytes > most_bytes)
+      throw Refusal(Refusal::Kind::kTooLong,
+                    fmt::format("This model's maximum context length is {} tokens. However, your "
+                                "prompt has {} bytes of text.",
+                                info_.max_context, n_bytes));
+  };
   std::vector<std::vector<int32_t>> prompts;
   if (chat) {
+    check_bytes(text_bytes(request.conversation.messages));
     prompts.push_back(encode(request.conversation));
   } else {
     for (Prompt& prompt : request.prompts) {
@@ -298,11 +338,7 @@ void Api::complete(const std::shared_ptr<Exchange>& exchange, bool chat) {
         continue;
       }
       const auto& text = std::get<std::string>(prompt);
-      if (text.size() > most_bytes)
-        throw Refusal(Refusal::Kind::kTooLong,
-                      fmt::format("This model's maximum context length is {} tokens. However, your "
-                                  "prompt has {} bytes of text.",
-                                  info_.max_context, text.size()));
+      check_bytes(text.size());
       prompts.push_back(engine_->tokenize(text));
     }
   }

@@ -36,6 +36,8 @@ class Api {
 
   // May be called from several threads.
   void handle(std::shared_ptr<Exchange> exchange);
+  // Logs and counts what never came to handle().
+  void refused(const HttpRefusal& refusal);
 
  private:
   std::optional<HttpReply> refuse(const HttpRequest& request) const;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "apps/server/log.h"
@@ -45,7 +46,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
     int64_t text_offset = 0;  // of the next token reported
     std::vector<TokenReport> reports, prompt_reports;
     Outcome outcome;
-    bool ended = false;
+    bool echoed = false;  // the prompt was sent
     int64_t n_tokens = 0;
     Clock::time_point last_token;
   };
@@ -55,9 +56,13 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void on_end(size_t i, Outcome outcome);
   void finish();
   void begin_stream();
+  void send_echo(size_t i);
+  void answer(HttpReply reply);
+  std::optional<HttpReply> failure(const Choice& choice) const;
   void send(const OrderedJson& json) { exchange_->write("data: " + dump(json) + "\n\n"); }
 
   OrderedJson envelope(bool chunk) const;
+  OrderedJson chunk(OrderedJson choice) const;
   OrderedJson chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
                            OrderedJson finish_reason) const;
   OrderedJson usage() const;
@@ -119,26 +124,24 @@ void Completion::begin_stream() {
   HttpReply head;
   head.content_type = "text/event-stream";
   head.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+  context_.metrics.http_reply(head.status);
   exchange_->begin(head);
   exchange_->keep_alive(": still working\n\n", context_.ping_interval);
   if (!request_.chat) return;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    OrderedJson chunk = envelope(true);
-    chunk["choices"] = {{{"index", i},
-                         {"delta", {{"role", "assistant"}, {"content", ""}}},
-                         {"logprobs", nullptr},
-                         {"finish_reason", nullptr}}};
-    send(chunk);
+    send(chunk({{"index", i},
+                {"delta", {{"role", "assistant"}, {"content", ""}}},
+                {"logprobs", nullptr},
+                {"finish_reason", nullptr}}));
   }
 }
 
 void Completion::on_prefill(size_t i, int64_t done, int64_t total, int64_t cached, double ms) {
   if (!request_.stream || !request_.return_progress) return;
-  OrderedJson chunk = envelope(true);
-  chunk["choices"] = {chunk_choice(i, "", nullptr, nullptr)};
-  chunk["prompt_progress"] = {
+  OrderedJson progress = chunk(chunk_choice(i, "", nullptr, nullptr));
+  progress["prompt_progress"] = {
       {"total", total}, {"cache", cached}, {"processed", done}, {"time_ms", ms}};
-  send(chunk);
+  send(progress);
 }
 
 void Completion::on_delta(size_t i, Delta delta) {
@@ -160,42 +163,47 @@ void Completion::on_delta(size_t i, Delta delta) {
     for (TokenReport& report : delta.reports) choice.reports.push_back(std::move(report));
     return;
   }
-  if (request_.echo && choice.text.empty() && choice.n_tokens == delta.n_tokens &&
-      delta.n_tokens > 0) {
-    OrderedJson chunk = envelope(true);
-    const std::string text = context_.tokenizer.decode(choice.prompt, true);
-    chunk["choices"] = {
-        chunk_choice(i, text, logprobs(choice, std::move(choice.prompt_reports), true), nullptr)};
-    send(chunk);
-  }
+  if (delta.n_tokens > 0) send_echo(i);
   if (delta.text.empty() && delta.reports.empty()) return;
   choice.text += delta.text;
-  OrderedJson chunk = envelope(true);
-  chunk["choices"] = {
-      chunk_choice(i, delta.text, logprobs(choice, std::move(delta.reports), false), nullptr)};
-  send(chunk);
+  send(chunk(
+      chunk_choice(i, delta.text, logprobs(choice, std::move(delta.reports), false), nullptr)));
+}
+
+// The prompt, once, after all of it was read.
+void Completion::send_echo(size_t i) {
+  Choice& choice = choices_[i];
+  if (!request_.echo || std::exchange(choice.echoed, true)) return;
+  const std::string text = context_.tokenizer.decode(choice.prompt, true);
+  send(chunk(
+      chunk_choice(i, text, logprobs(choice, std::move(choice.prompt_reports), true), nullptr)));
+}
+
+// Why there is no whole answer, though the client waits for one.
+std::optional<HttpReply> Completion::failure(const Choice& choice) const {
+  if (choice.outcome.error) return error_reply(503, "unavailable_error", *choice.outcome.error);
+  if (choice.outcome.generation.finish_reason == FinishReason::kCancelled &&
+      !exchange_->gone().stop_requested())
+    return error_reply(503, "unavailable_error",
+                       "The request was cancelled: it timed out or the server shut down.");
+  return {};
 }
 
 void Completion::on_end(size_t i, Outcome outcome) {
   Choice& choice = choices_[i];
   choice.outcome = std::move(outcome);
-  choice.ended = true;
   context_.metrics.ended(choice.outcome, seconds_since(start_), request_.request);
   log(choice);
   if (request_.stream) {
-    if (choice.outcome.error) {
-      send({{"error",
-             {{"message", *choice.outcome.error},
-              {"type", "server_error"},
-              {"param", nullptr},
-              {"code", 500}}}});
+    if (const auto error = failure(choice)) {
+      exchange_->write("data: " + error->body + "\n\n");
     } else {
-      OrderedJson chunk = envelope(true);
-      chunk["choices"] = {
-          chunk_choice(i, "", nullptr, reason_name(choice.outcome.generation.finish_reason))};
-      chunk["timings"] = timings(choice);
-      chunk["sparsity"] = sparsity(choice);
-      send(chunk);
+      send_echo(i);
+      OrderedJson last =
+          chunk(chunk_choice(i, "", nullptr, reason_name(choice.outcome.generation.finish_reason)));
+      last["timings"] = timings(choice);
+      last["sparsity"] = sparsity(choice);
+      send(last);
     }
   }
   if (++n_ended_ == choices_.size()) finish();
@@ -205,10 +213,10 @@ void Completion::finish() {
   on_gone_.reset();
   if (request_.stream) {
     if (request_.include_usage) {
-      OrderedJson chunk = envelope(true);
-      chunk["choices"] = OrderedJson::array();
-      chunk["usage"] = usage();
-      send(chunk);
+      OrderedJson last = envelope(true);
+      last["choices"] = OrderedJson::array();
+      last["usage"] = usage();
+      send(last);
     }
     exchange_->write("data: [DONE]\n\n");
     return exchange_->end();
@@ -217,14 +225,8 @@ void Completion::finish() {
   OrderedJson list = OrderedJson::array();
   for (size_t i = 0; i < choices_.size(); ++i) {
     Choice& choice = choices_[i];
-    if (choice.outcome.error)
-      return exchange_->reply(error_reply(503, "unavailable_error", *choice.outcome.error));
-    const Generation& g = choice.outcome.generation;
-    if (g.finish_reason == FinishReason::kCancelled && !exchange_->gone().stop_requested())
-      return exchange_->reply(
-          error_reply(503, "unavailable_error",
-                      "The request was cancelled: it timed out or the server shut down."));
-    OrderedJson finish_reason = reason_name(g.finish_reason);
+    if (auto error = failure(choice)) return answer(std::move(*error));
+    OrderedJson finish_reason = reason_name(choice.outcome.generation.finish_reason);
     if (request_.chat) {
       const bool wanted = request_.options.top_logprobs >= 0;
       list.push_back(
@@ -254,13 +256,28 @@ void Completion::finish() {
   reply["sparsity"] = sparsity(choices_[0]);
   HttpReply out;
   out.body = dump(reply);
-  exchange_->reply(std::move(out));
+  answer(std::move(out));
+}
+
+void Completion::answer(HttpReply reply) {
+  context_.metrics.http_reply(reply.status);
+  exchange_->reply(std::move(reply));
 }
 
 OrderedJson Completion::envelope(bool chunk) const {
   const char* object =
       request_.chat ? (chunk ? "chat.completion.chunk" : "chat.completion") : "text_completion";
-  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", context_.model}};
+  OrderedJson json = {
+      {"id", id_}, {"object", object}, {"created", created_}, {"model", context_.model}};
+  if (chunk && request_.include_usage) json["usage"] = nullptr;  // until the last
+  return json;
+}
+
+// array(): whether {choice} would be a list of one or the choice itself is up to the compiler.
+OrderedJson Completion::chunk(OrderedJson choice) const {
+  OrderedJson json = envelope(true);
+  json["choices"] = OrderedJson::array({std::move(choice)});
+  return json;
 }
 
 OrderedJson Completion::chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
@@ -335,7 +352,8 @@ OrderedJson Completion::chat_logprobs(const std::vector<TokenReport>& reports) c
   return {{"content", content}, {"refusal", nullptr}};
 }
 
-// In the form of the API asked. `prompt`: of the prompt's tokens, the first of which has none.
+// In the form of the API asked. Offsets count characters, as clients' strings do. `prompt`: of the
+// prompt's tokens, the first of which has none.
 OrderedJson Completion::logprobs(Choice& choice, std::vector<TokenReport> reports,
                                  bool prompt) const {
   if (request_.options.top_logprobs < 0) return nullptr;
@@ -350,7 +368,9 @@ OrderedJson Completion::logprobs(Choice& choice, std::vector<TokenReport> report
     scores.push_back(std::move(score));
     tops.push_back(std::move(top));
     offsets.push_back(offset);
-    if (!context_.tokenizer.is_special(id)) offset += static_cast<int64_t>(text.size());
+    if (!context_.tokenizer.is_special(id))
+      offset += std::ranges::count_if(context_.tokenizer.token_bytes(id),
+                                      [](char c) { return (c & 0xC0) != 0x80; });
   };
   if (prompt && !choice.prompt.empty()) add(choice.prompt[0], nullptr, nullptr);
   for (const TokenReport& report : reports) {
@@ -359,6 +379,8 @@ OrderedJson Completion::logprobs(Choice& choice, std::vector<TokenReport> report
       const std::string text = token_text(t.token);
       if (!top.contains(text)) top[text] = t.logprob;  // two ids may have one text: the likelier
     }
+    const std::string chosen = token_text(report.chosen.token);
+    if (!top.contains(chosen)) top[chosen] = report.chosen.logprob;
     add(report.chosen.token, report.chosen.logprob, std::move(top));
   }
   return {{"tokens", tokens},

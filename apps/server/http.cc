@@ -8,14 +8,12 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <thread>
 #include <utility>  // before Boost.Asio 1.74, which needs std::exchange
 
 #include "ei/base/fail.h"
-#include "ei/io/json.h"
 
 namespace ei::server {
 namespace {
@@ -37,40 +35,13 @@ std::string new_request_id() {
   return fmt::format("req-{:x}", next.fetch_add(1));
 }
 
-const char* reason(int status) {
-  switch (status) {
-    case 429:
-      return "Too Many Requests";
-    case 431:
-      return "Request Header Fields Too Large";
-    default:
-      break;
-  }
-  return nullptr;
-}
-
 }  // namespace
-
-HttpReply error_reply(int status, const std::string& type, const std::string& message,
-                      const std::string& param, const std::string& code) {
-  const auto text = [](const std::string& s) {
-    return s.empty() ? OrderedJson(nullptr) : OrderedJson(s);
-  };
-  HttpReply reply;
-  reply.status = status;
-  reply.body = OrderedJson{{"error",
-                            {{"message", message},
-                             {"type", type},
-                             {"param", text(param)},
-                             {"code", code.empty() ? OrderedJson(status) : OrderedJson(code)}}}}
-                   .dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
-  return reply;
-}
 
 class Connection;
 
 struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
-  Impl(const HttpOptions& o, Handler h) : options(o), handler(std::move(h)) {}
+  Impl(const HttpOptions& o, Handler h, OnRefusal r)
+      : options(o), handler(std::move(h)), on_refusal(std::move(r)) {}
 
   void accept();
   void remove(Connection* connection) {
@@ -84,6 +55,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
 
   const HttpOptions options;
   const Handler handler;
+  const OnRefusal on_refusal;
   asio::io_context io;
   tcp::acceptor acceptor{io};
   std::atomic<bool> listening{true};
@@ -105,6 +77,12 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void start() {
     asio::dispatch(stream_.get_executor(), [self = shared_from_this()] { self->read(); });
   }
+  void refuse_soon(HttpReply reply) {
+    asio::dispatch(stream_.get_executor(),
+                   [self = shared_from_this(), reply = std::move(reply)]() mutable {
+                     self->refuse(std::move(reply));
+                   });
+  }
   void close_soon() {
     asio::post(stream_.get_executor(), [self = shared_from_this()] { self->close(); });
   }
@@ -122,13 +100,13 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void on_header(error_code error);
   void on_body(error_code error);
   void refuse(HttpReply reply);
+  void give_up(const std::string& reason);
   void watch();
   void send(std::string bytes, bool last);
   void write_next();
   void finish();
   void close();
   void start_pings();
-  std::string head(const HttpReply& reply, bool chunked) const;
 
   const std::shared_ptr<HttpServer::Impl> server_;  // first: the stream needs its io to the end
   beast::tcp_stream stream_;
@@ -177,13 +155,15 @@ class Connection::Reply final : public Exchange {
     add_own_headers(reply);
     post([reply = std::move(reply)](Connection& c) {
       const bool has_body = c.parser_->get().method() != http::verb::head;
-      c.send(c.head(reply, false) + (has_body ? reply.body : ""), true);
+      c.send(reply_head(reply, false, c.keep_) + (has_body ? reply.body : ""), true);
     });
   }
   void begin(HttpReply head) override {
     if (begun_.exchange(true)) return;
     add_own_headers(head);
-    post([head = std::move(head)](Connection& c) { c.send(c.head(head, true), false); });
+    post([head = std::move(head)](Connection& c) {
+      c.send(reply_head(head, true, c.keep_), false);
+    });
   }
   void write(std::string piece) override {
     if (piece.empty()) return;
@@ -237,15 +217,22 @@ void Connection::on_header(error_code error) {
   if (error == http::error::end_of_stream || error == asio::error::eof ||
       error == asio::error::connection_reset || error == asio::error::operation_aborted)
     return close();
-  if (error == beast::error::timeout) return close();
+  if (error == beast::error::timeout) {
+    // A connection that was opened, or kept, and not used is none.
+    if (parser_->got_some()) return give_up("header_timeout");
+    return close();
+  }
+  if (error == http::error::partial_message) return give_up("incomplete_request");
   if (error == http::error::header_limit)
     return refuse(error_reply(431, "invalid_request_error",
                               fmt::format("The request's header is longer than {} bytes.",
-                                          server_->options.max_header_bytes)));
+                                          server_->options.max_header_bytes),
+                              "", "header_too_long"));
   if (error == http::error::body_limit) return on_body(error);
   if (error)
     return refuse(error_reply(400, "invalid_request_error",
-                              fmt::format("This is not an HTTP request: {}.", error.message())));
+                              fmt::format("This is not an HTTP request: {}.", error.message()), "",
+                              "malformed_request"));
   if (beast::iequals(parser_->get()[http::field::expect], "100-continue")) {
     static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     error_code ignored;
@@ -258,18 +245,19 @@ void Connection::on_header(error_code error) {
 
 void Connection::on_body(error_code error) {
   if (error == http::error::body_limit)
-    return refuse(error_reply(413, "invalid_request_error",
-                              fmt::format("The request's body is longer than {} bytes.",
-                                          server_->options.max_body_bytes)));
-  if (error == beast::error::timeout)
-    return refuse(error_reply(408, "invalid_request_error", "The request's body did not arrive."));
+    return refuse(error_reply(
+        413, "invalid_request_error",
+        fmt::format("The request's body is longer than {} bytes.", server_->options.max_body_bytes),
+        "", "body_too_long"));
+  if (error == beast::error::timeout) return give_up("body_timeout");
   if (error == http::error::partial_message || error == asio::error::eof ||
-      error == asio::error::connection_reset || error == asio::error::operation_aborted)
-    return close();
+      error == asio::error::connection_reset)
+    return give_up("incomplete_request");
+  if (error == asio::error::operation_aborted) return close();
   if (error)
-    return refuse(
-        error_reply(400, "invalid_request_error",
-                    fmt::format("The request's body is malformed: {}.", error.message())));
+    return refuse(error_reply(400, "invalid_request_error",
+                              fmt::format("The request's body is malformed: {}.", error.message()),
+                              "", "malformed_request"));
   stream_.expires_never();
 
   auto& message = parser_->get();
@@ -295,9 +283,18 @@ void Connection::on_body(error_code error) {
 
 // An answer to something that is no whole request; the rest of it is not read.
 void Connection::refuse(HttpReply reply) {
+  const std::string id = new_request_id();
+  server_->on_refusal({.id = id, .status = reply.status, .reason = reply.reason});
+  reply.headers.emplace_back("X-Request-Id", id);
   keep_ = false;
   ended_ = false;
-  send(head(reply, false) + reply.body, true);
+  send(reply_head(reply, false, keep_) + reply.body, true);
+}
+
+// The same where nobody is there to read an answer.
+void Connection::give_up(const std::string& reason) {
+  server_->on_refusal({.id = new_request_id(), .reason = reason});
+  close();
 }
 
 // A client that hangs up while it waits makes its socket readable, with nothing to be read. One
@@ -317,22 +314,6 @@ void Connection::watch() {
         if (peek == asio::error::would_block) return self->watch();
         if (peek || n == 0) self->close();
       });
-}
-
-std::string Connection::head(const HttpReply& reply, bool chunked) const {
-  const char* text = reason(reply.status);
-  std::string head = fmt::format(
-      "HTTP/1.1 {} {}\r\nServer: entropyinfer\r\nContent-Type: {}\r\nX-Content-Type-Options: "
-      "nosniff\r\n",
-      reply.status,
-      text != nullptr ? std::string(text)
-                      : to_string(http::obsolete_reason(
-                            http::int_to_status(static_cast<unsigned>(reply.status)))),
-      reply.content_type);
-  for (const auto& [name, value] : reply.headers) head += name + ": " + value + "\r\n";
-  head += chunked ? "Transfer-Encoding: chunked\r\n"
-                  : fmt::format("Content-Length: {}\r\n", reply.body.size());
-  return head + (keep_ ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n");
 }
 
 void Connection::send(std::string bytes, bool last) {
@@ -433,7 +414,13 @@ void HttpServer::Impl::accept() {
             if (!is_full) self->connections.insert(connection.get());
           }
           if (is_full) {
-            connection->close_soon();
+            HttpReply reply =
+                error_reply(503, "unavailable_error",
+                            fmt::format("There are {} connections already, the most there may be.",
+                                        self->options.max_connections),
+                            "", "too_many_connections");
+            reply.headers.emplace_back("Retry-After", "1");
+            connection->refuse_soon(std::move(reply));
           } else {
             connection->start();
           }
@@ -445,8 +432,8 @@ void HttpServer::Impl::accept() {
       });
 }
 
-HttpServer::HttpServer(const HttpOptions& options, Handler handler)
-    : impl_(std::make_shared<Impl>(options, std::move(handler))) {
+HttpServer::HttpServer(const HttpOptions& options, Handler handler, OnRefusal on_refusal)
+    : impl_(std::make_shared<Impl>(options, std::move(handler), std::move(on_refusal))) {
   error_code error;
   const auto address = asio::ip::make_address(options.address, error);
   require(!error, "--host {}: not an IP address; 127.0.0.1 is this machine, 0.0.0.0 all networks",

@@ -6,12 +6,10 @@
 #include <memory>
 #include <stop_token>
 #include <string>
-#include <utility>
-#include <vector>
+
+#include "apps/server/http_reply.h"
 
 namespace ei::server {
-
-using Headers = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
   std::string id;      // of this request, in every log line and in X-Request-Id
@@ -21,11 +19,13 @@ struct HttpRequest {
   std::string host, origin, authorization, content_type;
 };
 
-struct HttpReply {
-  int status = 200;
-  std::string body;
-  std::string content_type = "application/json";
-  Headers headers;
+// What was sent and is no request that a handler could answer.
+struct HttpRefusal {
+  std::string id;
+  int status = 0;  // of the answer; 0: the connection was closed without one
+  // malformed_request, header_too_long, body_too_long, header_timeout, body_timeout,
+  // incomplete_request (the client hung up within it) or too_many_connections.
+  std::string reason;
 };
 
 // One request and the way back to its client. All methods may be called from any thread, and after
@@ -60,14 +60,16 @@ struct HttpOptions {
 };
 
 // HTTP/1.1 with limits on everything a client sends. What a client may not do is answered here, by
-// an error in OpenAI's form (400, 408, 413, 431, 503); the handler gets whole requests, on a thread
-// that it may not block for long.
+// an error in OpenAI's form (400, 413, 431, 503), and what comes too slowly is dropped; the handler
+// gets whole requests, on_refusal hears of the rest. Both are called on threads that they may not
+// block for long.
 class HttpServer {
  public:
   using Handler = std::function<void(std::shared_ptr<Exchange>)>;
+  using OnRefusal = std::function<void(const HttpRefusal&)>;
 
   // Listens at once; throws Error naming address and port when it cannot.
-  HttpServer(const HttpOptions& options, Handler handler);
+  HttpServer(const HttpOptions& options, Handler handler, OnRefusal on_refusal);
   ~HttpServer();  // closes all connections
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
@@ -84,9 +86,5 @@ class HttpServer {
  private:
   std::shared_ptr<Impl> impl_;
 };
-
-// An error in OpenAI's form.
-HttpReply error_reply(int status, const std::string& type, const std::string& message,
-                      const std::string& param = {}, const std::string& code = {});
 
 }  // namespace ei::server

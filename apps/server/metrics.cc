@@ -70,6 +70,11 @@ void Metrics::http_reply(int status) {
   ++replies_[status];
 }
 
+void Metrics::refused(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  ++refused_[reason];
+}
+
 void Metrics::first_token(double s) {
   const std::lock_guard lock(mutex_);
   ttft_.observe(s);
@@ -141,6 +146,7 @@ std::string Metrics::render(const SchedulerStats& s) const {
   value("decode_step_tokens_total", "counter", "Tokens written by decode steps.", s.n_step_tokens);
   value("kv_compressed_total", "counter", "Answers whose KV cache was compressed.", n_compressed_);
   labelled("request_success_total", "Requests ended, by reason.", "finished_reason", finished_);
+  labelled("requests_refused_total", "Requests not served, by reason.", "reason", refused_);
   labelled("dense_fallback_total", "Prompts read with dense attention, by reason.", "reason",
            dense_);
   labelled("http_replies_total", "HTTP replies, by status.", "status", replies_);

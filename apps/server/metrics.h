@@ -32,6 +32,7 @@ class Metrics {
   explicit Metrics(std::string model) : model_(std::move(model)) {}
 
   void http_reply(int status);
+  void refused(const std::string& reason);
   void first_token(double s);
   void next_token(double s);  // since the one before
   // A request that ended: its outcome, when it came (seconds ago), and whether it was to be sparse.
@@ -52,8 +53,8 @@ class Metrics {
   Histogram compression_{{0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1}};
   int64_t n_prompt_ = 0, n_cached_ = 0, n_generated_ = 0;
   int64_t n_compressed_ = 0;
-  std::map<std::string, int64_t> finished_, dense_;  // by reason
-  std::map<int, int64_t> replies_;                   // by status
+  std::map<std::string, int64_t> finished_, refused_, dense_;  // by reason
+  std::map<int, int64_t> replies_;                             // by status
 };
 
 }  // namespace ei::server

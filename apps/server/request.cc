@@ -186,8 +186,13 @@ void refuse_unsupported(const Json& json, const Fields& fields) {
   for (const char* key : {"frequency_penalty", "presence_penalty"})
     if (fields.number(key, -2, 2, 0) != 0)
       bad(key, fmt::format("'{}' is not supported; 'repetition_penalty' is.", key));
-  if (fields.integer("best_of", 1, 1, 1) != 1 || given("suffix"))
-    bad("suffix", "'suffix' and 'best_of' are not supported.");
+  fields.integer("best_of", 1, 1, 1);
+  for (const char* key :
+       {"suffix", "chat_template", "grammar", "json_schema", "structured_outputs", "guided_json",
+        "guided_regex", "guided_choice", "guided_grammar", "prompt_logprobs"})
+    if (given(key)) bad(key, fmt::format("'{}' is not supported.", key));
+  if (fields.boolean("continue_final_message", false))
+    bad("continue_final_message", "'continue_final_message' is not supported.");
 }
 
 void read_policy(const Fields& fields, Request& request) {

@@ -69,6 +69,10 @@ class Serve {
         ->group(group);
     size(command.add_option("--max-body", http_.max_body_bytes, "Largest request"), "SIZE [64MiB]",
          group);
+    command.add_option("--max-connections", http_.max_connections, "Clients at the same time")
+        ->check(CLI::Range(1, 1 << 20))
+        ->option_text("N [1024]")
+        ->group(group);
     command.add_option("--io-threads", http_.n_threads, "Threads that speak HTTP")
         ->check(CLI::Range(1, 64))
         ->option_text("N [4]")
@@ -142,9 +146,9 @@ class Serve {
     Interrupts::Scope scope(interrupts_);
     std::optional<Engine> engine;
     server::Api api(api_);
-    server::HttpServer http(http_, [&](std::shared_ptr<server::Exchange> exchange) {
-      api.handle(std::move(exchange));
-    });
+    server::HttpServer http(
+        http_, [&](std::shared_ptr<server::Exchange> exchange) { api.handle(std::move(exchange)); },
+        [&](const server::HttpRefusal& refusal) { api.refused(refusal); });
     engine.emplace(model_.load());
     api.serve(*engine, scheduler_,
               {.prefill = policies.prefill,

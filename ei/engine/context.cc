@@ -79,9 +79,10 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   plan_->begin(n, cached);
 }
 
-Chunk Context::read_chunk(Activations& act, int64_t max_rows) {
+Chunk Context::read_chunk(Activations& act, int64_t max_rows,
+                          const std::function<void()>& between_layers) {
   const Chunk chunk = prefill_chunk(*engine_.backend, *engine_.model, act, *cache_, *window_,
-                                    *plan_, prompt_, wanted_, max_rows);
+                                    *plan_, prompt_, wanted_, max_rows, between_layers);
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_read());
   reusable_ = std::min(n_read(), plan_->reusable(n_prompt()));
   if (n_read() == n_prompt()) keep_prefix();

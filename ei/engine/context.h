@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -34,8 +35,9 @@ class Context {
              Hidden wanted = Hidden::kLast);
 
   // Reads the next chunk, of max_rows tokens if it can; whole segments. Its hidden states, if they
-  // are wanted, stay in `act`.
-  Chunk read_chunk(Activations& act, int64_t max_rows = INT64_MAX);
+  // are wanted, stay in `act`. As prefill_chunk().
+  Chunk read_chunk(Activations& act, int64_t max_rows = INT64_MAX,
+                   const std::function<void()>& between_layers = {});
   void wrote(int32_t token) { tokens_.push_back(token); }  // the decode loop has read it
   void finish_answer();  // what can be reused of the answer, now that it is complete
   // Lets other requests reuse what was read of the prompt. Done by itself once all of it is.

@@ -31,8 +31,7 @@ SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& eng
 
 int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
   const int64_t segment = options.prefill.segment;
-  const int64_t rows = (engine.options.chunk + segment - 1) / segment * segment;
-  return std::max(rows, options.max_sequences);
+  return (engine.options.chunk + segment - 1) / segment * segment;
 }
 
 }  // namespace
@@ -51,7 +50,9 @@ Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
       pool_(*engine_.backend, engine_.kv_shape(options_.prefill).page_bytes()),
       prefixes_(*engine_.backend, options_.prefix_bytes),
       act_(*engine_.backend, engine_.model->config(), chunk_rows(options_, engine_),
-           std::max(Sequence::kScoreRows, options_.max_sequences)),
+           Sequence::kScoreRows),
+      step_act_(*engine_.backend, engine_.model->config(), options_.max_sequences,
+                options_.max_sequences),
       decoder_(*engine_.backend, *engine_.model, options_.max_sequences) {
   stats_.kv_bytes_max = options_.kv_bytes;
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
@@ -115,12 +116,17 @@ void Scheduler::check(const Job& job) const {
   const int64_t context = engine_.model->config().max_positions;
   const auto n_prompt = static_cast<int64_t>(request.tokens.size());
   const int64_t n_answer = std::max<int64_t>(1, request.max_tokens);
-  if (n_prompt + (request.max_tokens > 0 ? 1 : 0) > context)
-    throw Refusal(Refusal::Kind::kTooLong,
-                  fmt::format("This model's maximum context length is {} tokens. However, your "
-                              "prompt contains {} tokens and asks for {} of output. Please reduce "
-                              "the length of the prompt.",
-                              context, n_prompt, n_answer));
+  if (n_prompt + (request.max_tokens > 0 ? 1 : 0) > context) {
+    Refusal refusal(
+        Refusal::Kind::kTooLong,
+        fmt::format("This model's maximum context length is {} tokens. However, your prompt "
+                    "contains {} tokens and asks for {} of output. Please reduce the length of "
+                    "the prompt.",
+                    context, n_prompt, n_answer));
+    refusal.n_prompt = n_prompt;
+    refusal.n_context = context;
+    throw refusal;
+  }
   const int64_t bytes = planned_bytes(request);
   if (bytes > options_.kv_bytes)
     throw Refusal(
@@ -296,7 +302,9 @@ void Scheduler::read_next() {
     Sequence& sequence = *it->sequence;
     const auto begin = Clock::now();
     const int64_t at = sequence.n_read();
-    sequence.read_chunk(act_, max_rows);
+    sequence.read_chunk(act_, max_rows, [&] {
+      if (Clock::now() >= next_step_) write_all();
+    });
     const auto now = Clock::now();
     const double tps =
         double(sequence.n_read() - at) * 1000 / std::max(1e-3, ms_between(begin, now));
@@ -329,8 +337,9 @@ void Scheduler::write_all() {
     it = next;
   }
   if (batch.empty()) return;
+  const auto begin = Clock::now();
   try {
-    const Act logits = decoder_.step(act_, running);
+    const Act logits = decoder_.step(step_act_, running);
     for (size_t i = 0; i < batch.size(); ++i)
       batch[i]->sequence->accept(logits.slice(static_cast<int64_t>(i), 1));
   } catch (const std::exception& error) {
@@ -341,6 +350,8 @@ void Scheduler::write_all() {
     deliver(*it);
     if (it->sequence->finished()) end(it);
   }
+  const auto now = Clock::now();
+  next_step_ = now + std::max<Clock::duration>(options_.step_interval, now - begin);
   const std::lock_guard lock(mutex_);
   ++stats_.n_steps;
   stats_.n_step_tokens += static_cast<int64_t>(batch.size());

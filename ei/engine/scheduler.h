@@ -25,6 +25,9 @@ struct SchedulerOptions {
   int64_t max_waiting_tokens = 4 << 20;  // of their prompts
   int64_t kv_bytes = 0;       // for the caches of running requests; 0: half of what is free
   int64_t prefix_bytes = -1;  // for the prefix cache; -1: a quarter of what is free
+  // While a prompt is read, answers go on at the first layer that ends so long after their last
+  // step, and no less than that step took: reading keeps half of the time.
+  std::chrono::milliseconds step_interval{50};
 };
 
 // Why a request was not taken.
@@ -40,6 +43,7 @@ class Refusal : public Error {
       : Error(what), kind(kind), retry_after_s(retry_after_s) {}
   Kind kind;
   int retry_after_s;
+  int64_t n_prompt = 0, n_context = 0;  // of kTooLong, in tokens, if they are known
 };
 
 struct Outcome {
@@ -74,9 +78,9 @@ struct SchedulerStats {
 };
 
 // Runs many requests on one engine with one thread: all answers being written go through each
-// decode step together, and between two steps one chunk of one prompt is read, of one segment while
-// anybody waits for a token. Prompts take turns, first come first served as long as the caches
-// planned fit the memory.
+// decode step together, and between two steps at most one chunk of one prompt is read, of one
+// segment while anybody waits for a token, or as many of its layers as the step interval has time
+// for. Prompts take turns, first come first served as long as the caches planned fit the memory.
 class Scheduler {
  public:
   // Throws Error when there is no memory, or the policy cannot be read in chunks.
@@ -127,10 +131,12 @@ class Scheduler {
   // The thread's own.
   PagePool pool_;
   PrefixCache prefixes_;
-  Activations act_;
+  Activations act_;       // of the chunk being read
+  Activations step_act_;  // of a decode step, which may come between two layers of a chunk
   Decoder decoder_;
-  std::list<Active> active_;  // the next to be read first
-  double read_tps_ = 0;       // prompt tokens a second, lately
+  std::list<Active> active_;     // the next to be read first
+  double read_tps_ = 0;          // prompt tokens a second, lately
+  Clock::time_point next_step_;  // not before, while a chunk is read
 
   mutable std::mutex mutex_;  // guards all that follows
   std::condition_variable_any changed_;

@@ -46,8 +46,9 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
   result_.cached_tokens = n_cached_;
 }
 
-void Sequence::read_chunk(Activations& act, int64_t max_rows) {
-  const Chunk chunk = context_.read_chunk(act, max_rows);
+void Sequence::read_chunk(Activations& act, int64_t max_rows,
+                          const std::function<void()>& between_layers) {
+  const Chunk chunk = context_.read_chunk(act, max_rows, between_layers);
   if (options_.score_prompt) report_prompt(act, chunk);
   if (reading()) return;
   if (max_new_ == 0) return finish(FinishReason::kLength);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -52,7 +53,8 @@ class Sequence {
   bool finished() const { return finished_; }
 
   // With the last chunk comes the first token.
-  void read_chunk(Activations& act, int64_t max_rows = INT64_MAX);
+  void read_chunk(Activations& act, int64_t max_rows = INT64_MAX,
+                  const std::function<void()>& between_layers = {});
   // The next token, for Decoder::step. Throws Error when there is no memory for it; the sequence is
   // then as it was.
   Running running();

@@ -8,7 +8,8 @@ namespace ei {
 
 Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCache& cache,
                     QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
-                    Hidden wanted, int64_t max_rows) {
+                    Hidden wanted, int64_t max_rows,
+                    const std::function<void()>& between_layers) {
   const ModelConfig& config = model.config();
   const Chunk chunk = plan.next(cache.n_tokens(), max_rows);
   const bool is_last = chunk.begin + chunk.size == std::ssize(tokens);
@@ -32,6 +33,7 @@ Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCa
                                 .scale = 1 / std::sqrt(static_cast<float>(config.head_dim)),
                                 .out = model.context(act)});
     model.finish(l, act);  // output projection, MLP
+    if (between_layers && l + 1 < config.n_layers) between_layers();
   }
   cache.advance(chunk.size);
   return chunk;

@@ -189,6 +189,30 @@ TEST_F(SchedulerTest, ALongPromptNeverStopsAnAnswerForMoreThanASegment) {
   EXPECT_GE(reads, 10u);
 }
 
+TEST_F(SchedulerTest, AnswersGoOnBetweenTheLayersOfAChunk) {
+  SchedulerOptions eager = options();
+  eager.step_interval = {};
+  Scheduler scheduler(engine(), eager);
+  std::vector<std::string> log;
+  Request stream = request(20);
+  stream.max_tokens = 300;
+  const Request prompt = request(2000, 5);
+  std::unique_ptr<Heard> reader;
+  const auto writer = submit(
+      scheduler, stream,
+      [&](const Delta&) {
+        if (!reader) reader = submit(scheduler, prompt, {}, {}, &log, "long");
+      },
+      {}, &log, "short");
+  EXPECT_EQ(writer->future.get().generation.tokens, alone(stream).tokens);
+  EXPECT_EQ(reader->future.get().generation.tokens, alone(prompt).tokens);
+  const auto end = std::ranges::find(log, "long token");
+  const auto n_tokens = std::count(log.begin(), end, "short token");
+  const auto n_chunks = (end - log.begin()) - n_tokens;
+  EXPECT_GE(n_chunks, 10);
+  EXPECT_GT(n_tokens, n_chunks + 2) << "the one that asked, and one for each chunk";
+}
+
 TEST_F(SchedulerTest, PromptsTakeTurns) {
   Scheduler scheduler(engine(), options());
   std::vector<std::string> log;

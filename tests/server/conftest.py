@@ -64,13 +64,18 @@ class Server:
         assert found, name
         return sum(map(float, found))
 
+    def counts(self, name):
+        """A metric by the value of its last label."""
+        found = re.findall(rf'^entropyinfer:{name}{{.*"([^"]+)"}} (\S+)$', self.get('/metrics'), re.MULTILINE)
+        return {label: float(n) for label, n in found}
+
     def events(self):
         return [json.loads(line) for line in self.log if line.startswith('{')]
 
 
 @pytest.fixture(scope='session')
 def server():
-    server = Server()
+    server = Server('--chunk', '512')  # prompts are read in several, and whoever hangs up is noticed soon
     yield server
     assert server.stop() == 0, ''.join(server.log[-20:])
 
@@ -86,4 +91,4 @@ def start():
     yield make
     for server in servers:
         if server.process.poll() is None:
-            server.stop()
+            assert server.stop() == 0, ''.join(server.log[-20:])

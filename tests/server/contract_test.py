@@ -41,6 +41,7 @@ def test_a_stream_says_what_the_whole_answer_says(client):
     assert ''.join(c.choices[0].delta.content or '' for c in chunks if c.choices) == whole
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == 'length'
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 12
+    assert all('usage' in c.model_fields_set and c.usage is None for c in chunks[:-1])
     progress = [c.prompt_progress for c in chunks if getattr(c, 'prompt_progress', None)]
     assert progress[-1]['processed'] == progress[-1]['total'] == chunks[-1].usage.prompt_tokens
 
@@ -90,6 +91,31 @@ def test_completion_with_echo_is_what_lm_eval_reads(client):
     assert a[1:4] == pytest.approx(b[1:4], abs=1e-2)
 
 
+def test_offsets_count_characters(client):
+    text = 'Füße – naïve'
+    for max_tokens in (0, 1):
+        got = client.completions.create(model=MODEL, prompt=text, max_tokens=max_tokens, logprobs=0, echo=True, temperature=0)
+        chunks = list(client.completions.create(model=MODEL, prompt=text, max_tokens=max_tokens, logprobs=0, echo=True, temperature=0, stream=True))
+        assert ''.join(c.choices[0].text for c in chunks) == got.choices[0].text and text in got.choices[0].text
+        scores = got.choices[0].logprobs
+        for token, offset in zip(scores.tokens, scores.text_offset):
+            assert token in ('\ufffd', '<|bos|>') or got.choices[0].text[offset:].startswith(token)
+        streamed = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
+        assert sum((part.text_offset for part in streamed), []) == scores.text_offset
+        assert sum((part.tokens for part in streamed), []) == scores.tokens
+        # The token itself is among the likeliest, were it only by being asked for.
+        assert all(top[token] == score for token, score, top in list(zip(scores.tokens, scores.token_logprobs, scores.top_logprobs))[1:])
+
+
+def test_an_answer_cut_short_is_an_error(client, server):
+    body = {'prompt': 'Once', 'max_tokens': 100000, 'ignore_eos': True, 'timeout_ms': 1}
+    status, reply = server.post('/v1/completions', body)
+    assert status == 503 and reply['error']['type'] == 'unavailable_error'
+    with pytest.raises(openai.APIError, match='timed out'):
+        list(client.completions.create(model=MODEL, prompt='Once', max_tokens=100000, stream=True,
+                                       extra_body={'ignore_eos': True, 'timeout_ms': 1}))
+
+
 def test_the_next_turn_reuses_what_was_read(client):
     text = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(400))
     first = [{'role': 'user', 'content': [{'type': 'text', 'text': text}, {'type': 'text', 'text': 'What follows 7?'}]}]
@@ -113,6 +139,8 @@ def test_the_next_turn_reuses_what_was_read(client):
     ({'messages': HELLO, 'stop': ['x'] * 17}, 'stop'),
     ({'messages': HELLO, 'logit_bias': {'x': 1}}, 'logit_bias'),
     ({'messages': HELLO, 'frequency_penalty': 1}, 'frequency_penalty'),
+    ({'messages': HELLO, 'guided_json': {}}, 'guided_json'),
+    ({'messages': HELLO, 'continue_final_message': True}, 'continue_final_message'),
 ])
 def test_errors_name_the_field(server, body, param):
     status, reply = server.post('/v1/chat/completions', body)
@@ -140,6 +168,8 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(client):
         client.completions.create(model=MODEL, prompt=[5] * 131073)
     assert error.value.code == 'context_length_exceeded'
     assert '131072' in str(error.value) and '131073' in str(error.value)
+    assert error.value.param == 'prompt'
+    assert error.value.body['n_prompt_tokens'] == 131073 and error.value.body['n_ctx'] == 131072
 
 
 def test_tokens_and_template(server):

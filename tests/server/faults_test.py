@@ -1,6 +1,9 @@
 """Clients that misbehave, at the level of sockets, and a server that is stopped: it answers what can be answered,
 forgets the rest, and goes on."""
+import collections
+import http.client
 import json
+import re
 import signal
 import socket
 import threading
@@ -9,7 +12,7 @@ import urllib.request
 import pytest
 
 SECRET = 'xylophone-quagmire'
-LONG = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(250)) + ' ' + SECRET
+LONG = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(100)) + ' ' + SECRET  # more than one chunk
 
 
 def connect(server):
@@ -83,11 +86,72 @@ def test_a_chunked_body_without_end(start):
 
 
 def test_slow_senders_are_dropped_and_keep_nobody_waiting(server):
-    slow = [connect(server) for _ in range(50)]
+    before = server.counts('requests_refused_total').get('header_timeout', 0)
+    slow = [connect(server) for _ in range(51)]
     for i, sock in enumerate(slow):
         sock.sendall([b'', b'POST /tok', b'POST /tokenize HTTP/1.1\r\nHost: local'][i % 3])
     alive(server)
     assert {read_all(sock) for sock in slow} == {b''}  # closed by the server when the header's time is over
+    # Who said nothing asked for nothing.
+    wait_for(lambda: server.counts('requests_refused_total')['header_timeout'] == before + 34, 'not counted')
+
+
+def test_what_is_refused_is_logged_and_counted(start):
+    server = start('--api-key', 'secret', '--max-body', '64KiB')
+    key = b'Host: localhost\r\nAuthorization: Bearer secret\r\n'
+    refused = [
+        (b'hello\r\n\r\n', 400, 'malformed_request'),
+        (b'POST /tokenize HTTP/1.1\r\n' + key + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n', 400, 'malformed_request'),
+        (b'GET / HTTP/1.1\r\n' + key + b'X: ' + b'x' * 40000 + b'\r\n\r\n', 431, 'header_too_long'),
+        (b'POST /tokenize HTTP/1.1\r\n' + key + b'Content-Length: 70000\r\n\r\n', 413, 'body_too_long'),
+        (b'GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n', 401, 'invalid_api_key'),
+        (b'GET /v1/models HTTP/1.1\r\nHost: rebound.example\r\n\r\n', 403, 'unknown_host'),
+        (b'GET /tokenize HTTP/1.1\r\n' + key + b'\r\n', 405, 'method_not_allowed'),
+        (b'GET /nowhere HTTP/1.1\r\n' + key + b'\r\n', 404, 'not_found_error'),
+        (b'POST /tokenize HTTP/1.1\r\n' + key + b'Content-Length: 1\r\n\r\n{', 400, 'invalid_request_error'),
+    ]
+    ids = []
+    for raw, status, _ in refused:
+        with connect(server) as sock:
+            sock.sendall(raw)
+            reply = sock.recv(65536)
+        assert int(reply.split()[1]) == status
+        ids.append(re.search(rb'X-Request-Id: (\S+)', reply)[1].decode())
+    with connect(server) as sock:  # hangs up within its body
+        sock.sendall(b'POST /tokenize HTTP/1.1\r\n' + key + b'Content-Length: 100\r\n\r\n{')
+
+    def metrics():
+        reply = urllib.request.urlopen(urllib.request.Request(server.url + '/metrics', headers={'Authorization': 'Bearer secret'}))
+        return dict(re.findall(r'requests_refused_total{.*reason="(\w+)"} (\d+)', reply.read().decode()))
+    expected = collections.Counter(reason for *_, reason in refused) + collections.Counter(['incomplete_request'])
+    wait_for(lambda: metrics() == {reason: str(n) for reason, n in expected.items()}, 'not counted')
+    assert server.stop() == 0
+    events = [e for e in server.events() if e['event'] == 'request_refused']
+    assert [(e['id'], e['status'], e['reason']) for e in events[:-1]] == [(id, *rest) for id, (_, *rest) in zip(ids, refused)]
+    assert events[-1]['reason'] == 'incomplete_request' and events[-1]['status'] == 0
+
+
+def test_more_connections_than_there_may_be(start):
+    server = start('--max-connections', '2')
+    held = [http.client.HTTPConnection('127.0.0.1', server.port) for _ in range(2)]
+
+    def get(connection, path):
+        connection.request('GET', path)
+        return connection.getresponse().read().decode()
+    for connection in held:
+        assert 'ok' in get(connection, '/health')
+    with connect(server) as sock:
+        reply = read_all(sock)
+    assert reply.startswith(b'HTTP/1.1 503') and b'Retry-After: 1' in reply and b'too_many_connections' in reply
+    assert 'reason="too_many_connections"} 1' in get(held[0], '/metrics')
+    held[1].close()
+
+    def status():
+        try:
+            return status_of(server, b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')
+        except ConnectionError:  # refused before the request was sent
+            return 503
+    wait_for(lambda: status() == 200, 'there is room again')
 
 
 STREAM = dict(stream=True, return_progress=True, max_tokens=5000, ignore_eos=True)
@@ -145,16 +209,21 @@ def test_what_cannot_fit_is_refused_with_both_numbers(start):
     alive(server)
 
 
-def test_pings_while_a_prompt_is_read_silently(start):
-    server = start('--ping-interval', '1')
-    with connect(server) as sock:
-        sock.sendall(request_bytes(chat('Hi', stream=True, max_tokens=1)))
-        sock.sendall(request_bytes(chat(LONG * 2, stream=True, max_tokens=1, prefill='dense'), 'Connection: close'))
-        assert b': still working' in read_all(sock)
+def test_pings_while_a_stream_is_silent(start):
+    server = start('--ping-interval', '1', '--max-sequences', '1')
+    with connect(server) as running, connect(server) as waiting:
+        running.sendall(request_bytes(chat('Hi', **{**STREAM, 'max_tokens': 100000})))
+        running.recv(100)
+        waiting.sendall(request_bytes(chat('Hi', stream=True, max_tokens=1)))
+        data = b''
+        while b': still working\n\n' not in data:
+            data += waiting.recv(65536)
+        assert data.count(b'data: ') == 1 and b'"role"' in data
+    all_gone(server)
 
 
 def test_a_stopped_server_finishes_what_it_took(start):
-    server = start('--drain-timeout', '60')
+    server = start('--drain-timeout', '60', '--chunk', '512')
     with connect(server) as sock:
         sock.sendall(request_bytes(chat(LONG, stream=True, return_progress=True, max_tokens=3), 'Connection: close'))
         data = b''
@@ -184,7 +253,9 @@ def test_a_deadline_ends_draining_and_health_says_so(start):
         healths = set()
         wait_for(lambda: healths.add(status_of(server, b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')) or 503 in healths, healths)
         assert server.post('/v1/completions', {'prompt': 'x'})[0] == 503
-        assert b'[DONE]' in read_all(sock)
+        data += read_all(sock)
+        assert b'data: {"error":' in data and b'[DONE]' in data
+        assert data.count(b'"finish_reason":"stop"') == 0  # half an answer is none
     assert server.wait() == 0 and server.events()[-1]['all_answered'] is False
 
 

@@ -13,6 +13,11 @@ from conftest import MODEL, PROGRAM
 
 N_CLIENTS = 16
 N_ANSWER = 12
+N_CASES = 8
+KINDS = ['whole', 'stream', 'hang up', 'malformed']
+# So many clients at most send one of the two longest prompts at a time: when time is up, what is left to read is
+# bounded by two of these and fourteen of a tenth of their length.
+long_turns = threading.BoundedSemaphore(2)
 WORDS = 'amber brook cedar delta ember fjord grove heron islet jetty knoll larch maple north ocean'.split()
 
 
@@ -28,7 +33,8 @@ def prompt(n_tokens, seed):
 
 
 def prompts(longest):
-    sizes = [10, 100, 600, 1500, longest // 4, longest // 2, longest]
+    """As many of each order of magnitude, the longest last."""
+    sizes = [round(10 * (longest / 10) ** (i / (N_CASES - 1))) for i in range(N_CASES)]
     return [prompt(size, seed) for seed, size in enumerate(sizes)]
 
 
@@ -45,19 +51,30 @@ class Client(threading.Thread):
     def __init__(self, server, cases, seed, until):
         super().__init__()
         self.server, self.cases, self.draw, self.until = server, cases, random.Random(seed), until
-        self.done = collections.Counter()
+        self.done = collections.Counter(dict.fromkeys([*KINDS, 'long'], 0))
         self.problems = []
 
     def run(self):
         try:
             while time.monotonic() < self.until:
-                kind = self.draw.choices(['whole', 'stream', 'hang up', 'malformed'], [4, 4, 2, 1])[0]
-                problem = getattr(self, kind.replace(' ', '_'))(*self.draw.choice(self.cases))
-                self.done[kind] += 1
-                if problem:
-                    self.problems.append((kind, problem))
+                i = self.draw.randrange(N_CASES)
+                if i < N_CASES - 2:
+                    self.one(self.cases[i])
+                elif long_turns.acquire(blocking=False):
+                    try:
+                        self.one(self.cases[i])
+                        self.done['long'] += 1
+                    finally:
+                        long_turns.release()
         except Exception as error:  # whatever it is, the test has to hear of it
             self.problems.append(('died', repr(error)))
+
+    def one(self, case):
+        kind = self.draw.choices(KINDS, [4, 4, 2, 1])[0]
+        problem = getattr(self, kind.replace(' ', '_'))(*case)
+        self.done[kind] += 1
+        if problem:
+            self.problems.append((kind, problem))
 
     def ask(self, text, question, **more):
         connection = http.client.HTTPConnection('127.0.0.1', self.server.port, timeout=600)
@@ -94,17 +111,24 @@ def resident_mib(server):
         return int(re.search(r'VmRSS:\s+(\d+)', status.read())[1]) / 1024
 
 
-def test_mixed_load(start, tmp_path, request):
+def test_mixed_load(start, tmp_path, request, capsys):
+    def say(*what):
+        with capsys.disabled():
+            print(f'\n{time.monotonic() - begin:.0f} s:', *what, end='', flush=True)
+
+    begin = time.monotonic()
     server = start('--prefix-memory', '32MiB')
     cases = [(text, question, by_run(tmp_path, text, question)) for text, question, _ in prompts(request.config.getoption('--load-tokens'))]
     assert len({answer for _, _, answer in cases}) == len(cases)  # a text that crosses over is seen
 
     def run(seconds):
+        say(f'{N_CLIENTS} clients for {seconds:.0f} s')
         clients = [Client(server, cases, seed, time.monotonic() + seconds) for seed in range(N_CLIENTS)]
         for client in clients:
             client.start()
         for client in clients:
-            client.join()
+            while client.join(10) or client.is_alive():
+                say(dict(sum((c.done for c in clients), collections.Counter())))
         while server.metric('num_requests_running') + server.metric('num_requests_waiting') > 0:
             pass  # those that hung up last
         assert [p for client in clients for p in client.problems] == []
@@ -113,7 +137,8 @@ def test_mixed_load(start, tmp_path, request):
     run(3)  # the pools have grown to what this load needs
     before = resident_mib(server)
     done = run(request.config.getoption('--load-seconds'))
-    print(dict(done), f'{before:.0f} MiB, then {resident_mib(server):.0f} MiB')
+    say(dict(done), f'{server.metric("prompt_tokens_total"):,.0f} prompt tokens, {server.metric("prompt_tokens_cached_total"):,.0f} of them cached;',
+        f'{before:.0f} MiB, then {resident_mib(server):.0f} MiB')
     # Pages in use are the prefix cache's, which has its own limit; allocators keep a little.
     held = {state: float(n) for state, n in re.findall(r'kv_bytes{.*state="(\w+)"} (\S+)', server.get('/metrics'))}
     assert held['planned'] == 0 and held['used'] <= held['prefix'] <= 32 << 20

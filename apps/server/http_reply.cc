@@ -1,0 +1,61 @@
+#include "apps/server/http_reply.h"
+
+#include <fmt/format.h>
+
+#include <boost/beast/http/status.hpp>
+
+#include "ei/io/json.h"
+
+namespace ei::server {
+namespace {
+
+namespace http = boost::beast::http;
+
+const char* reason(int status) {
+  switch (status) {
+    case 429:
+      return "Too Many Requests";
+    case 431:
+      return "Request Header Fields Too Large";
+    default:
+      break;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+HttpReply error_reply(int status, const std::string& type, const std::string& message,
+                      const std::string& param, const std::string& code) {
+  const auto text = [](const std::string& s) {
+    return s.empty() ? OrderedJson(nullptr) : OrderedJson(s);
+  };
+  HttpReply reply;
+  reply.status = status;
+  reply.reason = code.empty() ? type : code;
+  reply.body = OrderedJson{{"error",
+                            {{"message", message},
+                             {"type", type},
+                             {"param", text(param)},
+                             {"code", code.empty() ? OrderedJson(status) : OrderedJson(code)}}}}
+                   .dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+  return reply;
+}
+
+std::string reply_head(const HttpReply& reply, bool chunked, bool keep) {
+  const char* text = reason(reply.status);
+  std::string head = fmt::format(
+      "HTTP/1.1 {} {}\r\nServer: entropyinfer\r\nContent-Type: {}\r\nX-Content-Type-Options: "
+      "nosniff\r\n",
+      reply.status,
+      text != nullptr ? std::string(text)
+                      : std::string(http::obsolete_reason(
+                            http::int_to_status(static_cast<unsigned>(reply.status)))),
+      reply.content_type);
+  for (const auto& [name, value] : reply.headers) head += name + ": " + value + "\r\n";
+  head += chunked ? "Transfer-Encoding: chunked\r\n"
+                  : fmt::format("Content-Length: {}\r\n", reply.body.size());
+  return head + (keep ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n");
+}
+
+}  // namespace ei::server

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace ei::server {
+
+using Headers = std::vector<std::pair<std::string, std::string>>;
+
+struct HttpReply {
+  int status = 200;
+  std::string body;
+  std::string content_type = "application/json";
+  Headers headers;
+  std::string reason;  // of an error, for logs and metrics: its code, or its type if it has none
+};
+
+// An error in OpenAI's form.
+HttpReply error_reply(int status, const std::string& type, const std::string& message,
+                      const std::string& param = {}, const std::string& code = {});
+
+// Status line and headers of a reply, up to its body: of a length, or sent in chunks. `keep`: the
+// connection is, for another request.
+std::string reply_head(const HttpReply& reply, bool chunked, bool keep);
+
+}  // namespace ei::server
