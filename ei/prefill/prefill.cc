@@ -8,8 +8,7 @@ namespace ei {
 
 Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCache& cache,
                     QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
-                    Hidden wanted, int64_t max_rows,
-                    const std::function<void()>& between_layers) {
+                    Hidden wanted, int64_t max_rows, const std::function<void()>& between_layers) {
   const ModelConfig& config = model.config();
   const Chunk chunk = plan.next(cache.n_tokens(), max_rows);
   const bool is_last = chunk.begin + chunk.size == std::ssize(tokens);
