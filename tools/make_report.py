@@ -21,7 +21,7 @@ MODEL = 'models/needle-8m'
 TASKS = ['many-keys', 'several-keys', 'many-values', 'chain', 'quote']
 HOPS = ['many-values', 'chain']  # which need what lies between the facts and the question
 FULL = 'dense+full'
-PEERS = [FULL, 'entropy+full', 'criti+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
+PEERS = [FULL, 'entropy+full', 'entropy+full:dense-layers=0', 'criti+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
          'dense+adakv', 'dense+pyramidkv', 'dense+streaming']
 METHODS = ['latent', 'latent-adakv', 'snapkv', 'adakv', 'pyramidkv', 'streaming']
 BUDGETS = [64, 128, 256, 1024]
