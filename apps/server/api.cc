@@ -130,7 +130,7 @@ void Api::handle(std::shared_ptr<Exchange> exchange) {
   }
   if (reply->status == 0) return;  // a completion answers for itself
   metrics_.http_reply(reply->status);
-  if (reply->status >= 400) {
+  if (reply->status >= 400 && request.path != "/health") {  // a probe's 503 refuses nobody
     metrics_.refused(reply->reason);
     log_event("request_refused", {{"id", request.id},
                                   {"path", request.path},

@@ -47,6 +47,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   void remove(Connection* connection) {
     const std::lock_guard lock(mutex);
     connections.erase(connection);
+    refused.erase(connection);
     removed.notify_all();
   }
   // Those that are not being destroyed. Whoever holds the mutex must not drop them: the last one to
@@ -61,6 +62,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   std::atomic<bool> listening{true};
   mutable std::mutex mutex;
   std::set<Connection*> connections;
+  std::set<Connection*> refused;  // one too many, that are being told so
   std::condition_variable removed;
   std::vector<std::jthread> threads;
 };
@@ -214,6 +216,8 @@ void Connection::read() {
 }
 
 void Connection::on_header(error_code error) {
+  if (error == asio::error::connection_reset && parser_->got_some())
+    return give_up("incomplete_request");
   if (error == http::error::end_of_stream || error == asio::error::eof ||
       error == asio::error::connection_reset || error == asio::error::operation_aborted)
     return close();
@@ -394,8 +398,9 @@ void Connection::start_pings() {
 std::vector<std::shared_ptr<Connection>> HttpServer::Impl::alive() const {
   std::vector<std::shared_ptr<Connection>> alive;
   const std::lock_guard lock(mutex);
-  for (Connection* connection : connections)
-    if (auto held = connection->weak_from_this().lock()) alive.push_back(std::move(held));
+  for (const auto* set : {&connections, &refused})
+    for (Connection* connection : *set)
+      if (auto held = connection->weak_from_this().lock()) alive.push_back(std::move(held));
   return alive;
 }
 
@@ -407,12 +412,16 @@ void HttpServer::Impl::accept() {
           error_code ignored;
           socket.set_option(tcp::no_delay(true), ignored);
           auto connection = std::make_shared<Connection>(std::move(socket), self);
-          bool is_full = false;
+          constexpr size_t kMostRefused = 32;  // at a time; beyond that nobody is told why
+          bool is_full = false, is_told = true;
           {
             const std::lock_guard lock(self->mutex);
             is_full = static_cast<int>(self->connections.size()) >= self->options.max_connections;
+            is_told = self->refused.size() < kMostRefused;
             if (!is_full) self->connections.insert(connection.get());
+            if (is_full && is_told) self->refused.insert(connection.get());
           }
+          if (is_full && !is_told) return self->accept();
           if (is_full) {
             HttpReply reply =
                 error_reply(503, "unavailable_error",

@@ -32,7 +32,7 @@ class Context {
   // Readies everything for a prompt, to be read in chunks; how many of its first tokens are there
   // already is n_read() then. Hidden::kAll: all of it is to be read, whatever is known.
   void begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill, const DecodePolicy& decode,
-             Hidden wanted = Hidden::kLast);
+             Hidden wanted);
 
   // Reads the next chunk, of max_rows tokens if it can; whole segments. Its hidden states, if they
   // are wanted, stay in `act`. As prefill_chunk().

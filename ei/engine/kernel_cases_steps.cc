@@ -49,7 +49,7 @@ class Step {
     backend_.reset();
     plan.begin(kTokens, 0);
     while (cache_.n_tokens() < kTokens)
-      prefill_chunk(backend_, model_, act_, cache_, window_, plan, tokens, Hidden::kLast);
+      prefill_chunk(backend_, model_, act_, cache_, window_, plan, tokens, Hidden::kAll);
   }
 
   void decode() {

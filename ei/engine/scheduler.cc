@@ -326,7 +326,10 @@ void Scheduler::write_all() {
   std::vector<std::list<Active>::iterator> batch;
   for (auto it = active_.begin(); it != active_.end();) {
     const auto next = std::next(it);
-    if (it->sequence->writing()) {
+    if (it->sequence->writing() && over(it->job)) {
+      it->sequence->cancel();
+      end(it);
+    } else if (it->sequence->writing()) {
       try {
         running.push_back(it->sequence->running());
         batch.push_back(it);

@@ -25,8 +25,8 @@ struct SchedulerOptions {
   int64_t max_waiting_tokens = 4 << 20;  // of their prompts
   int64_t kv_bytes = 0;       // for the caches of running requests; 0: half of what is free
   int64_t prefix_bytes = -1;  // for the prefix cache; -1: a quarter of what is free
-  // While a prompt is read, answers go on at the first layer that ends so long after their last
-  // step, and no less than that step took: reading keeps half of the time.
+  // While a chunk is read, answers go on at the first layer that ends so long after their last
+  // step, and no less than that step took. After the chunk there is a step in any case.
   std::chrono::milliseconds step_interval{50};
 };
 
@@ -58,7 +58,7 @@ struct Outcome {
 struct Job {
   Request request;  // with tokens
   SequenceOptions options;
-  // Of this request alone; they are looked at between chunks and steps.
+  // Of this request alone; they are looked at before every chunk and step.
   std::stop_token cancel;
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   std::function<void(int64_t done, int64_t total, int64_t cached, double ms)> on_prefill;

@@ -17,7 +17,7 @@ struct Chunk {
   int64_t size = 0;
 };
 
-// How much of dense attention a prompt's prefill spent.
+// How much of dense attention a prompt's prefill selected.
 struct PrefillStats {
   double attended_pairs = 0;  // query-key pairs, summed over layers and KV heads
   double dense_pairs = 0;     // of dense attention

@@ -162,7 +162,9 @@ TEST_F(SchedulerTest, ForgetsTheLeastRecentlyUsedWithinItsBytes) {
 }
 
 TEST_F(SchedulerTest, ALongPromptNeverStopsAnAnswerForMoreThanASegment) {
-  Scheduler scheduler(engine(), options());
+  SchedulerOptions options = SchedulerTest::options();
+  options.step_interval = std::chrono::hours(1);  // no step but after a chunk
+  Scheduler scheduler(engine(), options);
   std::vector<std::string> log;
   Request stream = request(20);
   stream.max_tokens = 60;
@@ -240,6 +242,39 @@ TEST_F(SchedulerTest, PromptsTakeTurns) {
   EXPECT_LE(at, 2) << testing::PrintToString(log);
 }
 
+TEST_F(SchedulerTest, ACancelledAnswerEndsBetweenTheLayersOfAChunk) {
+  SchedulerOptions eager = options();
+  eager.step_interval = {};
+  Scheduler scheduler(engine(), eager);
+  std::vector<std::string> log;
+  Request endless = request(200, 4);
+  endless.max_tokens = 100000;
+  Request stream = request(20);
+  stream.max_tokens = 300;
+  const auto cancelled = submit(scheduler, endless, {}, {}, &log, "cancelled");
+  std::unique_ptr<Heard> reader;
+  const auto writer = submit(
+      scheduler, stream,
+      [&](const Delta&) {
+        if (!reader) reader = submit(scheduler, request(2000, 5), {}, {}, &log, "long");
+        // Another token since the last chunk: this is a step between two layers.
+        const auto chunk = std::find_if(log.rbegin(), log.rend(), [](const std::string& entry) {
+          return entry.starts_with("long read ");
+        });
+        if (chunk != log.rend() && std::count(log.rbegin(), chunk, "short token") == 2)
+          cancelled->cancel.request_stop();
+      },
+      {}, &log, "short");
+  EXPECT_EQ(cancelled->future.get().generation.finish_reason, FinishReason::kCancelled);
+  writer->future.wait();
+  reader->future.wait();
+  // Counted from the chunk before: two until then, and one more of the step that it fell in.
+  const auto last = std::find(log.rbegin(), log.rend(), "cancelled token");
+  const auto chunk = std::find_if(
+      last, log.rend(), [](const std::string& entry) { return entry.starts_with("long read "); });
+  EXPECT_LE(std::count(last, chunk, "short token"), 3);
+}
+
 TEST_F(SchedulerTest, CancellingOneLeavesTheOthersAlone) {
   Scheduler scheduler(engine(), options());
   const Request kept = request(300, 3);
@@ -282,7 +317,7 @@ TEST_F(SchedulerTest, RefusesAtOnceWhatCanNeverFit) {
   SchedulerOptions tight = options();
   tight.kv_bytes = 8 << 20;
   Scheduler scheduler(engine(), tight);
-  Request large = request(500);
+  Request large = request(860);
   large.decode = DecodePolicy::full();
   large.max_tokens = 5000;
   EXPECT_EQ(refused([&] { submit(scheduler, large); }), Refusal::Kind::kTooLarge);
@@ -293,8 +328,7 @@ TEST_F(SchedulerTest, RefusesAtOnceWhatCanNeverFit) {
   wrong.tokens[3] = 4096;
   EXPECT_THROW(submit(scheduler, wrong), Error);
   // What fits an empty server waits for its turn, and all are answered.
-  large.max_tokens = 400;
-  large.ignore_eos = false;
+  large.max_tokens = 40;
   std::vector<std::unique_ptr<Heard>> heard;
   for (int i = 0; i < 3; ++i) heard.push_back(submit(scheduler, large));
   EXPECT_LE(scheduler.stats().kv_bytes_planned, tight.kv_bytes);

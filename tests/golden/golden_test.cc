@@ -466,9 +466,11 @@ void GoldenGpuTest::check_compress(const std::string& name) {
     std::vector<int32_t> differ;
     std::set_symmetric_difference(want.begin(), want.end(), rows_kept.begin(), rows_kept.end(),
                                   std::back_inserter(differ));
-    for (const int32_t row : differ)
+    for (const int32_t row : differ) {
+      ASSERT_LT(row, past) << "head " << h << " lacks a row of the window";
       EXPECT_NEAR(score[size_t(h * past + row)], score[size_t(h * past + ranked[n_top - 1])], 1e-5)
           << "head " << h << " row " << row;
+    }
   }
   EXPECT_EQ(download(count).v, std::vector<int32_t>(size_t(n_rows), int32_t(budget)));
 }
