@@ -245,18 +245,19 @@ TEST_F(SchedulerTest, PromptsTakeTurns) {
 TEST_F(SchedulerTest, ACancelledAnswerEndsBetweenTheLayersOfAChunk) {
   SchedulerOptions eager = options();
   eager.step_interval = {};
+  eager.prefill.segment = 4 * kSegment;  // longer layers, more steps in a chunk
   Scheduler scheduler(engine(), eager);
   std::vector<std::string> log;
-  Request endless = request(200, 4);
+  Request endless = request(200, 4), stream = request(20), prompt = request(2000, 5);
+  for (Request* r : {&endless, &stream, &prompt}) r->prefill = eager.prefill;
   endless.max_tokens = 100000;
-  Request stream = request(20);
   stream.max_tokens = 300;
   const auto cancelled = submit(scheduler, endless, {}, {}, &log, "cancelled");
   std::unique_ptr<Heard> reader;
   const auto writer = submit(
       scheduler, stream,
       [&](const Delta&) {
-        if (!reader) reader = submit(scheduler, request(2000, 5), {}, {}, &log, "long");
+        if (!reader) reader = submit(scheduler, prompt, {}, {}, &log, "long");
         // Another token since the last chunk: this is a step between two layers.
         const auto chunk = std::find_if(log.rbegin(), log.rend(), [](const std::string& entry) {
           return entry.starts_with("long read ");
