@@ -30,6 +30,10 @@ class Golden {
  public:
   explicit Golden(const std::string& name)
       : settings(read_json(golden_dir() / "index.json").at(name)),
+        n(integer("n")),
+        heads(integer("heads")),
+        kv_heads(integer("kv_heads")),
+        d(integer("head_dim")),
         file_(golden_dir() / (name + ".safetensors")) {}
 
   template <class T>
@@ -43,18 +47,32 @@ class Golden {
   int64_t integer(const char* key) const { return settings.at(key).get<int64_t>(); }
 
   const Json settings;
+  const int64_t n, heads, kv_heads, d;
 
  private:
   SafetensorsFile file_;
 };
 
-std::vector<std::string> cases(const std::string& kind) {
-  std::vector<std::string> names;
+template <class F>
+void for_each_case(const std::string& kind, const F& check) {
+  int n_cases = 0;
   const Json index = read_json(golden_dir() / "index.json");
-  for (const auto& [name, settings] : index.items())
-    if (name.starts_with(kind)) names.push_back(name);
-  EXPECT_FALSE(names.empty());
-  return names;
+  for (const auto& [name, settings] : index.items()) {
+    if (!name.starts_with(kind)) continue;
+    SCOPED_TRACE(name);
+    check(Golden(name));
+    ++n_cases;
+  }
+  EXPECT_GT(n_cases, 0);
+}
+
+// What only one of them has: `want`, and the n in `got`.
+std::vector<int32_t> differing(const std::set<int32_t>& want, const int32_t* got, int64_t n) {
+  const std::set<int32_t> selected(got, got + n);
+  std::vector<int32_t> differ;
+  std::set_symmetric_difference(want.begin(), want.end(), selected.begin(), selected.end(),
+                                std::back_inserter(differ));
+  return differ;
 }
 
 // A cache of one layer that holds k and v [n, kv_heads * d], in their type.
@@ -100,10 +118,8 @@ GroupReduce reduce(const Golden& golden) {
   return golden.settings.at("gqa_func") == "max" ? GroupReduce::kMax : GroupReduce::kMean;
 }
 
-void check_prefill(const std::string& name) {
-  const Golden golden(name);
-  const int64_t n = golden.integer("n"), heads = golden.integer("heads");
-  const int64_t kv_heads = golden.integer("kv_heads"), d = golden.integer("head_dim");
+void check_prefill(const Golden& golden) {
+  const int64_t n = golden.n, heads = golden.heads, kv_heads = golden.kv_heads, d = golden.d;
   const PrefillPolicy policy = prefill_policy(golden);
   auto q = golden.get<float>("q"), k = golden.get<float>("k"), v = golden.get<float>("v");
 
@@ -188,12 +204,8 @@ void check_prefill(const std::string& name) {
       ++n_sparse;
       const int32_t* ranked = order.data() + (h * n_segments + s) * width;
       const float* p = prob.data() + (h * n_segments + s) * prob_width;
-      const std::set<int32_t> want(ranked, ranked + count);
-      const std::set<int32_t> got(selection.index[h][s].data, selection.index[h][s].data + count);
-      std::vector<int32_t> differ;
-      std::set_symmetric_difference(want.begin(), want.end(), got.begin(), got.end(),
-                                    std::back_inserter(differ));
-      for (const int32_t b : differ)  // log p is the score up to a constant
+      for (const int32_t b : differing({ranked, ranked + count}, selection.index[h][s].data, count))
+        // log p is the score up to a constant
         EXPECT_LE(std::abs(std::log(p[b]) - std::log(p[ranked[count - 1]])), 1e-5)
             << "head " << h << " segment " << s << " block " << b;
     }
@@ -211,10 +223,8 @@ void check_prefill(const std::string& name) {
   EXPECT_LT(test::nmse(out, golden.get<float>("out")), 1e-6);
 }
 
-void check_compress(const std::string& name) {
-  const Golden golden(name);
-  const int64_t n = golden.integer("n"), heads = golden.integer("heads");
-  const int64_t kv_heads = golden.integer("kv_heads"), d = golden.integer("head_dim");
+void check_compress(const Golden& golden) {
+  const int64_t n = golden.n, heads = golden.heads, kv_heads = golden.kv_heads, d = golden.d;
   const int64_t budget = golden.integer("budget"), window = golden.integer("window");
   const bool per_kv_head = golden.settings.at("use_gqa").get<bool>();
   auto k = golden.get<float>("k"), v = golden.get<float>("v"), q = golden.get<float>("obs_q");
@@ -278,19 +288,8 @@ void check_compress(const std::string& name) {
   }
 }
 
-TEST(GoldenTest, Prefill) {
-  for (const std::string& name : cases("prefill_")) {
-    SCOPED_TRACE(name);
-    check_prefill(name);
-  }
-}
-
-TEST(GoldenTest, Compress) {
-  for (const std::string& name : cases("compress_")) {
-    SCOPED_TRACE(name);
-    check_compress(name);
-  }
-}
+TEST(GoldenTest, Prefill) { for_each_case("prefill_", check_prefill); }
+TEST(GoldenTest, Compress) { for_each_case("compress_", check_compress); }
 
 #ifdef EI_CUDA
 class GoldenGpuTest : public test::BackendTest {
@@ -307,19 +306,17 @@ class GoldenGpuTest : public test::BackendTest {
     array.v = values;
     return upload<T>(array);
   }
-  void check_prefill(const std::string& name);
-  void check_compress(const std::string& name);
+  void check_prefill(const Golden& golden);
+  void check_compress(const Golden& golden);
 };
 INSTANTIATE_TEST_SUITE_P(On, GoldenGpuTest, testing::Values("cuda"), test::backend_name);
 
 // Queries, keys and values rounded to bf16 move scores by some hundredths: entropies are held to 2%
 // or 0.05 nats and outputs to an NMSE of 1e-3, twice and three times what such rounding did to the
 // case that it moved most. Budgets and selections must be the reference's.
-void GoldenGpuTest::check_prefill(const std::string& name) {
-  const Golden golden(name);
+void GoldenGpuTest::check_prefill(const Golden& golden) {
   const PrefillPolicy policy = prefill_policy(golden);
-  const int64_t n = golden.integer("n"), heads = golden.integer("heads");
-  const int64_t kv_heads = golden.integer("kv_heads"), d = golden.integer("head_dim");
+  const int64_t n = golden.n, heads = golden.heads, kv_heads = golden.kv_heads, d = golden.d;
   const int64_t n_segments = (n + policy.segment - 1) / policy.segment;
   const int64_t n_blocks = (n_segments - 1) * policy.segment / policy.block;
   const test::DeviceAct q = rows(golden.get<float>("q"), n);
@@ -420,10 +417,8 @@ void GoldenGpuTest::check_prefill(const std::string& name) {
 
 // Votes within an NMSE of 1e-4, for queries and keys rounded to bf16; what is kept exactly, but for
 // votes within 1e-5 of the last one kept.
-void GoldenGpuTest::check_compress(const std::string& name) {
-  const Golden golden(name);
-  const int64_t n = golden.integer("n"), heads = golden.integer("heads");
-  const int64_t kv_heads = golden.integer("kv_heads"), d = golden.integer("head_dim");
+void GoldenGpuTest::check_compress(const Golden& golden) {
+  const int64_t n = golden.n, heads = golden.heads, kv_heads = golden.kv_heads, d = golden.d;
   const int64_t budget = golden.integer("budget"), window = golden.integer("window");
   const int64_t n_rows = golden.settings.at("use_gqa").get<bool>() ? kv_heads : heads;
   const int64_t past = n - window, n_top = budget - window;
@@ -462,11 +457,7 @@ void GoldenGpuTest::check_compress(const std::string& name) {
     const int32_t* ranked = index.data() + h * n_top;
     std::set<int32_t> want(ranked, ranked + n_top);
     for (int64_t i = 0; i < window; ++i) want.insert(int32_t(past + i));
-    const std::set<int32_t> rows_kept(got[h].data, got[h].data + budget);
-    std::vector<int32_t> differ;
-    std::set_symmetric_difference(want.begin(), want.end(), rows_kept.begin(), rows_kept.end(),
-                                  std::back_inserter(differ));
-    for (const int32_t row : differ) {
+    for (const int32_t row : differing(want, got[h].data, budget)) {
       ASSERT_LT(row, past) << "head " << h << " lacks a row of the window";
       EXPECT_NEAR(score[size_t(h * past + row)], score[size_t(h * past + ranked[n_top - 1])], 1e-5)
           << "head " << h << " row " << row;
@@ -476,17 +467,10 @@ void GoldenGpuTest::check_compress(const std::string& name) {
 }
 
 TEST_P(GoldenGpuTest, Prefill) {
-  for (const std::string& name : cases("prefill_")) {
-    SCOPED_TRACE(name);
-    check_prefill(name);
-  }
+  for_each_case("prefill_", [this](const Golden& golden) { check_prefill(golden); });
 }
-
 TEST_P(GoldenGpuTest, Compress) {
-  for (const std::string& name : cases("compress_")) {
-    SCOPED_TRACE(name);
-    check_compress(name);
-  }
+  for_each_case("compress_", [this](const Golden& golden) { check_compress(golden); });
 }
 #endif
 
