@@ -27,14 +27,11 @@ HttpReply to_reply(const ApiError& error) {
 HttpReply to_reply(const Refusal& refusal, const std::string& param) {
   switch (refusal.kind) {
     case Refusal::Kind::kTooLong: {
-      HttpReply reply = error_reply(400, "invalid_request_error", refusal.what(), param,
-                                    "context_length_exceeded");
-      if (refusal.n_prompt == 0) return reply;
-      OrderedJson body = OrderedJson::parse(reply.body);  // clients shorten prompts by the numbers
-      body["error"]["n_prompt_tokens"] = refusal.n_prompt;
-      body["error"]["n_ctx"] = refusal.n_context;
-      reply.body = body.dump();
-      return reply;
+      std::vector<std::pair<std::string, int64_t>> numbers;  // by which clients shorten prompts
+      if (refusal.n_prompt > 0)
+        numbers = {{"n_prompt_tokens", refusal.n_prompt}, {"n_ctx", refusal.n_context}};
+      return error_reply(400, "invalid_request_error", refusal.what(), param,
+                         "context_length_exceeded", numbers);
     }
     case Refusal::Kind::kTooLarge:
       return error_reply(400, "invalid_request_error", refusal.what(), param, "kv_memory_exceeded");

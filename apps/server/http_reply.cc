@@ -26,19 +26,21 @@ const char* reason(int status) {
 }  // namespace
 
 HttpReply error_reply(int status, const std::string& type, const std::string& message,
-                      const std::string& param, const std::string& code) {
+                      const std::string& param, const std::string& code,
+                      const std::vector<std::pair<std::string, int64_t>>& numbers) {
   const auto text = [](const std::string& s) {
     return s.empty() ? OrderedJson(nullptr) : OrderedJson(s);
   };
   HttpReply reply;
   reply.status = status;
   reply.reason = code.empty() ? type : code;
-  reply.body = OrderedJson{{"error",
-                            {{"message", message},
-                             {"type", type},
-                             {"param", text(param)},
-                             {"code", code.empty() ? OrderedJson(status) : OrderedJson(code)}}}}
-                   .dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+  OrderedJson error = {{"message", message},
+                       {"type", type},
+                       {"param", text(param)},
+                       {"code", code.empty() ? OrderedJson(status) : OrderedJson(code)}};
+  for (const auto& [name, number] : numbers) error[name] = number;
+  reply.body = OrderedJson{{"error", std::move(error)}}.dump(-1, ' ', false,
+                                                             OrderedJson::error_handler_t::replace);
   return reply;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,9 +17,10 @@ struct HttpReply {
   std::string reason;  // of an error, for logs and metrics: its code, or its type if it has none
 };
 
-// An error in OpenAI's form.
+// An error in OpenAI's form. `numbers`: further fields of it.
 HttpReply error_reply(int status, const std::string& type, const std::string& message,
-                      const std::string& param = {}, const std::string& code = {});
+                      const std::string& param = {}, const std::string& code = {},
+                      const std::vector<std::pair<std::string, int64_t>>& numbers = {});
 
 // Status line and headers of a reply, up to its body: of a length, or sent in chunks. `keep`: the
 // connection is, for another request.
