@@ -44,25 +44,7 @@ class CpuBackend final : public Backend {
   void copy_out(void* host, const void* device, int64_t bytes) override;
   Weight place(const Weight& host) override;
 
-  void run(const Embed& op) override;
-  void run(const RmsNorm& op) override;
-  void run(const MatMul& op) override;
-  void run(const RopeAngles& op) override;
-  void run(const Rope& op) override;
-  void run(const SwiGlu& op) override;
-  void run(const AppendKv& op) override;
-  void run(const ScoreBlocks& op) override;
-  void run(const AllocateBudget& op) override;
-  void run(const SelectBlocks& op) override;
-  void run(const SparseAttention& op) override;
-  void run(const DecodeAttention& op) override;
-  void run(const SaveQueries& op) override;
-  void run(const Vote& op) override;
-  void run(const PoolVotes& op) override;
-  void run(const KeepTop& op) override;
-  void run(const CompactKv& op) override;
-  void run(const TokenScores& op) override;
-  void run(const Sample& op) override;
+  EI_OPS(EI_OVERRIDE_RUN)
 
  private:
   int n_threads_;

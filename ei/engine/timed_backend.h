@@ -33,25 +33,10 @@ class TimedBackend final : public Backend {
   }
   Weight place(const Weight& host) override { return backend_.place(host); }
 
-  void run(const Embed& op) override { timed("Embed", op); }
-  void run(const RmsNorm& op) override { timed("RmsNorm", op); }
-  void run(const MatMul& op) override { timed("MatMul", op); }
-  void run(const RopeAngles& op) override { timed("RopeAngles", op); }
-  void run(const Rope& op) override { timed("Rope", op); }
-  void run(const SwiGlu& op) override { timed("SwiGlu", op); }
-  void run(const AppendKv& op) override { timed("AppendKv", op); }
-  void run(const ScoreBlocks& op) override { timed("ScoreBlocks", op); }
-  void run(const AllocateBudget& op) override { timed("AllocateBudget", op); }
-  void run(const SelectBlocks& op) override { timed("SelectBlocks", op); }
-  void run(const SparseAttention& op) override { timed("SparseAttention", op); }
-  void run(const DecodeAttention& op) override { timed("DecodeAttention", op); }
-  void run(const SaveQueries& op) override { timed("SaveQueries", op); }
-  void run(const Vote& op) override { timed("Vote", op); }
-  void run(const PoolVotes& op) override { timed("PoolVotes", op); }
-  void run(const KeepTop& op) override { timed("KeepTop", op); }
-  void run(const CompactKv& op) override { timed("CompactKv", op); }
-  void run(const TokenScores& op) override { timed("TokenScores", op); }
-  void run(const Sample& op) override { timed("Sample", op); }
+#define EI_TIMED_RUN(Op) \
+  void run(const Op& op) override { timed(#Op, op); }
+  EI_OPS(EI_TIMED_RUN)
+#undef EI_TIMED_RUN
 
  private:
   template <class Op>

@@ -3,30 +3,14 @@
 #include <functional>
 #include <string>
 
-#include "ei/ops/allocate_budget.h"
-#include "ei/ops/append_kv.h"
-#include "ei/ops/compact_kv.h"
-#include "ei/ops/decode_attention.h"
-#include "ei/ops/embed.h"
-#include "ei/ops/keep_top.h"
-#include "ei/ops/matmul.h"
-#include "ei/ops/rms_norm.h"
-#include "ei/ops/rope.h"
-#include "ei/ops/sample.h"
-#include "ei/ops/save_queries.h"
-#include "ei/ops/score_blocks.h"
-#include "ei/ops/select_blocks.h"
-#include "ei/ops/sparse_attention.h"
-#include "ei/ops/swiglu.h"
-#include "ei/ops/token_scores.h"
-#include "ei/ops/vote.h"
+#include "ei/ops/op_list.h"
 
 namespace ei {
 
-// The whole contract between the engine and the hardware: memory, and one overload of run() per op,
-// all pure, so that a backend that misses one does not compile. Ops run in the order they are
-// given; only copy_out waits for them. run() throws Error when check(op) does. One thread at a
-// time.
+// The whole contract between the engine and the hardware: memory, and one overload of run() per op
+// of EI_OPS, all pure, so that a backend that misses one does not link. Ops run in the order
+// they are given; only copy_out waits for them. run() throws Error when check(op) does. One thread
+// at a time.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -53,25 +37,9 @@ class Backend {
   // may hold them back and start them as one.
   virtual void repeat(const std::function<void()>& ops) { ops(); }
 
-  virtual void run(const Embed& op) = 0;
-  virtual void run(const RmsNorm& op) = 0;
-  virtual void run(const MatMul& op) = 0;
-  virtual void run(const RopeAngles& op) = 0;
-  virtual void run(const Rope& op) = 0;
-  virtual void run(const SwiGlu& op) = 0;
-  virtual void run(const AppendKv& op) = 0;
-  virtual void run(const ScoreBlocks& op) = 0;
-  virtual void run(const AllocateBudget& op) = 0;
-  virtual void run(const SelectBlocks& op) = 0;
-  virtual void run(const SparseAttention& op) = 0;
-  virtual void run(const DecodeAttention& op) = 0;
-  virtual void run(const SaveQueries& op) = 0;
-  virtual void run(const Vote& op) = 0;
-  virtual void run(const PoolVotes& op) = 0;
-  virtual void run(const KeepTop& op) = 0;
-  virtual void run(const CompactKv& op) = 0;
-  virtual void run(const TokenScores& op) = 0;
-  virtual void run(const Sample& op) = 0;
+#define EI_RUN(Op) virtual void run(const Op& op) = 0;
+  EI_OPS(EI_RUN)
+#undef EI_RUN
 };
 
 }  // namespace ei
