@@ -69,7 +69,8 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
     cache_->clear();
     lost_ = {};
     if (prefixes_ != nullptr && limit > 0) {
-      const PrefixCache::Hit hit = prefixes_->restore(prompt_, limit, *cache_, *plan_);
+      const PrefixCache::Hit hit =
+          prefixes_->restore(prompt_, limit, prefill, *cache_, plan_->entropies());
       cached = hit.n_tokens;
       lost_ = hit.stopped_by;
     }
@@ -91,7 +92,7 @@ Chunk Context::read_chunk(Activations& act, int64_t max_rows,
 
 void Context::keep_prefix() {
   if (prefixes_ != nullptr && !cache_->compacted())
-    prefixes_->remember(tokens_, reusable_, *cache_, *plan_);
+    prefixes_->remember(tokens_, reusable_, plan_->policy(), *cache_, plan_->entropies());
 }
 
 void Context::finish_answer() {

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "ei/cache/kv_cache.h"
+#include "ei/cache/prefix_cache.h"
 #include "ei/cache/query_window.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/engine_impl.h"
-#include "ei/engine/prefix_cache.h"
 #include "ei/prefill/prefill.h"
 
 namespace ei {

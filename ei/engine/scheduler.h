@@ -13,7 +13,7 @@
 #include <thread>
 
 #include "ei/engine/engine.h"
-#include "ei/engine/prefix_cache.h"
+#include "ei/cache/prefix_cache.h"
 #include "ei/engine/sequence.h"
 
 namespace ei {

@@ -85,6 +85,12 @@ Chunk PrefillPlan::next(int64_t at, int64_t max_rows) {
   return chunks_.back();
 }
 
+std::vector<View<float, 2>> PrefillPlan::entropies() const {
+  std::vector<View<float, 2>> views;
+  for (const auto& of_layer : entropy_) views.push_back(of_layer.view());
+  return views;
+}
+
 // Blocks before the last segment, and the most that a budget can select of them.
 int64_t PrefillPlan::past_blocks() const {
   return ceil_div(n_tokens_, policy_.segment) * policy_.segment / policy_.block;

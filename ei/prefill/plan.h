@@ -58,9 +58,9 @@ class PrefillPlan {
   // read as they would be in the longer prompt. Whole segments.
   int64_t reusable(int64_t n_tokens) const;
 
-  // Of every segment read, [n_kv_heads, max_segments]; empty for a layer that is dense. Whoever
-  // takes segments over from elsewhere puts theirs here.
-  View<float, 2> entropy(int layer) const { return entropy_[static_cast<size_t>(layer)].view(); }
+  // Of every layer and segment read, [n_kv_heads, max_segments]; empty for a layer that is dense.
+  // Whoever takes segments over from elsewhere puts theirs here.
+  std::vector<View<float, 2>> entropies() const;
 
   // The past blocks of every segment of the chunk: everything, or profile, allocate, select.
   // q [chunk.size, n_heads * d]; the cache holds the chunk's keys. Valid until the next call.

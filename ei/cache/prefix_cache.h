@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ei/cache/kv_cache.h"
-#include "ei/prefill/plan.h"
+#include "ei/policy/prefill_policy.h"
 
 namespace ei {
 
@@ -21,18 +21,22 @@ class PrefixCache {
  public:
   PrefixCache(Backend& backend, int64_t max_bytes) : backend_(backend), max_bytes_(max_bytes) {}
 
+  // Of every layer [n_kv_heads, max_segments], on the device; empty for a layer that is dense.
+  using Entropies = std::span<const View<float, 2>>;
+
   struct Hit {
     int64_t n_tokens = 0;
     std::string stopped_by;  // why it is not more; empty if it is all that was wanted
   };
-  // Puts the longest known prefix of `prompt`, of at most `limit` tokens, into an empty cache and
-  // the plan that is to read on. Whole segments.
-  Hit restore(std::span<const int32_t> prompt, int64_t limit, KvCache& cache, PrefillPlan& plan);
+  // Puts the longest known prefix of `prompt`, of at most `limit` tokens read under `policy`, into
+  // an empty cache and into the entropies of whoever is to read on. Whole segments.
+  Hit restore(std::span<const int32_t> prompt, int64_t limit, const PrefillPolicy& policy,
+              KvCache& cache, Entropies entropies);
 
-  // Keeps the first n tokens of `prompt`, whole segments that `cache` and `plan` have read and
-  // PrefillPlan::reusable() allows.
-  void remember(std::span<const int32_t> prompt, int64_t n, const KvCache& cache,
-                const PrefillPlan& plan);
+  // Keeps the first n tokens of `prompt`, whole segments that were read into `cache` under `policy`
+  // with these entropies, as a longer prompt would read them (PrefillPlan::reusable()).
+  void remember(std::span<const int32_t> prompt, int64_t n, const PrefillPolicy& policy,
+                const KvCache& cache, Entropies entropies);
 
   void clear();
   int64_t bytes() const { return bytes_; }
@@ -56,7 +60,7 @@ class PrefixCache {
   // Between a segment's entry and the cache that has it.
   enum class Copy { kSave, kRestore };
   void copy(Copy direction, Entry& entry, int64_t segment, const KvCache& cache,
-            const PrefillPlan& plan);
+            Entropies entropies);
   void shrink();
 
   Backend& backend_;

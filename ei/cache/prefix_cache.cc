@@ -1,4 +1,4 @@
-#include "ei/engine/prefix_cache.h"
+#include "ei/cache/prefix_cache.h"
 
 #include <fmt/format.h>
 
@@ -43,10 +43,11 @@ PrefixCache::Entry* PrefixCache::find(Key parent, Key key, std::span<const int32
 }
 
 PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t limit,
-                                      KvCache& cache, PrefillPlan& plan) {
-  const int64_t segment = plan.policy().segment;
+                                      const PrefillPolicy& policy, KvCache& cache,
+                                      Entropies entropies) {
+  const int64_t segment = policy.segment;
   Hit hit;
-  Key key = root(plan.policy());
+  Key key = root(policy);
   std::vector<std::pair<Key, Entry*>> found;
   while (hit.n_tokens + segment <= limit) {
     const auto tokens = segment_of(prompt, hit.n_tokens / segment, segment);
@@ -66,16 +67,16 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
   for (const auto& [k, entry] : found) pages.push_back(entry->pages);
   cache.adopt(pages);
   for (size_t i = 0; i < found.size(); ++i)
-    copy(Copy::kRestore, *found[i].second, static_cast<int64_t>(i), cache, plan);
+    copy(Copy::kRestore, *found[i].second, static_cast<int64_t>(i), cache, entropies);
   for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i].second->use);
   return hit;
 }
 
-void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const KvCache& cache,
-                           const PrefillPlan& plan) {
-  const int64_t segment = plan.policy().segment;
+void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const PrefillPolicy& policy,
+                           const KvCache& cache, Entropies entropies) {
+  const int64_t segment = policy.segment;
   const KvShape& shape = cache.shape();
-  Key parent = root(plan.policy());
+  Key parent = root(policy);
   std::vector<Entry*> path;
   for (int64_t i = 0; i < n / segment; ++i) {
     const auto tokens = segment_of(prompt, i, segment);
@@ -88,7 +89,7 @@ void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const KvC
       fresh.tokens.assign(tokens.begin(), tokens.end());
       for (int l = 0; l < shape.n_layers; ++l)
         for (int64_t h = 0; h < shape.n_kv_heads; ++h) fresh.pages.push_back(cache.page(l, h, i));
-      copy(Copy::kSave, fresh, i, cache, plan);
+      copy(Copy::kSave, fresh, i, cache, entropies);
       fresh.bytes = static_cast<int64_t>(fresh.pages.size()) * shape.page_bytes() +
                     static_cast<int64_t>(
                         (fresh.bounds_min.size() + fresh.bounds_max.size() + fresh.entropy.size()) *
@@ -107,7 +108,7 @@ void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const KvC
 }
 
 void PrefixCache::copy(Copy direction, Entry& entry, int64_t segment, const KvCache& cache,
-                       const PrefillPlan& plan) {
+                       Entropies entropies) {
   const KvShape& shape = cache.shape();
   const auto move = [&](std::vector<float>& host, size_t at, float* device, int64_t n) {
     const int64_t n_bytes = n * int64_t{sizeof(float)};
@@ -117,7 +118,7 @@ void PrefixCache::copy(Copy direction, Entry& entry, int64_t segment, const KvCa
   };
   for (int l = 0; l < shape.n_layers; ++l) {
     const KeyBounds bounds = cache.bounds(l);
-    const View<float, 2> entropy = plan.entropy(l);
+    const View<float, 2>& entropy = entropies[static_cast<size_t>(l)];
     for (int64_t h = 0; h < shape.n_kv_heads; ++h) {
       const auto head = static_cast<size_t>(l * shape.n_kv_heads + h);
       if (entropy.size() > 0) move(entry.entropy, head, &entropy[h][segment], 1);
