@@ -25,8 +25,11 @@ MAY_INCLUDE = {
     'engine': ['text', 'prefill', 'decode'],
     'apps': ['engine'],
 }
-# The one place that names the backends.
-EXCEPTIONS = {'ei/engine/make_backend.cc': {'cpu', 'cuda'}}
+# The one place that chooses a backend, and one that looks at a GPU's own clock.
+EXCEPTIONS = {'ei/engine/make_backend.cc': {'cpu', 'cuda'}, 'apps/bench/gpu/gpu_bench.cc': {'cuda'}}
+# What lies beneath the engine: of the program, only what measures it may look there.
+BENEATH_ENGINE = {'ops', 'cache', 'model', 'prefill', 'decode'}
+MEASURES = ('apps/bench/', 'apps/eval/')
 MAX_LINES = {'.h': 200, '.cuh': 200, '.cc': 500, '.cu': 700}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -67,6 +70,8 @@ def problems(path, text):
             yield f'includes "{include}": {mine} may not include {include.split("/")[0]}'
         elif theirs not in reach(mine) | EXCEPTIONS.get(path, set()):
             yield f'includes "{include}": {mine} may not include {theirs}'
+        elif mine == 'apps' and theirs in BENEATH_ENGINE and not path.startswith(MEASURES):
+            yield f'includes "{include}": of apps only bench and eval may include {theirs}'
     suffix = pathlib.Path(path).suffix
     # *-inl.h are included once per instruction set.
     if suffix in ('.h', '.cuh') and not path.endswith('-inl.h') and '#pragma once' not in text:

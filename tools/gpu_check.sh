@@ -29,7 +29,7 @@ compile() {  # SOURCE OUT INCLUDES FLAGS
 export -f compile
 
 sources=$(ls tests/{ops,cuda,golden,model,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
-            tools/gpu_bench.cc apps/eval/document.cc |
+            apps/bench/gpu/gpu_bench.cc apps/eval/document.cc |
           grep -vE 'no_cuda|model/(config|model|rope)_test|support/files')
 start=$SECONDS
 for source in $sources; do echo "$source"; done |
@@ -38,9 +38,9 @@ grep -A3 -E "FAILED|error" "$out/build.log" | head -40
 links="-L$deps/lib -L$cuda/lib64 -L$cuda/lib -L$cuda/targets/x86_64-linux/lib
        -Wl,-rpath,$deps/lib:$cuda/lib64:$cuda/lib -lcublasLt -lcudart_static -ldl -lrt -lpthread -fopenmp"
 bench=$(ls "$out"/o/ei_{base,policy,ops,io,model,cache,prefill,decode,cuda}_*.o 2>/dev/null)
-g++ "$out"/o/{tests,ei,apps}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
+g++ "$out"/o/{tests,ei,apps_eval}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
   $links -o "$out/gpu_test" >>"$out/build.log" 2>&1 &&
-  g++ -shared "$out"/o/{tools_gpu_bench,ei_engine_named_shapes}.cc.o $bench $links \
+  g++ -shared "$out"/o/{apps_bench_gpu_gpu_bench,ei_engine_named_shapes}.cc.o $bench $links \
     -o "$out/libgpu_bench.so" >>"$out/build.log" 2>&1 ||
   { grep -E "undefined|cannot" "$out/build.log" | head -20; exit 1; }
 echo "built in $((SECONDS - start)) s"
@@ -81,7 +81,7 @@ while [ $# -gt 0 ]; do
     sanitize) sanitized ;;
     bench)
       shift
-      timeout 400 python3 tools/bench_gpu.py "$out/libgpu_bench.so" "$@" 2>&1 | tee "$out/bench.log"
+      timeout 400 python3 apps/bench/gpu/bench_gpu.py "$out/libgpu_bench.so" "$@" 2>&1 | tee "$out/bench.log"
       exit
       ;;
   esac

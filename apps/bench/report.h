@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "apps/bench/kernel_bench.h"
 #include "apps/bench/machine.h"
 #include "apps/bench/measure.h"
-#include "ei/engine/kernel_bench.h"
 
 namespace ei::bench {
 

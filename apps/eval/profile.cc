@@ -12,9 +12,9 @@
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
 #include "apps/cli/table.h"
+#include "apps/eval/head_profile.h"
 #include "apps/eval/page.h"
 #include "ei/base/fail.h"
-#include "ei/engine/profile.h"
 #include "ei/io/json.h"
 
 namespace ei::cli {
@@ -33,10 +33,10 @@ OrderedJson to_json(const std::vector<double>& values) {
   return out;
 }
 
-OrderedJson to_json(const ei::Profile::Head& head) {
+OrderedJson to_json(const eval::Profile::Head& head) {
   OrderedJson entropy = OrderedJson::array(), budget = OrderedJson::array(),
               blocks = OrderedJson::array(), dense = OrderedJson::array();
-  for (const ei::Profile::Segment& segment : head.segments) {
+  for (const eval::Profile::Segment& segment : head.segments) {
     entropy.push_back(rounded(segment.entropy));
     budget.push_back(rounded(segment.budget));
     blocks.push_back(segment.blocks);
@@ -79,7 +79,7 @@ class Profile {
 
     ProgressBar progress("reading");
     const Interrupts::Scope scope(interrupts_);
-    const ei::Profile profile = ei::profile(engine, request, watch(progress), scope.token());
+    const eval::Profile profile = eval::profile(engine, request, watch(progress), scope.token());
     progress.clear();
     if (scope.interrupted()) return kExitInterrupted;
 
@@ -93,7 +93,7 @@ class Profile {
                        {"policy", policy_.describe()}};
     for (const auto& layer : profile.heads) {
       OrderedJson heads = OrderedJson::array();
-      for (const ei::Profile::Head& head : layer) heads.push_back(to_json(head));
+      for (const eval::Profile::Head& head : layer) heads.push_back(to_json(head));
       out["layers"].push_back(heads);
     }
     std::filesystem::create_directories(out_);
@@ -109,15 +109,15 @@ class Profile {
     require(bool(file << text << std::flush), "{}: cannot be written", (out_ / name).string());
   }
 
-  static std::string table(const ei::Profile& profile) {
+  static std::string table(const eval::Profile& profile) {
     Table table({"layer", "rigid heads", "mean entropy", "mean budget", "past kept"});
     for (size_t l = 0; l < profile.heads.size(); ++l) {
       int64_t n_rigid = 0;
       double entropy = 0, budget = 0, n = 0, kept = 0, past = 0;
-      for (const ei::Profile::Head& head : profile.heads[l]) {
+      for (const eval::Profile::Head& head : profile.heads[l]) {
         n_rigid += head.rigid;
         for (size_t s = 1; s < head.segments.size(); ++s) {
-          const ei::Profile::Segment& segment = head.segments[s];
+          const eval::Profile::Segment& segment = head.segments[s];
           entropy += double(segment.entropy);
           budget += double(segment.budget);
           kept += double(segment.blocks);

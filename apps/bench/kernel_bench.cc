@@ -1,4 +1,4 @@
-#include "ei/engine/kernel_bench.h"
+#include "apps/bench/kernel_bench.h"
 
 #include <fmt/format.h>
 #include <omp.h>
@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <chrono>
 
-#include "ei/engine/kernel_cases.h"
+#include "apps/bench/kernel_cases.h"
 #include "ei/engine/make_backend.h"
 
-namespace ei {
+namespace ei::bench {
 
 // The limit's ceiling now; the report has the highest that was seen.
 double KernelBench::ceiling(KernelResult::Limit limit) {
@@ -92,4 +92,4 @@ KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgre
   return report;
 }
 
-}  // namespace ei
+}  // namespace ei::bench

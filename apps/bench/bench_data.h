@@ -7,7 +7,7 @@
 #include "ei/ops/backend.h"
 #include "ei/ops/buffer.h"
 
-namespace ei {
+namespace ei::bench {
 
 // Rows of activations, owned.
 class ActArray {
@@ -44,4 +44,4 @@ class BenchData {
   std::vector<std::vector<uint16_t>> weights_;
 };
 
-}  // namespace ei
+}  // namespace ei::bench

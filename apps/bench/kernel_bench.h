@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "ei/engine/ceilings.h"
+#include "apps/bench/ceilings.h"
 
-namespace ei {
+namespace ei::bench {
 
 // One op, or a few that belong together, at one size.
 struct KernelResult {
@@ -51,4 +51,4 @@ struct KernelBenchOptions {
 using KernelProgress = std::function<void(const std::string& kernel, const std::string& size)>;
 KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress = {});
 
-}  // namespace ei
+}  // namespace ei::bench

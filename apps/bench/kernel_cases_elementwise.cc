@@ -1,8 +1,8 @@
 #include <fmt/format.h>
 
-#include "ei/engine/kernel_cases.h"
+#include "apps/bench/kernel_cases.h"
 
-namespace ei {
+namespace ei::bench {
 namespace {
 
 using Limit = KernelResult::Limit;
@@ -79,4 +79,4 @@ void bench_elementwise(Backend& backend, KernelBench& bench) {
   }
 }
 
-}  // namespace ei
+}  // namespace ei::bench

@@ -1,9 +1,9 @@
-#include "ei/engine/bench_data.h"
+#include "apps/bench/bench_data.h"
 
 #include <algorithm>
 #include <bit>
 
-namespace ei {
+namespace ei::bench {
 namespace {
 
 constexpr int64_t kTableRows = 1024;
@@ -54,4 +54,4 @@ KvCache BenchData::cache(PagePool& pool, const KvShape& shape, int64_t n_tokens)
   return cache;
 }
 
-}  // namespace ei
+}  // namespace ei::bench

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-namespace ei {
+namespace ei::bench {
 
 // What this machine's CPU can do at best: measured, to hold kernels against.
 struct Ceilings {
@@ -20,4 +20,4 @@ double measure_memory_bytes(int threads);
 double measure_l2_bytes(int threads);
 const char* best_target();
 
-}  // namespace ei
+}  // namespace ei::bench

@@ -5,10 +5,10 @@
 #include <string_view>
 #include <utility>
 
-#include "ei/engine/bench_data.h"
-#include "ei/engine/kernel_bench.h"
+#include "apps/bench/bench_data.h"
+#include "apps/bench/kernel_bench.h"
 
-namespace ei {
+namespace ei::bench {
 
 // Measures the kernels that the functions below give it.
 class KernelBench {
@@ -54,4 +54,4 @@ void bench_decode_attention(Backend& backend, KernelBench& bench);
 void bench_elementwise(Backend& backend, KernelBench& bench);
 void bench_steps(Backend& backend, KernelBench& bench);
 
-}  // namespace ei
+}  // namespace ei::bench

@@ -5,7 +5,7 @@
 
 #include "ei/engine/engine.h"
 
-namespace ei {
+namespace ei::eval {
 
 // What the heads did while a prompt was read and the first tokens of its answer were written.
 struct Profile {
@@ -35,4 +35,4 @@ struct Profile {
 Profile profile(Engine& engine, const Request& request, const Callbacks& callbacks = {},
                 std::stop_token cancel = {});
 
-}  // namespace ei
+}  // namespace ei::eval

@@ -1,4 +1,4 @@
-// A C interface to timings on the GPU, for tools/bench_gpu.py, which runs PyTorch beside it on the
+// A C interface to timings on the GPU, for bench_gpu.py, which runs PyTorch beside it on the
 // same tensors. Pointers named *_ptr are device memory of the caller's.
 #include <cuda_runtime_api.h>
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "ei/engine/kernel_cases.h"
+#include "apps/bench/kernel_cases.h"
 
-namespace ei {
+namespace ei::bench {
 namespace {
 
 constexpr const char* kName = "decode attention";
@@ -78,4 +78,4 @@ void bench_decode_attention(Backend& backend, KernelBench& bench) {
   bench_layers(backend, bench, data, cache, "compacted to 512..1536 rows, 32/8 heads, d 64");
 }
 
-}  // namespace ei
+}  // namespace ei::bench

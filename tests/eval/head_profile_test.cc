@@ -1,4 +1,4 @@
-#include "ei/engine/profile.h"
+#include "apps/eval/head_profile.h"
 
 #include <gtest/gtest.h>
 
@@ -7,13 +7,13 @@
 #include "apps/eval/document.h"
 #include "tests/support/files.h"
 
-namespace ei {
+namespace ei::eval {
 namespace {
 
 Request request(const Engine& engine) {
-  const eval::Document document = eval::make_document(
-      {.n_tokens = 3300, .n_needles = 4, .seed = 1},
-      [&](std::string_view text) { return int64_t(engine.tokenize(text).size()); });
+  const Document document =
+      make_document({.n_tokens = 3300, .n_needles = 4, .seed = 1},
+                    [&](std::string_view text) { return int64_t(engine.tokenize(text).size()); });
   Request request;
   request.messages = {{"user", {document.text, document.needles[1].question()}}};
   request.sampling = SamplingParams{};
@@ -108,4 +108,4 @@ TEST(ProfileTest, ChunksChangeNothingAndDenseHasNothing) {
 }
 
 }  // namespace
-}  // namespace ei
+}  // namespace ei::eval

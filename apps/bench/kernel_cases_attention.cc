@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ei/engine/kernel_cases.h"
+#include "apps/bench/kernel_cases.h"
 
-namespace ei {
+namespace ei::bench {
 namespace {
 
 using Limit = KernelResult::Limit;
@@ -112,4 +112,4 @@ void bench_prefill_attention(Backend& backend, KernelBench& bench) {
   }
 }
 
-}  // namespace ei
+}  // namespace ei::bench

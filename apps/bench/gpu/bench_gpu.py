@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
-    tools/bench_gpu.py build/cuda/tools/libgpu_bench.so [attention] [decode] [matmul] [model]
+    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [model]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
 large bf16 product for arithmetic, a device-to-device copy for memory.

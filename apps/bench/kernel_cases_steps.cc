@@ -2,14 +2,14 @@
 
 #include <numeric>
 
+#include "apps/bench/kernel_cases.h"
+#include "apps/bench/timed_backend.h"
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
-#include "ei/engine/kernel_cases.h"
 #include "ei/engine/named_shapes.h"
-#include "ei/engine/timed_backend.h"
 #include "ei/prefill/prefill.h"
 
-namespace ei {
+namespace ei::bench {
 namespace {
 
 constexpr const char* kSelection = "profile + allocate + select";
@@ -125,4 +125,4 @@ void bench_steps(Backend& backend, KernelBench& bench) {
   }
 }
 
-}  // namespace ei
+}  // namespace ei::bench

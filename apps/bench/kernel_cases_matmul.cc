@@ -1,8 +1,8 @@
 #include <fmt/format.h>
 
-#include "ei/engine/kernel_cases.h"
+#include "apps/bench/kernel_cases.h"
 
-namespace ei {
+namespace ei::bench {
 namespace {
 
 using Limit = KernelResult::Limit;
@@ -94,4 +94,4 @@ void bench_matmul(Backend& backend, KernelBench& bench) {
   if (bench.wants(kMatVec)) bench_step(backend, bench);
 }
 
-}  // namespace ei
+}  // namespace ei::bench

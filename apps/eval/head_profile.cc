@@ -1,4 +1,4 @@
-#include "ei/engine/profile.h"
+#include "apps/eval/head_profile.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,7 +9,7 @@
 #include "ei/engine/engine_impl.h"
 #include "ei/engine/sequence.h"
 
-namespace ei {
+namespace ei::eval {
 namespace {
 
 // What `plan` selects for a layer and chunk, added to the layer's heads.
@@ -133,4 +133,4 @@ Profile profile(Engine& engine, const Request& request, const Callbacks& callbac
   return out;
 }
 
-}  // namespace ei
+}  // namespace ei::eval

@@ -1,4 +1,4 @@
-#include "ei/engine/ceilings.h"
+#include "apps/bench/ceilings.h"
 
 #include <omp.h>
 #include <sys/mman.h>
@@ -13,12 +13,12 @@
 #include <vector>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "ei/engine/ceilings.cc"
+#define HWY_TARGET_INCLUDE "apps/bench/ceilings.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
-namespace ei::HWY_NAMESPACE {
+namespace ei::bench::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Enough independent sums to hide the latency of two multiply-adds a cycle, few enough to stay in
@@ -80,11 +80,11 @@ float read(const float* HWY_RESTRICT data, int64_t n) {
 
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
-}  // namespace ei::HWY_NAMESPACE
+}  // namespace ei::bench::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace ei {
+namespace ei::bench {
 namespace {
 
 HWY_EXPORT(fma_rounds);
@@ -168,5 +168,5 @@ double measure_l2_bytes(int threads) {
   return read_rate(threads, n_bytes, (int64_t{64} << 20) / n_bytes, 40);
 }
 
-}  // namespace ei
+}  // namespace ei::bench
 #endif  // HWY_ONCE

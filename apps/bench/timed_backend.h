@@ -6,7 +6,7 @@
 
 #include "ei/ops/backend.h"
 
-namespace ei {
+namespace ei::bench {
 
 // Another backend whose ops are timed. The times are right where ops are done when run() returns:
 // on the CPU.
@@ -51,4 +51,4 @@ class TimedBackend final : public Backend {
   std::map<std::string, double> seconds_;
 };
 
-}  // namespace ei
+}  // namespace ei::bench
