@@ -5,8 +5,8 @@
 #include <iostream>
 #include <iterator>
 
+#include "ei/base/utf8.h"
 #include "ei/io/json.h"
-#include "ei/text/utf8.h"
 
 namespace ei::cli {
 

@@ -9,7 +9,7 @@
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
-#include "ei/text/utf8.h"
+#include "ei/base/utf8.h"
 
 namespace ei::cli {
 namespace {

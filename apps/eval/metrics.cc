@@ -6,7 +6,7 @@
 #include <set>
 
 #include "ei/base/fail.h"
-#include "ei/text/jinja_text.h"
+#include "ei/jinja/text.h"
 
 namespace ei::eval {
 namespace {

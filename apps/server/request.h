@@ -9,7 +9,7 @@
 
 #include "ei/engine/engine.h"
 #include "ei/engine/sequence.h"
-#include "ei/text/jinja.h"
+#include "ei/io/json.h"
 
 namespace ei::server {
 

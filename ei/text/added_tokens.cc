@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ei/text/utf8.h"
+#include "ei/base/utf8.h"
 
 namespace ei {
 namespace {

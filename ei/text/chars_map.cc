@@ -1,7 +1,7 @@
 #include "ei/text/chars_map.h"
 
 #include "ei/base/fail.h"
-#include "ei/text/utf8.h"
+#include "ei/base/utf8.h"
 
 namespace ei {
 namespace {

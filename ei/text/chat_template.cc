@@ -167,9 +167,9 @@ std::string ChatTemplate::fill(const OrderedJson& messages, const ChatOptions& o
   }
   variables["messages"] = messages;
   variables["add_generation_prompt"] = true;
-  JinjaOptions jinja;
-  jinja.strftime_now = options.strftime_now ? options.strftime_now : local_time;
-  return template_.render(variables, jinja);
+  jinja::Options how;
+  how.strftime_now = options.strftime_now ? options.strftime_now : local_time;
+  return template_.render(variables, how);
 }
 
 std::vector<TextPiece> ChatTemplate::render(const OrderedJson& messages,

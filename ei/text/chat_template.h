@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ei/text/jinja.h"
+#include "ei/jinja/template.h"
 #include "ei/text/message.h"
 #include "ei/text/tokenizer.h"
 
@@ -56,7 +56,7 @@ class ChatTemplate {
   bool understands_parts() const;
   OrderedJson prepared(const OrderedJson& message) const;
 
-  JinjaTemplate template_;
+  jinja::Template template_;
   std::string where_;
   OrderedJson names_;
   const Tokenizer* tokenizer_;

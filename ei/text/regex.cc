@@ -6,7 +6,7 @@
 #include <array>
 
 #include "ei/base/fail.h"
-#include "ei/text/utf8.h"
+#include "ei/base/utf8.h"
 
 namespace ei {
 namespace {

@@ -6,8 +6,8 @@
 #include <unordered_set>
 
 #include "ei/base/fail.h"
+#include "ei/base/utf8.h"
 #include "ei/text/tokenizer_config.h"
-#include "ei/text/utf8.h"
 
 namespace ei {
 namespace {

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "ei/base/utf8.h"
 #include "ei/text/added_tokens.h"
-#include "ei/text/utf8.h"
 
 namespace ei {
 

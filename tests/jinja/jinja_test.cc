@@ -1,5 +1,3 @@
-#include "ei/text/jinja.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,6 +9,8 @@
 #include <vector>
 
 #include "ei/base/error.h"
+#include "ei/io/json.h"
+#include "ei/jinja/template.h"
 
 namespace ei {
 namespace {
@@ -24,19 +24,19 @@ std::string read(const std::string& name) {
   return text.str();
 }
 
-JinjaOptions options() {
-  JinjaOptions options;
+jinja::Options options() {
+  jinja::Options options;
   options.strftime_now = [](std::string_view format) { return "<" + std::string(format) + ">"; };
   return options;
 }
 
 std::string render(std::string_view source, const OrderedJson& variables = OrderedJson::object(),
-                   const JinjaOptions& how = options()) {
-  return JinjaTemplate(source, "test.jinja").render(variables, how);
+                   const jinja::Options& how = options()) {
+  return jinja::Template(source, "test.jinja").render(variables, how);
 }
 
 std::string error_of(std::string_view source, const OrderedJson& variables = OrderedJson::object(),
-                     const JinjaOptions& how = options()) {
+                     const jinja::Options& how = options()) {
   try {
     return "no error but: " + render(source, variables, how);
   } catch (const Error& error) {
@@ -176,7 +176,7 @@ TEST(Jinja, StopsAtItsLimits) {
 }
 
 TEST(Jinja, HasTheLimitsItIsGiven) {
-  JinjaOptions tight;
+  jinja::Options tight;
   tight.limits.max_steps = 100;
   EXPECT_THAT(error_of("{% for i in range(1000) %}{% endfor %}", OrderedJson::object(), tight),
               HasSubstr("more than 100 steps"));
@@ -249,7 +249,7 @@ TEST(Jinja, FreesCircles) {
 }
 
 TEST(Jinja, RendersInSeveralThreads) {
-  const JinjaTemplate shared("{% for i in l %}{{ 'a' ~ i }}{% endfor %}", "shared");
+  const jinja::Template shared("{% for i in l %}{{ 'a' ~ i }}{% endfor %}", "shared");
   std::vector<std::string> texts(4);
   std::vector<std::thread> threads;
   for (auto& text : texts) threads.emplace_back([&] { text = shared.render({{"l", {1, 2, 3}}}); });
