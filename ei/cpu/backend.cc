@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
 #include "ei/base/fail.h"
+#include "ei/cpu/available_memory.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/targets.h"
 
@@ -21,21 +21,6 @@ constexpr int64_t kAlignment = 256;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// The number in a file that holds one; -1 if there is none (a cgroup without limit says "max").
-int64_t read_number(const char* path) {
-  std::ifstream file(path);
-  int64_t value = 0;
-  return file >> value ? value : -1;
-}
-
-int64_t mem_available() {
-  std::ifstream file("/proc/meminfo");
-  std::string field;
-  for (int64_t kib; file >> field; file.ignore(256, '\n'))
-    if (field == "MemAvailable:" && file >> kib) return kib * 1024;
-  return INT64_MAX;
-}
 
 }  // namespace
 
@@ -64,20 +49,7 @@ std::string CpuBackend::name() const {
                      n_threads_ == 1 ? "" : "s");
 }
 
-// What the kernel says could be had, or what the cgroup leaves if that is less. Page cache counts
-// as used there, so a cgroup's own figure errs on the safe side.
-int64_t CpuBackend::available_bytes() const {
-  int64_t available = mem_available();
-  for (const auto& [limit_file, used_file] :
-       {std::pair{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-        {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
-         "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
-    const int64_t limit = read_number(limit_file), used = read_number(used_file);
-    if (limit >= 0 && used >= 0)
-      available = std::min(available, std::max<int64_t>(0, limit - used));
-  }
-  return available;
-}
+int64_t CpuBackend::available_bytes() const { return available_memory(); }
 
 void* CpuBackend::allocate(int64_t bytes) {
   const bool large = bytes >= kHugePage;
