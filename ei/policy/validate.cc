@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "ei/base/fail.h"
 #include "ei/policy/decode_policy.h"
 #include "ei/policy/prefill_policy.h"
@@ -9,52 +11,52 @@ namespace {
 
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
 
-void in_range(const char* name, double value, double min, double max) {
+template <class T>
+void in_range(const char* name, T value, std::type_identity_t<T> min, std::type_identity_t<T> max) {
   require(value >= min && value <= max, "{} is {}, expected {} to {}", name, value, min, max);
 }
 
 }  // namespace
 
 void validate(const PrefillPolicy& p) {
-  in_range("segment", double(p.segment), 1, 65536);
-  in_range("block", double(p.block), 1, double(p.segment));
+  in_range("segment", p.segment, 1, 65536);
+  in_range("block", p.block, 1, p.segment);
   require(p.segment % p.block == 0, "block {} does not divide segment {}", p.block, p.segment);
-  in_range("base-budget", p.budget.base, double(p.block), double(kMaxTokens));
+  in_range("base-budget", p.budget.base, static_cast<float>(p.block), 0x1p30f);
   in_range("e-t", p.budget.e_t, 0, 1e6);
   in_range("delta-t", p.budget.delta_t, 0, 1e6);
   in_range("alpha", p.budget.alpha, 0, 1e6);
   in_range("max-factor", p.budget.max_factor, 1, 1e6);
-  require(p.threshold_len >= 0, "threshold is {}, expected 0 or more", p.threshold_len);
-  in_range("dense-layers", double(p.dense_layers), 0, 1e6);
-  in_range("dense-tail", double(p.dense_tail), 0, double(p.segment));
-  in_range("sink-blocks", double(p.sink_blocks), 0, double(kMaxTokens));
+  if (!p.is_dense()) in_range("threshold", p.threshold_len, 0, kMaxTokens);
+  in_range("dense-layers", p.dense_layers, 0, 1000000);
+  in_range("dense-tail", p.dense_tail, 0, p.segment);
+  in_range("sink-blocks", p.sink_blocks, 0, kMaxTokens);
   in_range("fusion", p.fusion, 0, 1);
-  in_range("recent-blocks", double(p.recent_blocks), 0, double(kMaxTokens));
+  in_range("recent-blocks", p.recent_blocks, 0, kMaxTokens);
 }
 
 void validate(const DecodePolicy& p) {
   if (p.is_full()) return;
-  in_range("window", double(p.window), 1, 65536);
-  in_range("budget", double(p.budget), p.split == Split::kStreaming ? kStreamingSinks + 1 : 1,
-           double(kMaxTokens));
+  in_range("window", p.window, 1, 65536);
+  in_range("budget", p.budget, p.split == Split::kStreaming ? kStreamingSinks + 1 : 1, kMaxTokens);
   require(p.split == Split::kStreaming || p.budget > p.window,
           "budget {} leaves nothing beside the window of {}; raise the budget", p.budget, p.window);
-  if (p.gap != kAutoGap) in_range("decode-gap", double(p.gap), -1, double(kMaxTokens));
+  if (p.gap != kAutoGap) in_range("decode-gap", p.gap, -1, kMaxTokens);
   require(p.gap != kAutoGap || p.split != Split::kStreaming,
           "decode-gap auto goes by votes, a streaming split has none; give a number");
-  in_range("kernel", double(p.kernel), 1, 4095);
+  in_range("kernel", p.kernel, 1, 4095);
   require(p.kernel % 2 == 1, "kernel is {}, expected an odd number", p.kernel);
-  in_range("regrow", double(p.regrow), 0, double(kMaxTokens));
+  in_range("regrow", p.regrow, 0, kMaxTokens);
   in_range("floor", p.floor, 0, 1);
-  in_range("pyramid-beta", double(p.pyramid_beta), 1, 1e6);
+  in_range("pyramid-beta", p.pyramid_beta, 1, 1000000);
 }
 
 void validate(const SamplingParams& p) {
   in_range("temperature", p.temperature, 0, 100);
-  in_range("top-k", p.top_k, 0, 1e9);
+  in_range("top-k", p.top_k, 0, 1000000000);
   in_range("top-p", p.top_p, 0, 1);
   in_range("min-p", p.min_p, 0, 1);
-  in_range("repetition-penalty", p.repetition_penalty, 0.01, 100);
+  in_range("repetition-penalty", p.repetition_penalty, 0.01f, 100);
 }
 
 }  // namespace ei

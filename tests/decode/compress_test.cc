@@ -8,6 +8,7 @@
 
 #include "ei/base/error.h"
 #include "tests/decode/sequence.h"
+#include "tests/policy/extremes.h"
 
 namespace ei::test {
 namespace {
@@ -22,6 +23,22 @@ TEST(CompressTest, WaitsForTheGap) {
     s.feed(1);
   }
   EXPECT_TRUE(compressor.due(s.cache));
+}
+
+// Whatever a setting may be, the cache is compressed or left alone: nothing overflows (UBSan
+// looks).
+TEST(CompressTest, CompressesAtTheEndsOfAllRanges) {
+  for (const auto& [name, policy] : extremes(small_policy())) {
+    Sequence s(policy);
+    s.feed(300);
+    Compressor compressor(policy, 300);
+    for (int i = 0; i < 10; ++i) {
+      if (compressor.due(s.cache)) compressor.run(*s.backend, s.cache, s.window, kHeads);
+      s.feed(1);
+    }
+    for (int64_t h = 0; h < s.cache.layer(0).n_kv_heads(); ++h)
+      EXPECT_GE(s.cache.rows(0, h), std::min<int64_t>(policy.budget, 5)) << name;
+  }
 }
 
 TEST(CompressTest, SnapKvCompressesRightAfterThePrompt) {

@@ -8,7 +8,7 @@
 namespace ei {
 namespace {
 
-// The recurrence of method.md 1.4, written over whole arrays in double: for a head that turns
+// The recurrence of METHOD.md 1.4, written over whole arrays in double: for a head that turns
 // dynamic at `first_dynamic` its budgets before are base, and so is what it goes on from.
 std::vector<double> oracle(const std::vector<double>& entropy, const BudgetRule& rule) {
   std::vector<double> budget(entropy.size(), rule.base);

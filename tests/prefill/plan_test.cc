@@ -10,6 +10,7 @@
 
 #include "ei/base/error.h"
 #include "ei/cpu/backend.h"
+#include "tests/policy/extremes.h"
 
 namespace ei {
 namespace {
@@ -145,6 +146,17 @@ double nmse(const Matrix& got, const Matrix& want) {
     norm += std::pow(double(want[i]), 2);
   }
   return error / norm;  // NaN where something was not written: fails every comparison
+}
+
+// Whatever a setting may be, a prompt is read: nothing overflows (UBSan looks), no row is
+// forgotten.
+TEST(PlanTest, ReadsAtTheEndsOfAllRanges) {
+  for (const auto& [name, policy] : test::extremes(small_policy())) {
+    const Outputs got = read(make_inputs(330, 3), policy);
+    EXPECT_TRUE(std::ranges::all_of(got.out, [](float x) { return std::isfinite(x); })) << name;
+    EXPECT_GT(got.stats.attended_pairs, 0) << name;
+    EXPECT_LE(got.stats.attended_pairs, got.stats.dense_pairs) << name;
+  }
 }
 
 TEST(PlanTest, EverythingSelectedIsDense) {
