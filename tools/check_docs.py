@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Checks what the documents name, and prints one line for each thing that is not there.
+"""Checks what documents and comments name, and prints one line for each thing that is not there.
 
 In code spans, code blocks and links of every *.md: paths of the repository, make targets, presets,
-subcommands and flags of the program, ENTROPYINFER_ variables.
+subcommands and flags of the program, ENTROPYINFER_ variables. In comments: files.
 """
 import json
 import pathlib
@@ -104,9 +104,54 @@ def missing_names(words, known):
                 yield f'no variable {variable}'
 
 
+SLASHED = {'.cc', '.h', '.cu', '.cuh'}  # whose comments start with //
+HASHED = {'.py', '.sh', '.txt', '.cmake', ''}  # with #, and Python's documentation
+COMMENT = {True: re.compile(r'(?:^|\s)//(.*)'), False: re.compile(r'(?:^|\s)#(.*)')}
+SOURCE = re.compile(r'(?<![\w./*<>{}$@-])[\w.-]+(?:/[\w.-]+)*\.(?:h|cc|cu|cuh|cpp|py|md|cmake|txt|sh|html|jinja)\b(?![\w*<{/])')
+
+FOREIGN = {'chat_template.jinja', 'metrics.py'}  # in model directories; LongBench's
+
+
+def comments(file):
+    """(line number, text) of each line that has a comment."""
+    is_slashed = file.suffix in SLASHED
+    in_text = False  # Python's \"""
+    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), 1):
+        quotes = 0 if is_slashed else line.count('"""')
+        if in_text or quotes:
+            yield number, line
+            in_text ^= quotes % 2 == 1
+        elif comment := COMMENT[is_slashed].search(line):
+            yield number, comment[1]
+
+
+def missing_files(text, files, folder, known):
+    """What looks like a source or a document of ours, or starts with a folder of ours."""
+    for name in SOURCE.findall(text):
+        there = name in FOREIGN or (folder / name).exists() or \
+            any(file == name or file.endswith('/' + name) for file in files)
+        if not there:
+            yield f'no file {name}'
+    yield from missing_paths([word for word in text.split() if not SOURCE.search(word)], known, folder)
+
+
+def comment_problems(known):
+    files = [file.relative_to(ROOT).as_posix() for file in git_files()]
+    for name in files:
+        file = ROOT / name
+        if file.suffix not in SLASHED | HASHED or '/data/' in name or 'corpus/' in name:
+            continue
+        for number, text in comments(file):
+            for problem in missing_files(text, files, file.parent, known):
+                yield f'{name}:{number}: {problem}'
+
+
 def main():
     known = Known()
     n_problems = 0
+    for problem in comment_problems(known):
+        print(problem)
+        n_problems += 1
     for file in git_files('*.md'):
         markdown = file.read_text(encoding='utf-8')
         found = []

@@ -62,7 +62,7 @@ void finish(Profile::Head& head, const PrefillPolicy& policy) {
     head.rigid &= head.segments[s].entropy < policy.budget.e_t;
 }
 
-// How the window's queries share their attention out over the prompt (method.md 2.2).
+// How the window's queries share their attention out over the prompt (METHOD.md 2.2).
 void add_votes(Backend& backend, Context& context, const DecodePolicy& policy,
                std::vector<std::vector<Profile::Head>>& heads) {
   const KvCache& cache = context.cache();

@@ -8,7 +8,7 @@
 namespace ei {
 
 // The newest queries of every layer of one sequence: the window whose attention decides what a
-// compression keeps (method.md 2.1). A ring: the query of position p is row p % n_rows().
+// compression keeps (METHOD.md 2.1). A ring: the query of position p is row p % n_rows().
 class QueryWindow {
  public:
   // n_rows 0: nothing is remembered.

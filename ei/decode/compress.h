@@ -9,7 +9,7 @@
 
 namespace ei {
 
-// Shrinks one sequence's cache to what its newest queries look at (method.md section 2): when to do
+// Shrinks one sequence's cache to what its newest queries look at (METHOD.md section 2): when to do
 // it, and how.
 class Compressor {
  public:

@@ -8,7 +8,7 @@ namespace ei {
 // Marks a (KV head, segment) that attends to every past block: dense attention.
 inline constexpr int32_t kAllBlocks = -1;
 
-// How many past blocks every KV head may attend to in each segment of a chunk (method.md 1.4): the
+// How many past blocks every KV head may attend to in each segment of a chunk (METHOD.md 1.4): the
 // recurrence of policy/budget.h over the head's entropies from the start of the prompt, in tokens;
 // blocks = min(budget / B, sS / B). Segments before dense_before or from dense_from on get
 // kAllBlocks. It starts from segment 0 every time: entropies are all the state a chunk inherits.

@@ -6,7 +6,7 @@
 namespace ei {
 
 // Copies the kept rows of every head into a smaller cache and sets its n_rows. Head h of `to` takes
-// from head h / (to heads / from heads): one to one, or per query head (method.md 3, line 5).
+// from head h / (to heads / from heads): one to one, or per query head (METHOD.md 3, line 5).
 struct CompactKv {
   KvLayer from;
   Keep keep;   // over the heads of `to`

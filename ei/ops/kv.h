@@ -29,7 +29,7 @@ struct KvLayer {
   }
 };
 
-// Elementwise bounds of the keys of every block of `block` tokens (method.md 1.1), float.
+// Elementwise bounds of the keys of every block of `block` tokens (METHOD.md 1.1), float.
 struct KeyBounds {
   View<float, 3> min;  // [n_kv_heads, max_blocks, d]
   View<float, 3> max;

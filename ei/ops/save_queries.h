@@ -6,7 +6,7 @@
 
 namespace ei {
 
-// Remembers the last queries of each sequence: the observation window (method.md 2.1). The rows go
+// Remembers the last queries of each sequence: the observation window (METHOD.md 2.1). The rows go
 // to the rings in equal shares; the query of position p lands in row p % window.
 struct SaveQueries {
   Act q;                               // [n, n_heads * d]

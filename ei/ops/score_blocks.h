@@ -6,7 +6,7 @@
 namespace ei {
 
 // How much each query segment of a chunk wants each key block before it, and how spread out that is
-// (method.md 1.1 to 1.3; paper section 3.1). For segment s, tokens [sS, (s+1)S), and block b <
+// (METHOD.md 1.1 to 1.3; paper section 3.1). For segment s, tokens [sS, (s+1)S), and block b <
 // sS/B:
 //
 //   q_mid[h,s]   = (max + min) / 2 over the segment's queries of head h, elementwise

@@ -13,7 +13,7 @@ struct Selection {
 };
 
 // Picks the `blocks` highest-scoring past blocks of every (KV head, segment), ties to the lower
-// block (method.md 1.5). Blocks at or after the segment are never picked. With Rank::kProbability
+// block (METHOD.md 1.5). Blocks at or after the segment are never picked. With Rank::kProbability
 // scores are first put through softmax in float, where small ones underflow to equal zeros (the
 // reference). The first sink_blocks and the last recent_blocks of the past are always among them.
 // Integers: exact wherever scores differ.

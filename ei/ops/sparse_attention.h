@@ -6,7 +6,7 @@
 
 namespace ei {
 
-// Prefill attention of a chunk (method.md 1.6): every query attends to the selected past blocks of
+// Prefill attention of a chunk (METHOD.md 1.6): every query attends to the selected past blocks of
 // its segment and, causally, to its own segment:
 //   out[i,h] = sum_j softmax_j(scale q_i . k_j) v_j  over the rows j of KV head h / G so selected.
 // Dense attention is the same op with kAllBlocks everywhere. The chunk's own keys are in the cache.

@@ -6,7 +6,7 @@
 
 namespace ei {
 
-// Which cached rows the newest queries look at (method.md 2.2). Query i of w is ring row
+// Which cached rows the newest queries look at (METHOD.md 2.2). Query i of w is ring row
 // (first + i) % window.rows, and sees what the i-th of the last w rows may see:
 //   a[i,j]    = softmax over rows j <= n_rows - w + i of scale q_i . k_j
 //   vote[h,j] = mean over i of a[i,j], for rows j < n_rows - w
@@ -24,7 +24,7 @@ struct Vote {
 void check(const Vote& op);
 
 // Smooths votes along the rows with a 1-d pool of odd width `kernel`: maximum, or average with zero
-// padding counted in the mean (method.md 2.2; the reference's avg_pool1d and max_pool1d).
+// padding counted in the mean (METHOD.md 2.2; the reference's avg_pool1d and max_pool1d).
 struct PoolVotes {
   View<const float, 2> votes;      // [n_heads, m]
   View<const int32_t, 1> n_votes;  // [n_heads] valid columns of each row

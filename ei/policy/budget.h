@@ -6,7 +6,7 @@
 
 namespace ei {
 
-// How the block budget of a head follows its attention entropy (method.md 1.4; paper section 3.2).
+// How the block budget of a head follows its attention entropy (METHOD.md 1.4; paper section 3.2).
 struct BudgetRule {
   float base = 2048;     // tokens
   float e_t = 1e-5f;     // nats: a head is rigid while its entropy stays below

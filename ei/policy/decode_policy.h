@@ -8,9 +8,9 @@ namespace ei {
 enum class Pooling : uint8_t { kNone, kAvg, kMax };
 enum class GroupReduce : uint8_t { kMean, kMax };
 // Whether a compressed cache holds one set of rows per KV head, or one per query head as released:
-// G times the memory (method.md 3, line 5).
+// G times the memory (METHOD.md 3, line 5).
 enum class KvScope : uint8_t { kKvHead, kQueryHead };
-// How the rows of a budget are shared out and chosen (method.md section 4).
+// How the rows of a budget are shared out and chosen (METHOD.md section 4).
 enum class Split : uint8_t {
   kEven,       // every head of every layer its `budget` highest votes
   kAdaptive,   // heads of a layer share the layer's budget by where its highest votes are (AdaKV)
@@ -21,7 +21,7 @@ enum class Split : uint8_t {
 // DecodePolicy::gap: compress as soon as the written tokens no longer change what would be kept.
 inline constexpr int64_t kAutoGap = -2;
 
-// How the KV cache shrinks while decoding (method.md section 2). full() never compresses.
+// How the KV cache shrinks while decoding (METHOD.md section 2). full() never compresses.
 struct DecodePolicy {
   int64_t budget = 1024;  // rows kept per head, the window among them
   int64_t window = 32;    // newest queries that vote; their rows are always kept

@@ -7,10 +7,10 @@
 namespace ei {
 
 // What blocks are ranked by. Probabilities underflow to equal zeros on real models; the reference
-// ranks by them all the same (method.md 3, line 1).
+// ranks by them all the same (METHOD.md 3, line 1).
 enum class Rank : uint8_t { kScore, kProbability };
 
-// How a prompt is read (method.md section 1). The defaults are the authors' configuration with our
+// How a prompt is read (METHOD.md section 1). The defaults are the authors' configuration with our
 // repairs; reference() is the released code, dense() full attention: every segment is dense.
 struct PrefillPolicy {
   int64_t segment = 512;  // tokens a selection is made for

@@ -27,7 +27,7 @@ struct PrefillStats {
 };
 
 // Decides, layer by layer and chunk by chunk, which past blocks every segment attends to
-// (method.md section 1). All it inherits from earlier chunks are their entropies, and a decision
+// (METHOD.md section 1). All it inherits from earlier chunks are their entropies, and a decision
 // depends on nothing after its segment: the size of the chunks never changes a result (except under
 // rules that look at the whole prompt, whose only chunk is the prompt).
 class PrefillPlan {

@@ -81,7 +81,7 @@ TEST(Jinja, RendersChatTemplatesAsPythonDoes) {
                 c["variables"]);
 }
 
-// What models.md of the project's checkpoints gives as rendered text.
+// The shortest prompts of checkpoints that people know.
 TEST(Jinja, RendersKnownPrompts) {
   const OrderedJson hi = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}},
                           {"add_generation_prompt", true},

@@ -9,7 +9,7 @@
 #include "ei/policy/sampling.h"
 #include "tests/support/array.h"
 
-// The ops once more in double and plain loops, straight from the formulas of method.md: what every
+// The ops once more in double and plain loops, straight from the formulas of METHOD.md: what every
 // backend is compared with.
 namespace ei::ref {
 
