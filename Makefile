@@ -9,6 +9,7 @@ demo: configure  # asks the shipped model about 32,000 tokens, dense and by entr
 	$(RELEASE)/apps/entropyinfer demo models/needle-8m
 
 test: build
+	tools/install_packages test
 	ctest --preset release
 
 configure:

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "ei/base/error.h"
+#include "tests/support/backend_fixture.h"
 
 namespace ei {
 namespace {
@@ -13,10 +14,8 @@ TEST(CudaBackend, IsAnErrorWhereThereIsNone) {
   EXPECT_THROW(make_cuda_backend(), Error);
 }
 
-#ifdef EI_CUDA
-class CudaBackendTest : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(On, CudaBackendTest, testing::Values("cuda"),
-                         [](const auto& info) { return info.param; });
+class CudaBackendTest : public testing::TestWithParam<std::string> {};
+EI_GPU_TEST(CudaBackendTest);
 
 TEST_P(CudaBackendTest, OpensTheGpu) {
   if (!cuda_available()) GTEST_SKIP() << "this machine has no GPU that the kernels run on";
@@ -24,7 +23,6 @@ TEST_P(CudaBackendTest, OpensTheGpu) {
   EXPECT_TRUE(backend->name().starts_with("CUDA, ")) << backend->name();
   EXPECT_GT(backend->available_bytes(), int64_t{1} << 30);
 }
-#endif
 
 }  // namespace
 }  // namespace ei

@@ -2,35 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
 #include <set>
 
-#include "apps/eval/document.h"
-#include "ei/engine/engine.h"
+#include "tests/end_to_end/documents.h"
 #include "tests/support/files.h"
 
-namespace ei {
+namespace ei::test {
 namespace {
-
-eval::Document make_document(const Engine& engine, int64_t n_tokens, uint64_t seed) {
-  return eval::make_document(
-      {.n_tokens = n_tokens, .n_needles = 4, .seed = seed},
-      [&](std::string_view text) { return int64_t(engine.tokenize(text).size()); });
-}
-
-std::map<std::string, Request> policies() {
-  Request dense, entropy, latent;
-  dense.prefill = PrefillPolicy::dense();
-  dense.decode = entropy.decode = DecodePolicy::full();
-  return {{"dense", dense}, {"entropy", entropy}, {"entropy and latent", latent}};
-}
-
-Generation ask(Session& session, const eval::Document& document, const eval::Needle& needle,
-               Request request) {
-  request.messages = {{"user", {document.text, needle.question()}}};
-  request.max_tokens = 48;
-  return session.generate(request);
-}
 
 // Keys that share a word (proud-violin, tender-violin) are mistaken for each other now and then
 // when reading is sparse: `eval needle` measures that. Here no two of a document share one.
@@ -50,7 +28,7 @@ class NeedleTest : public testing::TestWithParam<int64_t> {};
 
 TEST_P(NeedleTest, AnswersOneValueQuestions) {
   const int64_t n_tokens = GetParam();
-  Engine engine(test::kNeedle);
+  Engine engine(kNeedle);
   // Reading is most of the time: the longest document is read once by each policy.
   const int n_documents = n_tokens > 8192 ? 1 : 2;
   int n_read = 0;
@@ -88,7 +66,7 @@ TEST(NeedleInvarianceTest, ThreadsAndChunksChangeNothing) {
   std::map<std::string, std::string> want;
   for (const auto& [threads, chunk] :
        std::vector<std::pair<int, int64_t>>{{2, 2048}, {1, 2048}, {2, 512}, {2, 8192}}) {
-    Engine engine(test::kNeedle, {.threads = threads, .chunk = chunk});
+    Engine engine(kNeedle, {.threads = threads, .chunk = chunk});
     const eval::Document document = make_document(engine, 9000, 3);
     Session session(engine, kPrefixBytes);
     for (auto [name, request] : policies()) {
@@ -101,4 +79,4 @@ TEST(NeedleInvarianceTest, ThreadsAndChunksChangeNothing) {
 }
 
 }  // namespace
-}  // namespace ei
+}  // namespace ei::test

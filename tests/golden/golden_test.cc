@@ -291,7 +291,6 @@ void check_compress(const Golden& golden) {
 TEST(GoldenTest, Prefill) { for_each_case("prefill_", check_prefill); }
 TEST(GoldenTest, Compress) { for_each_case("compress_", check_compress); }
 
-#ifdef EI_CUDA
 class GoldenGpuTest : public test::BackendTest {
  protected:
   test::DeviceAct rows(const std::vector<float>& values, int64_t n) {
@@ -309,7 +308,7 @@ class GoldenGpuTest : public test::BackendTest {
   void check_prefill(const Golden& golden);
   void check_compress(const Golden& golden);
 };
-INSTANTIATE_TEST_SUITE_P(On, GoldenGpuTest, testing::Values("cuda"), test::backend_name);
+EI_GPU_TEST(GoldenGpuTest);
 
 // Queries, keys and values rounded to bf16 move scores by some hundredths: entropies are held to 2%
 // or 0.05 nats and outputs to an NMSE of 1e-3, twice and three times what such rounding did to the
@@ -472,7 +471,6 @@ TEST_P(GoldenGpuTest, Prefill) {
 TEST_P(GoldenGpuTest, Compress) {
   for_each_case("compress_", [this](const Golden& golden) { check_compress(golden); });
 }
-#endif
 
 }  // namespace
 }  // namespace ei

@@ -49,10 +49,16 @@ HostWeight::HostWeight(const Matrix& wanted, DType dtype, int64_t misaligned_byt
 std::vector<std::string> backend_names() {
   std::vector<std::string> names;
   for (const std::string& target : cpu::targets()) names.push_back("cpu_" + target);
-#ifdef EI_CUDA
-  names.push_back("cuda");
-#endif
+  for (const std::string& gpu : gpu_names()) names.push_back(gpu);
   return names;
+}
+
+std::vector<std::string> gpu_names() {
+#ifdef EI_CUDA
+  return {"cuda"};
+#else
+  return {};
+#endif
 }
 
 void BackendTest::SetUp() {

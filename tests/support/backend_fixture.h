@@ -84,6 +84,8 @@ class BackendTest : public testing::TestWithParam<std::string> {
 };
 
 std::vector<std::string> backend_names();
+// "cuda" in a build with CUDA, else none.
+std::vector<std::string> gpu_names();
 
 inline std::string backend_name(const testing::TestParamInfo<std::string>& info) {
   return info.param;
@@ -93,6 +95,11 @@ inline std::string backend_name(const testing::TestParamInfo<std::string>& info)
 #define EI_BACKEND_TEST(name)                                                      \
   using name = ei::test::BackendTest;                                              \
   INSTANTIATE_TEST_SUITE_P(On, name, testing::ValuesIn(ei::test::backend_names()), \
+                           ei::test::backend_name)
+// Runs the suite `name` on the GPU, and not at all in a build without CUDA, where it compiles.
+#define EI_GPU_TEST(name)                                                      \
+  GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(name);                         \
+  INSTANTIATE_TEST_SUITE_P(On, name, testing::ValuesIn(ei::test::gpu_names()), \
                            ei::test::backend_name)
 
 }  // namespace ei::test
