@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ei/io/json.h"
 #include "ei/jinja/template.h"
 #include "ei/text/message.h"
 #include "ei/text/tokenizer.h"
