@@ -105,7 +105,7 @@ def missing_names(words, known):
 
 
 SLASHED = {'.cc', '.h', '.cu', '.cuh'}  # whose comments start with //
-HASHED = {'.py', '.sh', '.txt', '.cmake', ''}  # with #, and Python's documentation
+HASHED = {'.py', '.sh', '.txt', '.cmake', '.yaml', '.service', '.conf', ''}  # with #, and Python's documentation
 COMMENT = {True: re.compile(r'(?:^|\s)//(.*)'), False: re.compile(r'(?:^|\s)#(.*)')}
 SOURCE = re.compile(r'(?<![\w./*<>{}$@-])[\w.-]+(?:/[\w.-]+)*\.(?:h|cc|cu|cuh|cpp|py|md|cmake|txt|sh|html|jinja)\b(?![\w*<{/])')
 
