@@ -89,8 +89,8 @@ class Bench {
   std::string kernels() {
     kernel_options_.threads = engine_options_.threads;
     kernel_options_.rounds = options_.repetitions;
-    const KernelReport report =
-        bench_kernels(kernel_options_, [](const std::string& kernel, const std::string& size) {
+    const bench::KernelReport report = bench::bench_kernels(
+        kernel_options_, [](const std::string& kernel, const std::string& size) {
           announce(kernel + (size.empty() ? "" : ": " + size));
         });
     return bench::report(bench::facts(bench::this_machine(), report.device), report, format_);
@@ -120,7 +120,7 @@ class Bench {
 
   std::string model_, shape_;
   bool kernels_ = false;
-  KernelBenchOptions kernel_options_;
+  bench::KernelBenchOptions kernel_options_;
   EngineOptions engine_options_;
   bench::Options options_;
   bench::Format format_ = bench::Format::kMd;
