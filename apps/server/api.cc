@@ -1,6 +1,7 @@
 #include "apps/server/api.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -46,16 +47,8 @@ HttpReply to_reply(const Refusal& refusal, const std::string& param) {
   return error_reply(503, "unavailable_error", refusal.what());
 }
 
-size_t text_bytes(const OrderedJson& messages) {
-  size_t n = 0;
-  for (const OrderedJson& message : messages) {
-    const OrderedJson& content = message["content"];
-    if (content.is_string()) n += content.get_ref<const std::string&>().size();
-    if (!content.is_array()) continue;
-    for (const OrderedJson& part : content) n += part["text"].get_ref<const std::string&>().size();
-  }
-  return n;
-}
+constexpr int kThreads = 2;          // for reading requests, and as many for writing answers
+constexpr size_t kMaxUnread = 1024;  // requests whose turn to be read has not come
 
 // As long for every token of one length, wherever it differs.
 bool same_secret(const std::string& secret, const std::string& given) {
@@ -64,6 +57,12 @@ bool same_secret(const std::string& secret, const std::string& given) {
     differ |= static_cast<unsigned char>(given[i]) ^
               static_cast<unsigned char>(secret[i % std::max<size_t>(1, secret.size())]);
   return differ == 0 && !secret.empty();
+}
+
+std::string lower(std::string text) {
+  for (char& c : text)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + ('a' - 'A'));
+  return text;
 }
 
 // "[::1]:8000" -> "[::1]"
@@ -79,12 +78,34 @@ bool is_address(const std::string& host) {
 }
 
 bool listed(const std::vector<std::string>& list, const std::string& value) {
-  return std::ranges::any_of(list, [&](const auto& x) { return x == "*" || x == value; });
+  return std::ranges::any_of(list, [&](const auto& x) { return x == "*" || lower(x) == value; });
+}
+
+HttpReply unavailable(const std::string& what, int retry_after_s) {
+  HttpReply reply = error_reply(503, "unavailable_error", what);
+  reply.headers.emplace_back("Retry-After", std::to_string(retry_after_s));
+  return reply;
 }
 
 }  // namespace
 
-Api::Api(ApiOptions options) : options_(std::move(options)), metrics_(options_.model_name) {}
+struct Api::Endpoint {
+  std::string_view path;
+  std::optional<HttpReply> (Api::*run)(const std::shared_ptr<Exchange>&, Held);
+};
+
+// That take a body.
+const Api::Endpoint Api::kEndpoints[] = {{"/v1/chat/completions", &Api::chat},
+                                         {"/v1/completions", &Api::completion},
+                                         {"/tokenize", &Api::tokenize},
+                                         {"/detokenize", &Api::detokenize},
+                                         {"/apply-template", &Api::apply_template}};
+
+Api::Api(ApiOptions options)
+    : options_(std::move(options)),
+      metrics_(options_.model_name),
+      readers_(kThreads, kMaxUnread),
+      renderers_(kThreads, SIZE_MAX) {}
 Api::~Api() = default;
 
 void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults defaults) {
@@ -96,36 +117,41 @@ void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults
   defaults_ = std::move(defaults);
   defaults_.sampling = engine.default_sampling();
   defaults_.tools = engine.impl().chat && engine.impl().chat->knows_tools();
+  const Tokenizer& tokenizer = *engine.impl().tokenizer;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
+    max_token_bytes_ = std::max(max_token_bytes_, tokenizer.token_bytes(id).size());
   scheduler_ = std::make_unique<Scheduler>(engine, options);
   completions_ = std::make_unique<CompletionContext>(
       CompletionContext{.scheduler = *scheduler_,
-                        .tokenizer = *engine.impl().tokenizer,
+                        .tokenizer = tokenizer,
                         .metrics = metrics_,
+                        .renderers = renderers_,
                         .model = options_.model_name,
                         .ping_interval = options_.ping_interval,
                         .request_timeout = options_.request_timeout});
   ready_ = true;
 }
 
-void Api::handle(std::shared_ptr<Exchange> exchange) {
-  const HttpRequest& request = exchange->request();
-  exchange->add_headers(cors(request));
+// Answers with what f returns, or with the error that it throws; not if f answers for itself.
+template <class F>
+void Api::answer(Exchange& exchange, F f) {
+  const HttpRequest& request = exchange.request();
   std::optional<HttpReply> reply;
   try {
-    reply = refuse(request);
-    if (!reply) reply = route(exchange);
+    reply = f();
   } catch (const ApiError& error) {
     reply = to_reply(error);
   } catch (const Refusal& refusal) {
     reply = to_reply(refusal, request.path == "/v1/completions" ? "prompt" : "messages");
   } catch (const Error& error) {
-    reply = error_reply(400, "invalid_request_error", error.what());
+    reply = error_reply(400, "invalid_request_error", without_path(error.what()));
   } catch (const std::bad_alloc&) {
-    reply = error_reply(503, "unavailable_error", "There is not enough memory for this request.");
+    reply = unavailable("There is not enough memory for this request.", 1);
   } catch (const std::exception& error) {
-    reply = error_reply(500, "server_error", error.what());
+    log_event("request_failed", {{"id", request.id}, {"error", error.what()}});
+    reply = error_reply(500, "server_error", "The server failed; its log says why.");
   }
-  if (reply->status == 0) return;  // a completion answers for itself
+  if (!reply) return;
   metrics_.http_reply(reply->status);
   if (reply->status >= 400 && request.path != "/health") {  // a probe's 503 refuses nobody
     metrics_.refused(reply->reason);
@@ -134,14 +160,46 @@ void Api::handle(std::shared_ptr<Exchange> exchange) {
                                   {"status", reply->status},
                                   {"reason", reply->reason}});
   }
-  exchange->reply(std::move(*reply));
+  exchange.reply(std::move(*reply));
 }
 
-void Api::refused(const HttpRefusal& refusal) {
+void Api::on_head(Exchange& exchange) {
+  answer(exchange, [&] {
+    exchange.add_headers(cors(exchange.request()));
+    return from_head(exchange.request());
+  });
+}
+
+void Api::on_request(std::shared_ptr<Exchange> exchange) {
+  const auto work = [this, exchange] {
+    size_t n_bytes = 0;
+    answer(*exchange, [&] {
+      const auto endpoint =
+          std::ranges::find(kEndpoints, exchange->request().path, &Endpoint::path);
+      Held body = exchange->take_body();
+      n_bytes = body->size();
+      return (this->*endpoint->run)(exchange, std::move(body));
+    });
+    // What was parsed and is gone leaves holes, which the allocator would keep for later.
+    if (n_bytes >= size_t{1} << 20) malloc_trim(0);
+  };
+  if (!readers_.post(work))
+    answer(*exchange, [] { return unavailable("Too many requests wait to be read.", 1); });
+}
+
+void Api::on_refusal(const HttpRefusal& refusal) {
   if (refusal.status > 0) metrics_.http_reply(refusal.status);
   metrics_.refused(refusal.reason);
   log_event("request_refused",
             {{"id", refusal.id}, {"status", refusal.status}, {"reason", refusal.reason}});
+}
+
+// Without the folder of the model, in which its files are named.
+std::string Api::without_path(std::string text) const {
+  const std::string& path = options_.model_path;
+  for (size_t at = 0; !path.empty() && (at = text.find(path, at)) != text.npos;)
+    text.erase(at, path.size() + (text[at + path.size()] == '/'));
+  return text;
 }
 
 // What nobody may do, whatever the endpoint. A page of another site that reaches this server
@@ -170,39 +228,48 @@ bool Api::allowed_origin(const HttpRequest& request) const {
 
 Headers Api::cors(const HttpRequest& request) const {
   if (request.origin.empty() || !listed(options_.cors_origins, request.origin)) return {};
-  return {{"Access-Control-Allow-Origin", request.origin},
-          {"Vary", "Origin"},
-          {"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
-          {"Access-Control-Allow-Headers", "Authorization, Content-Type"}};
+  Headers headers = {{"Access-Control-Allow-Origin", request.origin},
+                     {"Vary", "Origin"},
+                     {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"}};
+  if (request.method != "OPTIONS") return headers;
+  headers.emplace_back("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
+  headers.emplace_back("Access-Control-Allow-Headers", request.requested_headers.empty()
+                                                           ? "Authorization, Content-Type"
+                                                           : request.requested_headers);
+  headers.emplace_back("Access-Control-Max-Age", "600");
+  return headers;
 }
 
 bool Api::authorized(const HttpRequest& request) const {
   if (options_.api_keys.empty()) return true;
-  static constexpr std::string_view kBearer = "Bearer ";
-  if (!request.authorization.starts_with(kBearer)) return false;
-  const std::string given = request.authorization.substr(kBearer.size());
+  static constexpr std::string_view kBearer = "bearer ";
+  const std::string& given_all = request.authorization;
+  if (lower(given_all.substr(0, kBearer.size())) != kBearer) return false;
+  const std::string given = given_all.substr(
+      std::min(given_all.find_first_not_of(' ', kBearer.size()), given_all.size()));
   bool ok = false;
   for (const std::string& key : options_.api_keys) ok |= same_secret(key, given);
   return ok;
 }
 
-HttpReply Api::route(const std::shared_ptr<Exchange>& exchange) {
-  const HttpRequest& request = exchange->request();
+// The answer, unless the body is needed for it.
+std::optional<HttpReply> Api::from_head(const HttpRequest& request) const {
+  if (auto refusal = refuse(request)) return refusal;
   const std::string& path = request.path;
   const bool get = request.method == "GET" || request.method == "HEAD";
   const auto is = [&](std::initializer_list<std::string_view> names) {
     return std::ranges::find(names, path) != names.end();
   };
   if (get && is({"/health", "/v1/health", "/ping"})) return health();
-  if (request.method == "OPTIONS") return {.status = 204, .body = ""};
+  if (request.method == "OPTIONS") return HttpReply{.status = 204, .body = ""};
   // The page holds nothing secret, and asks for the key.
   if (get && path == "/") {
-    return {.body = std::string(kPage),
-            .content_type = "text/html; charset=utf-8",
-            .headers = {{"Content-Security-Policy",
-                         "default-src 'none'; style-src 'unsafe-inline'; script-src "
-                         "'unsafe-inline'; connect-src 'self'; img-src data:; "
-                         "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"}}};
+    return HttpReply{.body = std::string(kPage),
+                     .content_type = "text/html; charset=utf-8",
+                     .headers = {{"Content-Security-Policy",
+                                  "default-src 'none'; style-src 'unsafe-inline'; script-src "
+                                  "'unsafe-inline'; connect-src 'self'; img-src data:; "
+                                  "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"}}};
   }
   if (!authorized(request)) {
     HttpReply reply = error_reply(401, "authentication_error",
@@ -212,36 +279,18 @@ HttpReply Api::route(const std::shared_ptr<Exchange>& exchange) {
     reply.headers.emplace_back("WWW-Authenticate", "Bearer");
     return reply;
   }
-  if (!ready_) {
-    HttpReply reply = error_reply(503, "unavailable_error", "The model is being loaded.");
-    reply.headers.emplace_back("Retry-After", "5");
-    return reply;
-  }
-  const std::string kModels = "/v1/models";
-  struct Post {
-    std::string_view path;
-    std::function<HttpReply()> run;
-  };
-  const auto completion = [&](bool chat) {
-    complete(exchange, chat);
-    return HttpReply{.status = 0};
-  };
-  const Post posts[] = {{"/v1/chat/completions", [&] { return completion(true); }},
-                        {"/v1/completions", [&] { return completion(false); }},
-                        {"/tokenize", [&] { return tokenize(request); }},
-                        {"/detokenize", [&] { return detokenize(request); }},
-                        {"/apply-template", [&] { return apply_template(request); }}};
-  for (const Post& post : posts) {
-    if (path != post.path) continue;
-    if (request.method == "POST") return post.run();
+  if (!ready_) return unavailable("The model is being loaded.", 5);
+  if (std::ranges::find(kEndpoints, path, &Endpoint::path) != std::end(kEndpoints)) {
+    if (request.method == "POST") return {};
     HttpReply reply = error_reply(405, "invalid_request_error", "This endpoint takes POST.", "",
                                   "method_not_allowed");
     reply.headers.emplace_back("Allow", "POST");
     return reply;
   }
   if (get && path == "/metrics")
-    return {.body = metrics_.render(scheduler_->stats()),
-            .content_type = "text/plain; version=0.0.4; charset=utf-8"};
+    return HttpReply{.body = metrics_.render(scheduler_->stats()),
+                     .content_type = "text/plain; version=0.0.4; charset=utf-8"};
+  const std::string kModels = "/v1/models";
   if (get && path == kModels) return models("");
   if (get && path.starts_with(kModels + "/")) return models(path.substr(kModels.size() + 1));
   if (is({"/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/images/generations",
@@ -282,25 +331,43 @@ HttpReply Api::models(const std::string& id) const {
                      "model", "model_not_found");
 }
 
+// So many bytes cannot be few enough tokens: not worth tokenizing.
+void Api::check_bytes(size_t n_bytes) const {
+  if (n_bytes / std::max<size_t>(1, max_token_bytes_) <= static_cast<size_t>(info_.max_context))
+    return;
+  throw Refusal(
+      Refusal::Kind::kTooLong,
+      fmt::format("This model's maximum context length is {} tokens. However, your prompt "
+                  "has {} bytes of text, at least {} tokens.",
+                  info_.max_context, n_bytes, n_bytes / max_token_bytes_));
+}
+
 std::vector<int32_t> Api::encode(const Conversation& conversation) const {
   const ChatTemplate& chat = engine_->impl().chat_template();
   return chat.encode(conversation.messages, {.variables = conversation.variables});
 }
 
-HttpReply Api::tokenize(const HttpRequest& request) const {
-  const auto given = parse_text_request(request.body, defaults_);
+std::optional<HttpReply> Api::tokenize(const std::shared_ptr<Exchange>&, Held body) {
+  const auto given = parse_text_request(*body, defaults_);
+  body.reset();
   const auto* text = std::get_if<std::string>(&given);
   const auto ids = text ? engine_->tokenize(*text) : encode(std::get<Conversation>(given));
-  return json_reply({{"tokens", ids}, {"count", ids.size()}, {"max_model_len", info_.max_context}});
+  HttpReply reply;
+  reply.body = fmt::format(R"({{"tokens":[{}],"count":{},"max_model_len":{}}})",
+                           fmt::join(ids, ","), ids.size(), info_.max_context);
+  return reply;
 }
 
-HttpReply Api::detokenize(const HttpRequest& request) const {
-  const std::string text = engine_->detokenize(parse_tokens_request(request.body, defaults_));
+std::optional<HttpReply> Api::detokenize(const std::shared_ptr<Exchange>&, Held body) {
+  const std::vector<int32_t> ids = parse_tokens_request(*body, defaults_);
+  body.reset();
+  const std::string text = engine_->detokenize(ids);
   return json_reply({{"content", text}, {"prompt", text}});
 }
 
-HttpReply Api::apply_template(const HttpRequest& request) const {
-  const auto conversation = parse_conversation_request(request.body, defaults_);
+std::optional<HttpReply> Api::apply_template(const std::shared_ptr<Exchange>&, Held body) {
+  const auto conversation = parse_conversation_request(*body, defaults_);
+  body.reset();
   std::string prompt;
   for (const TextPiece& piece : engine_->impl().chat_template().render(
            conversation.messages, {.variables = conversation.variables}))
@@ -308,38 +375,40 @@ HttpReply Api::apply_template(const HttpRequest& request) const {
   return json_reply({{"prompt", prompt}});
 }
 
-void Api::complete(const std::shared_ptr<Exchange>& exchange, bool chat) {
-  if (scheduler_->draining())
-    throw Refusal(Refusal::Kind::kDraining, "The server is shutting down.");
-  const std::string& body = exchange->request().body;
-  ApiRequest request =
-      chat ? parse_chat_request(body, defaults_) : parse_completion_request(body, defaults_);
-  // No token is longer than this in any tokenizer: what is over is not worth tokenizing.
-  constexpr size_t kMaxBytesPerToken = 128;
-  const auto most_bytes = static_cast<size_t>(info_.max_context) * kMaxBytesPerToken;
-  const auto check_bytes = [&](size_t n_bytes) {
-    if (n_bytes > most_bytes)
-      throw Refusal(Refusal::Kind::kTooLong,
-                    fmt::format("This model's maximum context length is {} tokens. However, your "
-                                "prompt has {} bytes of text.",
-                                info_.max_context, n_bytes));
-  };
-  std::vector<std::vector<int32_t>> prompts;
-  if (chat) {
-    check_bytes(text_bytes(request.conversation.messages));
-    prompts.push_back(encode(request.conversation));
-  } else {
-    for (Prompt& prompt : request.prompts) {
-      if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
-        prompts.push_back(std::move(*ids));
-        continue;
-      }
-      const auto& text = std::get<std::string>(prompt);
-      check_bytes(text.size());
-      prompts.push_back(engine_->tokenize(text));
-    }
-  }
+std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, Held body) {
+  ApiRequest request = parse_chat_request(*body, defaults_);
+  body.reset();
+  const ChatTemplate& chat = engine_->impl().chat_template();
+  const std::vector<TextPiece> pieces =
+      chat.render(request.conversation.messages, {.variables = request.conversation.variables});
   request.conversation = {};
+  size_t n_bytes = 0;
+  for (const TextPiece& piece : pieces) n_bytes += piece.text.size();
+  check_bytes(n_bytes);
+  start(exchange, std::move(request), {chat.encode(pieces)});
+  return {};
+}
+
+std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchange, Held body) {
+  ApiRequest request = parse_completion_request(*body, defaults_);
+  body.reset();
+  std::vector<std::vector<int32_t>> prompts;
+  for (Prompt& prompt : request.prompts) {
+    if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
+      prompts.push_back(std::move(*ids));
+      continue;
+    }
+    const auto& text = std::get<std::string>(prompt);
+    check_bytes(text.size());
+    prompts.push_back(engine_->tokenize(text));
+  }
+  request.prompts = {};
+  start(exchange, std::move(request), std::move(prompts));
+  return {};
+}
+
+void Api::start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
+                std::vector<std::vector<int32_t>> prompts) {
   log_event("request", {{"id", exchange->request().id},
                         {"path", exchange->request().path},
                         {"prompt_tokens", prompts[0].size()},

@@ -10,6 +10,7 @@
 #include "apps/server/http.h"
 #include "apps/server/metrics.h"
 #include "apps/server/request.h"
+#include "apps/server/workers.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/scheduler.h"
 
@@ -22,37 +23,50 @@ struct ApiOptions {
   std::vector<std::string> allowed_hosts;  // beside localhost and IP addresses; "*": all
   std::chrono::milliseconds ping_interval{15000};
   std::chrono::milliseconds request_timeout{0};
+  std::string model_path;  // is nobody's business: taken out of what errors say
 };
 
-// The endpoints, in OpenAI's form where it has one. Answers 503 until a model is there.
-class Api {
+// The endpoints, in OpenAI's form where it has one. Answers 503 until a model is there. What can be
+// answered by a request's head is, on the I/O thread; requests with a body are worked on by threads
+// that have nothing to do with I/O.
+class Api final : public HttpHandler {
  public:
   explicit Api(ApiOptions options);
-  ~Api();
+  ~Api() override;
 
   // Starts to serve. `defaults` without sampling: the checkpoint's is used.
   void serve(Engine& engine, const SchedulerOptions& options, RequestDefaults defaults);
   Scheduler& scheduler() { return *scheduler_; }
 
-  // May be called from several threads.
-  void handle(std::shared_ptr<Exchange> exchange);
-  // Logs and counts what never came to handle().
-  void refused(const HttpRefusal& refusal);
+  void on_head(Exchange& exchange) override;
+  void on_request(std::shared_ptr<Exchange> exchange) override;
+  void on_refusal(const HttpRefusal& refusal) override;  // logs and counts it
 
  private:
+  using Held = std::shared_ptr<const std::string>;  // a body: to be dropped once it is parsed
+  struct Endpoint;
+  static const Endpoint kEndpoints[];
+
+  template <class F>
+  void answer(Exchange& exchange, F f);
+  std::optional<HttpReply> from_head(const HttpRequest& request) const;
   std::optional<HttpReply> refuse(const HttpRequest& request) const;
-  HttpReply route(const std::shared_ptr<Exchange>& exchange);
   Headers cors(const HttpRequest& request) const;
   bool allowed_origin(const HttpRequest& request) const;
   bool authorized(const HttpRequest& request) const;
+  std::string without_path(std::string text) const;
 
   HttpReply health() const;
   HttpReply models(const std::string& id) const;
+  void check_bytes(size_t n_bytes) const;
   std::vector<int32_t> encode(const Conversation& conversation) const;
-  HttpReply tokenize(const HttpRequest& request) const;
-  HttpReply detokenize(const HttpRequest& request) const;
-  HttpReply apply_template(const HttpRequest& request) const;
-  void complete(const std::shared_ptr<Exchange>& exchange, bool chat);
+  std::optional<HttpReply> tokenize(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::optional<HttpReply> detokenize(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::optional<HttpReply> apply_template(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::optional<HttpReply> chat(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::optional<HttpReply> completion(const std::shared_ptr<Exchange>& exchange, Held body);
+  void start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
+             std::vector<std::vector<int32_t>> prompts);
 
   const ApiOptions options_;
   Metrics metrics_;
@@ -60,6 +74,8 @@ class Api {
   Engine* engine_ = nullptr;
   ModelInfo info_;
   int64_t created_ = 0;
+  size_t max_token_bytes_ = 0;
+  Workers readers_, renderers_;  // outlive the scheduler, which wakes them
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<CompletionContext> completions_;
   std::atomic<bool> ready_ = false;

@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <deque>
+#include <iterator>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "apps/server/log.h"
+#include "apps/server/scores.h"
 #include "ei/io/json.h"
 
 namespace ei::server {
@@ -25,8 +29,15 @@ const char* reason_name(FinishReason reason) {
   return reason == FinishReason::kLength ? "length" : "stop";
 }
 
-// One request on its way: all its choices, and what has come of them. The scheduler's callbacks
-// come from one thread, after start() has set everything up.
+// `object` with one more field, whose value is JSON text already.
+std::string with(std::string object, std::string_view key, std::string_view value) {
+  object.pop_back();
+  return object.append(",\"").append(key).append("\":").append(value).append("}");
+}
+
+// One request on its way: all its choices, and what has come of them. The scheduler's thread leaves
+// news and goes on; a renderer makes of it what is sent, a little at a time, and not faster than
+// the client takes it.
 class Completion : public std::enable_shared_from_this<Completion> {
  public:
   Completion(CompletionContext& context, std::shared_ptr<Exchange> exchange, ApiRequest request)
@@ -40,39 +51,58 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void start(std::vector<std::vector<int32_t>> prompts);
 
  private:
+  struct News {
+    std::optional<OrderedJson> progress;  // the last
+    Delta delta;                          // all since the renderer looked
+    std::optional<Outcome> outcome;
+    bool is_any = false;
+  };
   struct Choice {
-    std::vector<int32_t> prompt;
-    std::string text;
-    int64_t text_offset = 0;  // of the next token reported
-    std::vector<TokenReport> reports, prompt_reports;
-    Outcome outcome;
-    bool echoed = false;  // the prompt was sent
+    explicit Choice(Scores scores) : scores(std::move(scores)) {}
+    // The scheduler's.
     int64_t n_tokens = 0;
     Clock::time_point last_token;
+    News news;  // guarded by mutex_
+    // The renderer's.
+    std::vector<int32_t> prompt;  // to be sent as well
+    bool is_read = false;         // all of it
+    bool echoed = false;          // its text was sent
+    std::string new_text;
+    std::deque<TokenReport> reports, prompt_reports;  // not yet rendered
+    int64_t text_offset = 0;                          // of the next token reported
+    std::string text;                                 // of a whole answer, with its scores
+    Scores scores;
+    std::optional<Outcome> outcome;
+    bool ended = false;  // and nothing is left to be sent
   };
 
-  void on_prefill(size_t i, int64_t done, int64_t total, int64_t cached, double ms);
+  template <class F>
+  void tell(size_t i, F f);
+  void wake();
+  void on_progress(size_t i, int64_t done, int64_t total, int64_t cached, double ms);
   void on_delta(size_t i, Delta delta);
   void on_end(size_t i, Outcome outcome);
+
+  void render();
+  bool render_some(size_t i);
+  void take(size_t i, News news);
+  void send_end(size_t i);
   void finish();
+  void fail(const std::exception& error);
   void begin_stream();
-  void send_echo(size_t i);
   void answer(HttpReply reply);
+  bool scored() const { return request_.options.top_logprobs >= 0; }
   std::optional<HttpReply> failure(const Choice& choice) const;
-  void send(const OrderedJson& json) { exchange_->write("data: " + dump(json) + "\n\n"); }
+  void send(const std::string& json) { exchange_->write("data: " + json + "\n\n"); }
 
   OrderedJson envelope(bool chunk) const;
-  OrderedJson chunk(OrderedJson choice) const;
-  OrderedJson chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
-                           OrderedJson finish_reason) const;
+  std::string chunk(size_t i, const std::string& text, const std::string& scores,
+                    const OrderedJson& finish_reason) const;
+  std::string whole(size_t i);
   OrderedJson usage() const;
   OrderedJson timings(const Choice& choice) const;
   OrderedJson sparsity(const Choice& choice) const;
-  OrderedJson logprobs(Choice& choice, std::vector<TokenReport> reports, bool prompt) const;
-  OrderedJson chat_logprobs(const std::vector<TokenReport>& reports) const;
-  OrderedJson token_json(const TokenLogprob& token) const;
-  std::string token_text(int32_t id) const { return context_.tokenizer.decode({{id}}, false); }
-  void log(const Choice& choice) const;
+  void log(const Outcome& outcome) const;
 
   CompletionContext& context_;
   const std::shared_ptr<Exchange> exchange_;
@@ -82,8 +112,12 @@ class Completion : public std::enable_shared_from_this<Completion> {
   const Clock::time_point start_ = Clock::now();
   std::stop_source cancel_;
   std::optional<std::stop_callback<std::function<void()>>> on_gone_;
-  std::vector<Choice> choices_;
+  std::deque<Choice> choices_;
   size_t n_ended_ = 0;
+
+  std::mutex mutex_;         // guards news and these
+  bool is_woken_ = false;    // render() is running or about to
+  bool is_stalled_ = false;  // there is news for a client that has not taken what it was sent
 };
 
 void Completion::start(std::vector<std::vector<int32_t>> prompts) {
@@ -103,18 +137,25 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
       if (timeout_ms > 0) job.deadline = start_ + std::chrono::milliseconds(timeout_ms);
       // Callbacks hold the completion, which lives until the last of them was called.
       const auto self = shared_from_this();
-      job.on_prefill = [self, i](int64_t done, int64_t total, int64_t cached, double ms) {
-        self->on_prefill(i, done, total, cached, ms);
-      };
+      if (request_.stream && request_.return_progress) {
+        job.on_prefill = [self, i](int64_t done, int64_t total, int64_t cached, double ms) {
+          self->on_progress(i, done, total, cached, ms);
+        };
+      }
       job.on_delta = [self, i](Delta delta) { self->on_delta(i, std::move(delta)); };
       job.on_end = [self, i](Outcome outcome) { self->on_end(i, std::move(outcome)); };
       jobs.push_back(std::move(job));
-      choices_.emplace_back();
-      choices_.back().prompt =
-          request_.echo || request_.options.score_prompt ? prompt : std::vector<int32_t>();
+      choices_.emplace_back(Scores(context_.tokenizer, request_.chat));
+      if (request_.echo) choices_.back().prompt = prompt;
     }
   }
   on_gone_.emplace(exchange_->gone(), [cancel = cancel_]() mutable { cancel.request_stop(); });
+  exchange_->on_room([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
+    const std::lock_guard lock(self->mutex_);
+    if (std::exchange(self->is_stalled_, false)) self->wake();
+  });
   context_.scheduler.submit(std::move(jobs), [this] {
     if (request_.stream) begin_stream();  // a refusal has a status of its own
   });
@@ -128,20 +169,38 @@ void Completion::begin_stream() {
   exchange_->begin(head);
   exchange_->keep_alive(": still working\n\n", context_.ping_interval);
   if (!request_.chat) return;
+  const OrderedJson delta = {{"role", "assistant"}, {"content", ""}};
   for (size_t i = 0; i < choices_.size(); ++i) {
-    send(chunk({{"index", i},
-                {"delta", {{"role", "assistant"}, {"content", ""}}},
-                {"logprobs", nullptr},
-                {"finish_reason", nullptr}}));
+    const OrderedJson choice = {
+        {"index", i}, {"delta", delta}, {"logprobs", nullptr}, {"finish_reason", nullptr}};
+    send(with(dump(envelope(true)), "choices", "[" + dump(choice) + "]"));
   }
 }
 
-void Completion::on_prefill(size_t i, int64_t done, int64_t total, int64_t cached, double ms) {
-  if (!request_.stream || !request_.return_progress) return;
-  OrderedJson progress = chunk(chunk_choice(i, "", nullptr, nullptr));
-  progress["prompt_progress"] = {
-      {"total", total}, {"cache", cached}, {"processed", done}, {"time_ms", ms}};
-  send(progress);
+// On the scheduler's thread: `f` adds to a choice's news. Whatever fails here fails this request.
+template <class F>
+void Completion::tell(size_t i, F f) {
+  try {
+    const std::lock_guard lock(mutex_);
+    f(choices_[i].news);
+    choices_[i].news.is_any = true;
+    if (!is_woken_) wake();
+  } catch (const std::exception&) {
+    cancel_.request_stop();
+  }
+}
+
+// Has the news rendered, or once the client has taken what it was sent. Under the mutex.
+void Completion::wake() {
+  is_stalled_ = !exchange_->has_room();
+  if (is_stalled_) return;
+  is_woken_ = context_.renderers.post([self = shared_from_this()] { self->render(); });
+}
+
+void Completion::on_progress(size_t i, int64_t done, int64_t total, int64_t cached, double ms) {
+  tell(i, [&](News& news) {
+    news.progress = {{"total", total}, {"cache", cached}, {"processed", done}, {"time_ms", ms}};
+  });
 }
 
 void Completion::on_delta(size_t i, Delta delta) {
@@ -156,57 +215,120 @@ void Completion::on_delta(size_t i, Delta delta) {
     choice.n_tokens += delta.n_tokens;
     choice.last_token = now;
   }
-  for (TokenReport& report : delta.prompt_reports)
-    choice.prompt_reports.push_back(std::move(report));
-  if (!request_.stream) {
-    choice.text += delta.text;
-    for (TokenReport& report : delta.reports) choice.reports.push_back(std::move(report));
-    return;
-  }
-  if (delta.n_tokens > 0) send_echo(i);
-  if (delta.text.empty() && delta.reports.empty()) return;
-  choice.text += delta.text;
-  send(chunk(
-      chunk_choice(i, delta.text, logprobs(choice, std::move(delta.reports), false), nullptr)));
+  tell(i, [&](News& news) {
+    const auto append = [](auto& all, auto& more) {
+      std::ranges::move(more, std::back_inserter(all));
+    };
+    news.delta.text += delta.text;
+    news.delta.n_tokens += delta.n_tokens;
+    append(news.delta.reports, delta.reports);
+    append(news.delta.prompt_reports, delta.prompt_reports);
+  });
 }
 
-// The prompt, once, after all of it was read.
-void Completion::send_echo(size_t i) {
+void Completion::on_end(size_t i, Outcome outcome) {
+  context_.metrics.ended(outcome, seconds_since(start_), request_.request);
+  log(outcome);
+  tell(i, [&](News& news) { news.outcome = std::move(outcome); });
+}
+
+// On a renderer: some of the news of every choice; for the rest it comes again.
+void Completion::render() {
+  bool more = false;
+  try {
+    for (size_t i = 0; i < choices_.size(); ++i) {
+      News news;
+      {
+        const std::lock_guard lock(mutex_);
+        news = std::exchange(choices_[i].news, {});
+      }
+      take(i, std::move(news));
+      more |= render_some(i);
+    }
+    if (n_ended_ == choices_.size()) return finish();
+  } catch (const std::exception& error) {
+    return fail(error);
+  }
+  const std::lock_guard lock(mutex_);
+  is_woken_ = false;
+  if (more || std::ranges::any_of(choices_, [](const Choice& c) { return c.news.is_any; })) wake();
+}
+
+void Completion::take(size_t i, News news) {
   Choice& choice = choices_[i];
-  if (!request_.echo || std::exchange(choice.echoed, true)) return;
-  const std::string text = context_.tokenizer.decode(choice.prompt, true);
-  send(chunk(
-      chunk_choice(i, text, logprobs(choice, std::move(choice.prompt_reports), true), nullptr)));
+  if (news.progress)
+    send(with(chunk(i, "", "null", nullptr), "prompt_progress", dump(*news.progress)));
+  choice.is_read |= news.delta.n_tokens > 0;
+  choice.new_text += news.delta.text;
+  std::ranges::move(news.delta.reports, std::back_inserter(choice.reports));
+  std::ranges::move(news.delta.prompt_reports, std::back_inserter(choice.prompt_reports));
+  if (news.outcome) choice.outcome = std::move(news.outcome);
+}
+
+// Text with so many scores, sent or added to the whole answer; or the end. Whether there is more.
+bool Completion::render_some(size_t i) {
+  constexpr size_t kMostScores = 64;
+  Choice& choice = choices_[i];
+  if (choice.ended) return false;
+  const bool is_done = choice.outcome && !failure(choice);
+  std::string text;
+  Scores part(context_.tokenizer, request_.chat);
+  Scores& scores = request_.stream ? part : choice.scores;
+  bool is_any = false;
+  // The prompt, once all of it was read.
+  if (request_.echo && (choice.is_read || is_done) && !std::exchange(choice.echoed, true)) {
+    is_any = true;
+    text = context_.tokenizer.decode(choice.prompt, true);
+    if (scored() && !choice.prompt.empty()) scores.add_first(choice.prompt[0], choice.text_offset);
+  }
+  auto& reports = is_any || !choice.prompt_reports.empty() ? choice.prompt_reports : choice.reports;
+  if (!is_any && &reports == &choice.reports) text = std::exchange(choice.new_text, {});
+  is_any |= !text.empty() || !reports.empty();
+  for (size_t k = 0; k < kMostScores && !reports.empty(); ++k) {
+    if (scored()) scores.add(reports.front(), choice.text_offset);
+    reports.pop_front();
+  }
+  if (is_any && request_.stream) {
+    send(chunk(i, text, scored() ? scores.json() : "null", nullptr));
+  } else if (is_any) {
+    choice.text += text;
+  } else if (choice.outcome) {
+    if (request_.stream) send_end(i);
+    choice.ended = true;
+    ++n_ended_;
+  }
+  return !choice.ended && (choice.outcome || !choice.new_text.empty() || !choice.reports.empty() ||
+                           !choice.prompt_reports.empty());
+}
+
+void Completion::send_end(size_t i) {
+  const Choice& choice = choices_[i];
+  if (const auto error = failure(choice)) return send(error->body);
+  const OrderedJson reason = reason_name(choice.outcome->generation.finish_reason);
+  std::string last = chunk(i, "", "null", reason);
+  last = with(std::move(last), "timings", dump(timings(choice)));
+  send(with(std::move(last), "sparsity", dump(sparsity(choice))));
+}
+
+// What could not be written, for want of memory say.
+void Completion::fail(const std::exception& error) {
+  cancel_.request_stop();
+  log_event("request_failed", {{"id", exchange_->request().id}, {"error", error.what()}});
+  const HttpReply reply = error_reply(503, "unavailable_error",
+                                      "The answer could not be written; see the server's log.");
+  if (!request_.stream) return answer(reply);
+  send(reply.body);
+  exchange_->end();
 }
 
 // Why there is no whole answer, though the client waits for one.
 std::optional<HttpReply> Completion::failure(const Choice& choice) const {
-  if (choice.outcome.error) return error_reply(503, "unavailable_error", *choice.outcome.error);
-  if (choice.outcome.generation.finish_reason == FinishReason::kCancelled &&
+  if (choice.outcome->error) return error_reply(503, "unavailable_error", *choice.outcome->error);
+  if (choice.outcome->generation.finish_reason == FinishReason::kCancelled &&
       !exchange_->gone().stop_requested())
     return error_reply(503, "unavailable_error",
                        "The request was cancelled: it timed out or the server shut down.");
   return {};
-}
-
-void Completion::on_end(size_t i, Outcome outcome) {
-  Choice& choice = choices_[i];
-  choice.outcome = std::move(outcome);
-  context_.metrics.ended(choice.outcome, seconds_since(start_), request_.request);
-  log(choice);
-  if (request_.stream) {
-    if (const auto error = failure(choice)) {
-      exchange_->write("data: " + error->body + "\n\n");
-    } else {
-      send_echo(i);
-      OrderedJson last =
-          chunk(chunk_choice(i, "", nullptr, reason_name(choice.outcome.generation.finish_reason)));
-      last["timings"] = timings(choice);
-      last["sparsity"] = sparsity(choice);
-      send(last);
-    }
-  }
-  if (++n_ended_ == choices_.size()) finish();
 }
 
 void Completion::finish() {
@@ -216,47 +338,36 @@ void Completion::finish() {
       OrderedJson last = envelope(true);
       last["choices"] = OrderedJson::array();
       last["usage"] = usage();
-      send(last);
+      send(dump(last));
     }
-    exchange_->write("data: [DONE]\n\n");
+    send("[DONE]");
     return exchange_->end();
   }
-  OrderedJson reply = envelope(false);
-  OrderedJson list = OrderedJson::array();
+  std::string list;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    Choice& choice = choices_[i];
-    if (auto error = failure(choice)) return answer(std::move(*error));
-    OrderedJson finish_reason = reason_name(choice.outcome.generation.finish_reason);
-    if (request_.chat) {
-      const bool wanted = request_.options.top_logprobs >= 0;
-      list.push_back(
-          {{"index", i},
-           {"message", {{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}}},
-           {"logprobs", wanted ? chat_logprobs(choice.reports) : OrderedJson(nullptr)},
-           {"finish_reason", finish_reason}});
-    } else {
-      std::vector<TokenReport> reports;
-      OrderedJson scored = nullptr;
-      std::string text = choice.text;
-      if (request_.echo) text = context_.tokenizer.decode(choice.prompt, true) + text;
-      if (request_.options.top_logprobs >= 0) {
-        scored = request_.echo ? logprobs(choice, std::move(choice.prompt_reports), true)
-                               : OrderedJson::object();
-        const OrderedJson more = logprobs(choice, std::move(choice.reports), false);
-        for (const char* key : {"tokens", "token_logprobs", "top_logprobs", "text_offset"})
-          for (const OrderedJson& x : more[key]) scored[key].push_back(x);
-      }
-      list.push_back(
-          {{"index", i}, {"text", text}, {"logprobs", scored}, {"finish_reason", finish_reason}});
-    }
+    if (auto error = failure(choices_[i])) return answer(std::move(*error));
+    list += (i > 0 ? "," : "") + whole(i);
   }
-  reply["choices"] = std::move(list);
-  reply["usage"] = usage();
-  reply["timings"] = timings(choices_[0]);
-  reply["sparsity"] = sparsity(choices_[0]);
   HttpReply out;
-  out.body = dump(reply);
+  out.body = with(dump(envelope(false)), "choices", "[" + list + "]");
+  out.body = with(std::move(out.body), "usage", dump(usage()));
+  out.body = with(std::move(out.body), "timings", dump(timings(choices_[0])));
+  out.body = with(std::move(out.body), "sparsity", dump(sparsity(choices_[0])));
   answer(std::move(out));
+}
+
+// A choice of an answer that is not streamed.
+std::string Completion::whole(size_t i) {
+  Choice& choice = choices_[i];
+  OrderedJson json = {{"index", i}};
+  if (request_.chat) {
+    json["message"] = {
+        {"role", "assistant"}, {"content", std::move(choice.text)}, {"refusal", nullptr}};
+  } else {
+    json["text"] = std::move(choice.text);
+  }
+  json["finish_reason"] = reason_name(choice.outcome->generation.finish_reason);
+  return with(dump(json), "logprobs", scored() ? choice.scores.json() : "null");
 }
 
 void Completion::answer(HttpReply reply) {
@@ -273,30 +384,23 @@ OrderedJson Completion::envelope(bool chunk) const {
   return json;
 }
 
-// array(): whether {choice} would be a list of one or the choice itself is up to the compiler.
-OrderedJson Completion::chunk(OrderedJson choice) const {
-  OrderedJson json = envelope(true);
-  json["choices"] = OrderedJson::array({std::move(choice)});
-  return json;
-}
-
-OrderedJson Completion::chunk_choice(size_t i, const std::string& text, OrderedJson logprobs,
-                                     OrderedJson finish_reason) const {
-  if (!request_.chat)
-    return {{"index", i},
-            {"text", text},
-            {"logprobs", std::move(logprobs)},
-            {"finish_reason", std::move(finish_reason)}};
-  return {{"index", i},
-          {"delta", text.empty() ? OrderedJson::object() : OrderedJson{{"content", text}}},
-          {"logprobs", std::move(logprobs)},
-          {"finish_reason", std::move(finish_reason)}};
+// One event of a stream, with a choice whose scores are JSON text.
+std::string Completion::chunk(size_t i, const std::string& text, const std::string& scores,
+                              const OrderedJson& finish_reason) const {
+  OrderedJson choice = {{"index", i}};
+  if (!request_.chat) {
+    choice["text"] = text;
+  } else {
+    choice["delta"] = text.empty() ? OrderedJson::object() : OrderedJson{{"content", text}};
+  }
+  choice["finish_reason"] = finish_reason;
+  return with(dump(envelope(true)), "choices", "[" + with(dump(choice), "logprobs", scores) + "]");
 }
 
 OrderedJson Completion::usage() const {
   int64_t n_prompt = 0, n_cached = 0, n_generated = 0;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    const Generation& g = choices_[i].outcome.generation;
+    const Generation& g = choices_[i].outcome->generation;
     if (i % static_cast<size_t>(request_.n) == 0) {
       n_prompt += g.prompt_tokens;
       n_cached += g.cached_tokens;
@@ -310,8 +414,8 @@ OrderedJson Completion::usage() const {
 }
 
 OrderedJson Completion::timings(const Choice& choice) const {
-  const Generation& g = choice.outcome.generation;
-  return {{"queue_ms", choice.outcome.queue_ms},
+  const Generation& g = choice.outcome->generation;
+  return {{"queue_ms", choice.outcome->queue_ms},
           {"cache_n", g.cached_tokens},
           {"prompt_n", g.prompt_tokens - g.cached_tokens},
           {"prompt_ms", g.timings.prefill_ms},
@@ -322,7 +426,7 @@ OrderedJson Completion::timings(const Choice& choice) const {
 }
 
 OrderedJson Completion::sparsity(const Choice& choice) const {
-  const Generation& g = choice.outcome.generation;
+  const Generation& g = choice.outcome->generation;
   return {{"prefill", request_.request.prefill.is_dense() ? "dense" : "entropy"},
           {"decode", request_.request.decode.is_full() ? "full" : "latent"},
           {"density", g.sparsity.density},
@@ -334,66 +438,10 @@ OrderedJson Completion::sparsity(const Choice& choice) const {
           {"compressed", g.kv.compressed}};
 }
 
-OrderedJson Completion::token_json(const TokenLogprob& token) const {
-  const std::string bytes = context_.tokenizer.token_bytes(token.token);
-  OrderedJson list = OrderedJson::array();
-  for (const char c : bytes) list.push_back(static_cast<unsigned char>(c));
-  return {{"token", token_text(token.token)}, {"logprob", token.logprob}, {"bytes", list}};
-}
-
-OrderedJson Completion::chat_logprobs(const std::vector<TokenReport>& reports) const {
-  OrderedJson content = OrderedJson::array();
-  for (const TokenReport& report : reports) {
-    OrderedJson entry = token_json(report.chosen);
-    entry["top_logprobs"] = OrderedJson::array();
-    for (const TokenLogprob& t : report.top) entry["top_logprobs"].push_back(token_json(t));
-    content.push_back(std::move(entry));
-  }
-  return {{"content", content}, {"refusal", nullptr}};
-}
-
-// In the form of the API asked. Offsets count characters, as clients' strings do. `prompt`: of the
-// prompt's tokens, the first of which has none.
-OrderedJson Completion::logprobs(Choice& choice, std::vector<TokenReport> reports,
-                                 bool prompt) const {
-  if (request_.options.top_logprobs < 0) return nullptr;
-  if (request_.chat) return chat_logprobs(reports);
-  OrderedJson tokens = OrderedJson::array(), scores = OrderedJson::array(),
-              tops = OrderedJson::array(), offsets = OrderedJson::array();
-  int64_t& offset = choice.text_offset;
-  if (prompt) offset = 0;
-  const auto add = [&](int32_t id, OrderedJson score, OrderedJson top) {
-    const std::string text = token_text(id);
-    tokens.push_back(text);
-    scores.push_back(std::move(score));
-    tops.push_back(std::move(top));
-    offsets.push_back(offset);
-    if (!context_.tokenizer.is_special(id))
-      offset += std::ranges::count_if(context_.tokenizer.token_bytes(id),
-                                      [](char c) { return (c & 0xC0) != 0x80; });
-  };
-  if (prompt && !choice.prompt.empty()) add(choice.prompt[0], nullptr, nullptr);
-  for (const TokenReport& report : reports) {
-    OrderedJson top = OrderedJson::object();
-    for (const TokenLogprob& t : report.top) {
-      const std::string text = token_text(t.token);
-      if (!top.contains(text)) top[text] = t.logprob;  // two ids may have one text: the likelier
-    }
-    const std::string chosen = token_text(report.chosen.token);
-    if (!top.contains(chosen)) top[chosen] = report.chosen.logprob;
-    add(report.chosen.token, report.chosen.logprob, std::move(top));
-  }
-  return {{"tokens", tokens},
-          {"token_logprobs", scores},
-          {"top_logprobs", tops},
-          {"text_offset", offsets}};
-}
-
-void Completion::log(const Choice& choice) const {
-  const Generation& g = choice.outcome.generation;
-  if (choice.outcome.error) {
-    log_event("request_failed",
-              {{"id", exchange_->request().id}, {"error", *choice.outcome.error}});
+void Completion::log(const Outcome& outcome) const {
+  const Generation& g = outcome.generation;
+  if (outcome.error) {
+    log_event("request_failed", {{"id", exchange_->request().id}, {"error", *outcome.error}});
     return;
   }
   OrderedJson event = {
@@ -403,12 +451,12 @@ void Completion::log(const Choice& choice) const {
       {"prompt_tokens", g.prompt_tokens},
       {"cached_tokens", g.cached_tokens},
       {"generated_tokens", g.tokens.size()},
-      {"queue_ms", int64_t(choice.outcome.queue_ms)},
+      {"queue_ms", int64_t(outcome.queue_ms)},
       {"prefill_ms", int64_t(g.timings.prefill_ms)},
       {"decode_ms", int64_t(g.timings.decode_ms)},
       {"density", g.sparsity.density},
       {"kv_bytes", g.kv.bytes}};
-  if (!choice.outcome.lost_prefix.empty()) event["prefix_cache"] = choice.outcome.lost_prefix;
+  if (!outcome.lost_prefix.empty()) event["prefix_cache"] = outcome.lost_prefix;
   log_event("request_done", std::move(event));
 }
 

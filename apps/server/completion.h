@@ -7,6 +7,7 @@
 #include "apps/server/http.h"
 #include "apps/server/metrics.h"
 #include "apps/server/request.h"
+#include "apps/server/workers.h"
 #include "ei/engine/scheduler.h"
 #include "ei/text/tokenizer.h"
 
@@ -17,7 +18,8 @@ struct CompletionContext {
   Scheduler& scheduler;
   const Tokenizer& tokenizer;
   Metrics& metrics;
-  std::string model;  // its name in replies
+  Workers& renderers;  // that write what is sent
+  std::string model;   // its name in replies
   std::chrono::milliseconds ping_interval{15000};
   std::chrono::milliseconds request_timeout{0};  // from request to end; 0: none
 };

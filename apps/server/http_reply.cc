@@ -44,19 +44,19 @@ HttpReply error_reply(int status, const std::string& type, const std::string& me
   return reply;
 }
 
-std::string reply_head(const HttpReply& reply, bool chunked, bool keep) {
+std::string reply_head(const HttpReply& reply, BodyEnd end, bool keep) {
   const char* text = reason(reply.status);
-  std::string head = fmt::format(
-      "HTTP/1.1 {} {}\r\nServer: entropyinfer\r\nContent-Type: {}\r\nX-Content-Type-Options: "
-      "nosniff\r\n",
-      reply.status,
-      text != nullptr ? std::string(text)
-                      : std::string(http::obsolete_reason(
-                            http::int_to_status(static_cast<unsigned>(reply.status)))),
-      reply.content_type);
+  std::string head =
+      fmt::format("{}{} {}\r\nServer: entropyinfer\r\nX-Content-Type-Options: nosniff\r\n",
+                  kReplyBegin, reply.status,
+                  text != nullptr ? std::string(text)
+                                  : std::string(http::obsolete_reason(
+                                        http::int_to_status(static_cast<unsigned>(reply.status)))));
   for (const auto& [name, value] : reply.headers) head += name + ": " + value + "\r\n";
-  head += chunked ? "Transfer-Encoding: chunked\r\n"
-                  : fmt::format("Content-Length: {}\r\n", reply.body.size());
+  if (reply.status != 204) head += "Content-Type: " + reply.content_type + "\r\n";
+  if (end == BodyEnd::kChunks) head += "Transfer-Encoding: chunked\r\n";
+  if (end == BodyEnd::kLength && reply.status != 204)
+    head += fmt::format("Content-Length: {}\r\n", reply.body.size());
   return head + (keep ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n");
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -22,8 +23,12 @@ HttpReply error_reply(int status, const std::string& type, const std::string& me
                       const std::string& param = {}, const std::string& code = {},
                       const std::vector<std::pair<std::string, int64_t>>& numbers = {});
 
-// Status line and headers of a reply, up to its body: of a length, or sent in chunks. `keep`: the
-// connection is, for another request.
-std::string reply_head(const HttpReply& reply, bool chunked, bool keep);
+// How a client knows where a body ends.
+enum class BodyEnd { kLength, kChunks, kClose };
+
+// Status line and headers of a reply, up to its body. Whatever it says, it begins with kReplyBegin.
+// `keep`: the connection is, for another request.
+inline constexpr std::string_view kReplyBegin = "HTTP/1.1 ";
+std::string reply_head(const HttpReply& reply, BodyEnd end, bool keep);
 
 }  // namespace ei::server

@@ -28,6 +28,16 @@ std::string dense_reason(const Request& request, const Generation& generation) {
                                                                    : "budget_covers_prompt";
 }
 
+// A value as a label has it.
+std::string escaped(const std::string& value) {
+  std::string out;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') out += '\\';
+    out += c == '\n' ? std::string("\\n") : std::string(1, c);
+  }
+  return out;
+}
+
 void print_head(const char* name, const char* type, const char* help, std::string& out) {
   out +=
       fmt::format("# HELP entropyinfer:{} {}\n# TYPE entropyinfer:{} {}\n", name, help, name, type);
@@ -112,7 +122,7 @@ void Metrics::ended(const Outcome& outcome, double e2e_s, const Request& request
 std::string Metrics::render(const SchedulerStats& s) const {
   const std::lock_guard lock(mutex_);
   std::string out;
-  const std::string model = fmt::format("model_name=\"{}\"", model_);
+  const std::string model = fmt::format("model_name=\"{}\"", escaped(model_));
   const auto value = [&](const char* name, const char* type, const char* help, auto x) {
     print_head(name, type, help, out);
     out += fmt::format("entropyinfer:{}{{{}}} {}\n", name, model, x);

@@ -1,7 +1,10 @@
 #include "apps/server/serve.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <csignal>
 #include <fstream>
 #include <future>
 #include <memory>
@@ -29,6 +32,14 @@ std::vector<std::string> read_keys(const std::string& path) {
   return keys;
 }
 
+// Whoever reads what the server says may go away, or never have been there; its descriptors must
+// not become those of clients.
+void ignore_closed_pipes() {
+  std::signal(SIGPIPE, SIG_IGN);
+  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(fd, F_GETFD) == -1) open("/dev/null", O_RDWR);
+}
+
 class Serve {
  public:
   Serve(CLI::App& command, Interrupts& interrupts)
@@ -37,7 +48,8 @@ class Serve {
     const auto size = [](CLI::Option* option, const char* text, const char* in_group) {
       option->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))->option_text(text)->group(in_group);
     };
-    command.add_option("--host", http_.address, "Address to listen on; 0.0.0.0: all networks")
+    command
+        .add_option("--host", http_.address, "Address or name to listen on; 0.0.0.0: all networks")
         ->option_text("A [127.0.0.1]")
         ->group(group);
     command.add_option("--port", http_.port, "0: any that is free")
@@ -67,8 +79,11 @@ class Serve {
         ->delimiter(',')
         ->option_text("NAME,...")
         ->group(group);
-    size(command.add_option("--max-body", http_.max_body_bytes, "Largest request"), "SIZE [64MiB]",
-         group);
+    size(command.add_option("--max-body", http_.limits.body_bytes, "Largest request"),
+         "SIZE [64MiB]", group);
+    size(command.add_option("--body-memory", http_.body_memory,
+                            "For requests that are being read, all together"),
+         "SIZE [256MiB]", group);
     command.add_option("--max-connections", http_.max_connections, "Clients at the same time")
         ->check(CLI::Range(1, 1 << 20))
         ->option_text("N [1024]")
@@ -130,12 +145,14 @@ class Serve {
   }
 
   int operator()() {
+    ignore_closed_pipes();
     server::set_up_log(log_json_, quiet_);
     const Policies policies = policy_.policies();
     if (key_file_)
       for (std::string& key : read_keys(*key_file_)) api_.api_keys.push_back(std::move(key));
     if (api_.model_name.empty())
       api_.model_name = std::filesystem::weakly_canonical(model_.path()).filename().string();
+    api_.model_path = model_.path();
     api_.ping_interval = std::chrono::seconds(ping_interval_s_);
     api_.request_timeout = std::chrono::seconds(request_timeout_s_);
     scheduler_.prefill = policies.prefill;
@@ -146,15 +163,13 @@ class Serve {
     Interrupts::Scope scope(interrupts_);
     std::optional<Engine> engine;
     server::Api api(api_);
-    server::HttpServer http(
-        http_, [&](std::shared_ptr<server::Exchange> exchange) { api.handle(std::move(exchange)); },
-        [&](const server::HttpRefusal& refusal) { api.refused(refusal); });
+    server::HttpServer http(http_, api);
     engine.emplace(model_.load());
     api.serve(*engine, scheduler_,
               {.prefill = policies.prefill,
                .decode = policies.decode,
                .chat_max_tokens = max_tokens_,
-               .max_json_bytes = http_.max_body_bytes});
+               .max_json_bytes = http_.limits.body_bytes});
     say_hello(http.port(), *engine, api.scheduler().stats());
 
     std::promise<void> stopped;
@@ -177,9 +192,10 @@ class Serve {
   }
 
  private:
-  void say_hello(int port, const Engine& engine, const SchedulerStats& stats) const {
-    const std::string host = http_.address == "0.0.0.0" ? "127.0.0.1" : http_.address;
-    const std::string url = fmt::format("http://{}:{}", host, port);
+  void say_hello(uint16_t port, const Engine& engine, const SchedulerStats& stats) const {
+    std::string host = http_.address == "0.0.0.0" ? "127.0.0.1" : http_.address;
+    if (host == "::") host = "::1";
+    const std::string url = "http://" + server::host_and_port(host, port);
     const ModelInfo info = engine.info();
     const SamplingParams sampling = engine.default_sampling();
     server::log_event("ready", {{"model", api_.model_name},
@@ -191,11 +207,13 @@ class Serve {
                                 {"kv_bytes_per_token", info.kv_bytes_per_token},
                                 {"weights", human_bytes(info.weight_bytes)}});
     const char* key = api_.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";
-    fmt::print(
+    const std::string hello = fmt::format(
         "Serving {} at {} (chat page, /v1, /metrics). Try:\n"
         "  curl {}/v1/chat/completions -H 'Content-Type: application/json'{} -d "
         "'{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
         api_.model_name, url, url, key);
+    // Nobody may be there to read it.
+    std::fwrite(hello.data(), 1, hello.size(), stdout);
     std::fflush(stdout);
   }
 
