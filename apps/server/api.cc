@@ -347,6 +347,14 @@ std::vector<int32_t> Api::encode(const Conversation& conversation) const {
   return chat.encode(conversation.messages, {.variables = conversation.variables});
 }
 
+std::string Api::rendered(const Conversation& conversation) const {
+  std::string text;
+  for (const TextPiece& piece : engine_->impl().chat_template().render(
+           conversation.messages, {.variables = conversation.variables}))
+    text += piece.text;
+  return text;
+}
+
 std::optional<HttpReply> Api::tokenize(const std::shared_ptr<Exchange>&, Held body) {
   const auto given = parse_text_request(*body, defaults_);
   body.reset();
@@ -368,24 +376,18 @@ std::optional<HttpReply> Api::detokenize(const std::shared_ptr<Exchange>&, Held 
 std::optional<HttpReply> Api::apply_template(const std::shared_ptr<Exchange>&, Held body) {
   const auto conversation = parse_conversation_request(*body, defaults_);
   body.reset();
-  std::string prompt;
-  for (const TextPiece& piece : engine_->impl().chat_template().render(
-           conversation.messages, {.variables = conversation.variables}))
-    prompt += piece.text;
-  return json_reply({{"prompt", prompt}});
+  return json_reply({{"prompt", rendered(conversation)}});
 }
 
 std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, Held body) {
   ApiRequest request = parse_chat_request(*body, defaults_);
+  const bool is_long =
+      body->size() / std::max<size_t>(1, max_token_bytes_) > static_cast<size_t>(info_.max_context);
   body.reset();
-  const ChatTemplate& chat = engine_->impl().chat_template();
-  const std::vector<TextPiece> pieces =
-      chat.render(request.conversation.messages, {.variables = request.conversation.variables});
+  if (is_long) check_bytes(rendered(request.conversation).size());  // a template may leave much out
+  std::vector<int32_t> prompt = encode(request.conversation);
   request.conversation = {};
-  size_t n_bytes = 0;
-  for (const TextPiece& piece : pieces) n_bytes += piece.text.size();
-  check_bytes(n_bytes);
-  start(exchange, std::move(request), {chat.encode(pieces)});
+  start(exchange, std::move(request), {std::move(prompt)});
   return {};
 }
 

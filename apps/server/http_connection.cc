@@ -180,7 +180,7 @@ void Connection::close_if_idle() {
 // Something was thrown: by the handler, or for want of memory here.
 void Connection::fail() noexcept {
   try {
-    reader_.body() = std::string();
+    std::string().swap(reader_.body());
     if (state_ == State::kReading)
       return refuse(unavailable("There is not enough memory for this request.", "out_of_memory"));
     server_->handler.on_refusal({.id = "", .status = 0, .reason = "out_of_memory"});

@@ -120,6 +120,17 @@ bool HttpReader::has_body() const {
   return state_ == State::kBody && (part_ != Part::kSized || left_ > 0);
 }
 
+void HttpReader::next() {
+  drop();
+  *this = HttpReader(limits_);
+}
+
+// Gives the memory back, which assigning an empty string does not.
+void HttpReader::drop() {
+  std::string().swap(body_);
+  std::string().swap(line_);
+}
+
 // Moves bytes to line_ up to the end of the line; whether that is there. `most`: bytes it may have.
 bool HttpReader::line(std::string_view& bytes, size_t most) {
   const size_t end = bytes.find('\n');
@@ -330,8 +341,7 @@ void HttpReader::body_too_long() {
 
 void HttpReader::refuse(int status, const std::string& what, const std::string& code) {
   state_ = State::kRefused;
-  body_ = {};
-  line_ = {};
+  drop();
   refusal_ = error_reply(status, "invalid_request_error",
                          fmt::format("This HTTP request is refused: {}.", what), "", code);
 }

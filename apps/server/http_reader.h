@@ -52,7 +52,7 @@ class HttpReader {
   // In kRefused: the error to answer, after which the connection has to be closed.
   HttpReply& refusal() { return refusal_; }
 
-  void next() { *this = HttpReader(limits_); }  // from kDone to the next request
+  void next();  // from any state to the next request; memory is given back
 
  private:
   enum class Part { kStartLine, kHeaders, kSized, kChunkSize, kChunkData, kChunkEnd, kTrailers };
@@ -66,6 +66,7 @@ class HttpReader {
   void end_of_head();
   bool frame_body();
   void body_too_long();
+  void drop();
   void read_body(std::string_view& bytes);
   void chunk_line();
   void refuse(int status, const std::string& what, const std::string& code = "malformed_request");

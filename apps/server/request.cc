@@ -12,7 +12,6 @@ namespace ei::server {
 namespace {
 
 constexpr int kMaxDepth = 32;
-constexpr size_t kMaxValueBytes = 128 << 20;  // four million token ids
 constexpr size_t kMaxMessages = 16384;
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
@@ -36,10 +35,8 @@ auto checked(F f) {
 }
 
 Json parse(std::string_view body, const RequestDefaults& defaults) {
-  Json json = parse_json(body, "request",
-                         {.max_bytes = defaults.max_json_bytes,
-                          .max_depth = kMaxDepth,
-                          .max_value_bytes = kMaxValueBytes});
+  Json json =
+      parse_json(body, "request", {.max_bytes = defaults.max_json_bytes, .max_depth = kMaxDepth});
   if (!json.is_object()) bad("", "The request must be a JSON object.");
   return json;
 }

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <fstream>
 #include <system_error>
-#include <type_traits>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -27,48 +25,29 @@ bool is_integer(const Json& value, int64_t min, int64_t max) {
   return fits && value.get<int64_t>() >= min && value.get<int64_t>() <= max;
 }
 
-// Builds a value from the parser's events, with the limits given. Unlike nlohmann's own builder,
-// which keeps the last of duplicate keys silently, it refuses them.
-template <class J>
-class Builder final : public nlohmann::json_sax<J> {
+// Builds a value from the parser's events. Unlike nlohmann's own builder, which keeps the last of
+// duplicate keys silently, it refuses them.
+class Builder final : public Json::json_sax_t {
  public:
-  Builder(std::string_view where, JsonLimits limits) : where_(where), limits_(limits) {}
+  Builder(std::string_view where, int max_depth) : where_(where), max_depth_(max_depth) {}
 
-  J take() { return std::move(root_); }
+  Json take() { return std::move(root_); }
 
   bool null() override { return place(nullptr); }
   bool boolean(bool value) override { return place(value); }
   bool number_integer(int64_t value) override { return place(value); }
   bool number_unsigned(uint64_t value) override { return place(value); }
   bool number_float(double value, const std::string&) override { return place(value); }
-  bool string(std::string& value) override {
-    count(kHeapBytes);
-    return place(std::move(value));
-  }
-  bool binary(typename J::binary_t&) override { return false; }  // not in JSON text
-  bool start_object(size_t) override {
-    if constexpr (std::is_same_v<J, OrderedJson>) keys_.emplace_back();
-    return open(J::value_t::object);
-  }
-  bool start_array(size_t) override { return open(J::value_t::array); }
-  bool end_object() override {
-    if constexpr (std::is_same_v<J, OrderedJson>) keys_.pop_back();
-    return close();
-  }
+  bool string(std::string& value) override { return place(std::move(value)); }
+  bool binary(Json::binary_t&) override { return false; }  // not in JSON text
+  bool start_object(size_t) override { return open(Json::value_t::object); }
+  bool start_array(size_t) override { return open(Json::value_t::array); }
+  bool end_object() override { return close(); }
   bool end_array() override { return close(); }
   bool key(std::string& name) override {
-    count(kHeapBytes);
-    auto& object = open_.back()->template get_ref<typename J::object_t&>();
-    if constexpr (std::is_same_v<J, OrderedJson>) {
-      // Its own search for a key is linear.
-      if (!keys_.back().insert(name).second) duplicate(name);
-      std::vector<typename J::object_t::value_type>& entries = object;
-      value_ = &entries.emplace_back(std::move(name), nullptr).second;
-    } else {
-      const auto [it, is_new] = object.try_emplace(std::move(name));
-      if (!is_new) duplicate(it->first);
-      value_ = &it->second;
-    }
+    const auto [it, is_new] = open_.back()->get_ref<Json::object_t&>().try_emplace(std::move(name));
+    if (!is_new) fail("{}: duplicate key {}", where_, brief(Json(it->first)));
+    value_ = &it->second;
     return true;
   }
   bool parse_error(size_t, const std::string&, const Json::exception& error) override {
@@ -76,24 +55,9 @@ class Builder final : public nlohmann::json_sax<J> {
   }
 
  private:
-  static constexpr size_t kValueBytes = 32;  // twice the size: arrays grow by doubling
-  static constexpr size_t kHeapBytes = 64;   // of what a value points to
-
-  [[noreturn]] void duplicate(const std::string& name) {
-    fail("{}: duplicate key {}", where_, brief(Json(name)));
-  }
-  void count(size_t bytes) {
-    n_bytes_ += bytes;
-    require(n_bytes_ <= limits_.max_value_bytes, "{}: its JSON has too many values: {} bytes",
-            where_, limits_.max_value_bytes);
-  }
-  J& next() {
-    count(kValueBytes);
+  Json& next() {
     if (open_.empty()) return root_;
-    if (open_.back()->is_array()) {
-      auto& array = open_.back()->template get_ref<typename J::array_t&>();
-      return array.emplace_back();
-    }
+    if (open_.back()->is_array()) return open_.back()->emplace_back();
     return *value_;
   }
   template <class T>
@@ -101,11 +65,10 @@ class Builder final : public nlohmann::json_sax<J> {
     next() = std::forward<T>(value);
     return true;
   }
-  bool open(typename J::value_t type) {
-    require(static_cast<int>(open_.size()) < limits_.max_depth,
-            "{}: JSON nested deeper than {} levels", where_, limits_.max_depth);
-    count(kHeapBytes);
-    J& value = next();
+  bool open(Json::value_t type) {
+    require(static_cast<int>(open_.size()) < max_depth_, "{}: JSON nested deeper than {} levels",
+            where_, max_depth_);
+    Json& value = next();
     value = type;
     open_.push_back(&value);
     return true;
@@ -116,33 +79,20 @@ class Builder final : public nlohmann::json_sax<J> {
   }
 
   std::string_view where_;
-  JsonLimits limits_;
-  size_t n_bytes_ = 0;
-  J root_;
-  std::vector<J*> open_;  // the arrays and objects around the next value
-  J* value_ = nullptr;    // of the last key
-  std::vector<std::unordered_set<std::string>> keys_;  // of the open objects, if they are ordered
+  int max_depth_;
+  Json root_;
+  std::vector<Json*> open_;  // the arrays and objects around the next value
+  Json* value_ = nullptr;    // of the last key
 };
-
-template <class J>
-J parse(std::string_view text, std::string_view where, JsonLimits limits) {
-  require(text.size() <= limits.max_bytes, "{}: {} bytes of JSON, at most {} are read", where,
-          text.size(), limits.max_bytes);
-  // The parser would take it for the end of the text.
-  require(text.find('\0') == text.npos, "{}: not valid JSON: it holds a zero byte", where);
-  Builder<J> builder(where, limits);
-  J::sax_parse(text.begin(), text.end(), &builder);
-  return builder.take();
-}
 
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view where, JsonLimits limits) {
-  return parse<Json>(text, where, limits);
-}
-
-OrderedJson parse_ordered_json(std::string_view text, std::string_view where, JsonLimits limits) {
-  return parse<OrderedJson>(text, where, limits);
+  require(text.size() <= limits.max_bytes, "{}: {} bytes of JSON, at most {} are read", where,
+          text.size(), limits.max_bytes);
+  Builder builder(where, limits.max_depth);
+  Json::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
 }
 
 bool file_exists(const std::filesystem::path& path) {

@@ -15,18 +15,11 @@ using OrderedJson = nlohmann::ordered_json;  // keeps the order of keys
 struct JsonLimits {
   size_t max_bytes = 256u << 20;
   int max_depth = 64;
-  // Of memory for values, beside the characters of strings: about 32 bytes for a number and 100 for
-  // a field, of which two and seven bytes of text are enough.
-  size_t max_value_bytes = SIZE_MAX;
 };
 
 // Parses foreign JSON. Throws Error naming `where` (a path, or what the text is) when the text is
-// larger or deeper than `limits`, is not JSON or not UTF-8, is followed by anything but white
-// space, or has an object with a duplicate key.
+// larger or deeper than `limits`, is not JSON or not UTF-8, or has an object with a duplicate key.
 Json parse_json(std::string_view text, std::string_view where, JsonLimits limits = {});
-// The same with objects whose keys are in the text's order.
-OrderedJson parse_ordered_json(std::string_view text, std::string_view where,
-                               JsonLimits limits = {});
 
 // The same for a file; throws Error when it cannot be read.
 Json read_json(const std::filesystem::path& path, JsonLimits limits = {});

@@ -182,10 +182,7 @@ std::vector<TextPiece> ChatTemplate::render(const OrderedJson& messages,
 
 std::vector<int32_t> ChatTemplate::encode(const OrderedJson& messages,
                                           const ChatOptions& options) const {
-  return encode(render(messages, options));
-}
-
-std::vector<int32_t> ChatTemplate::encode(std::span<const TextPiece> pieces) const {
+  const std::vector<TextPiece> pieces = render(messages, options);
   const std::string bos =
       tokenizer_->bos_id() ? tokenizer_->token_bytes(*tokenizer_->bos_id()) : "";
   const bool has_bos = !bos.empty() && pieces.front().text.starts_with(bos);

@@ -49,7 +49,7 @@ class ChatTemplate {
   // blank lines for others. Throws Error when there is no message, or what the template says of
   // them (raise_exception).
   std::vector<TextPiece> render(const OrderedJson& messages, const ChatOptions& options = {}) const;
-  // The same as ids; or those of what was rendered.
+  // The same as ids.
   std::vector<int32_t> encode(const OrderedJson& messages, const ChatOptions& options = {}) const;
 
  private:
