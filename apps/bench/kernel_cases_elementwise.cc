@@ -48,21 +48,22 @@ void bench_swiglu(Backend& backend, KernelBench& bench) {
                 [&] { backend.run(SwiGlu{.gate = gate.act(), .up = up.act(), .out = out.act()}); });
 }
 
-void bench_sample(Backend& backend, KernelBench& bench, const std::string& size,
+void bench_sample(Backend& backend, KernelBench& bench, const std::string& size, int64_t n_rows,
                   const SamplingParams& params) {
   constexpr int64_t kVocab = 128256;
   BenchData data(backend);
-  const ActArray logits = data.act(1, kVocab);
-  const DeviceArray<int32_t, 1> token(backend, {1});
-  const Sample::Row row = {.params = params, .step = 0, .history = {}};
+  const ActArray logits = data.act(n_rows, kVocab);
+  const DeviceArray<int32_t, 1> token(backend, {n_rows});
+  std::vector<Sample::Row> rows;
+  for (int64_t i = 0; i < n_rows; ++i) rows.push_back({.params = params, .logits_row = i});
   bench.measure(
       {.kernel = "sampling",
        .size = size,
-       .bytes = double(kVocab * logits.act().elem_bytes),
+       .bytes = double(n_rows * kVocab * logits.act().elem_bytes),
        .limit = Limit::kMemory},
       [&] {
         backend.run(Sample{
-            .logits = logits.act(), .rows = {&row, 1}, .n_tokens = kVocab, .token = token.view()});
+            .logits = logits.act(), .rows = rows, .n_tokens = kVocab, .token = token.view()});
       });
 }
 
@@ -73,9 +74,10 @@ void bench_elementwise(Backend& backend, KernelBench& bench) {
   if (bench.wants("RoPE")) bench_rope(backend, bench);
   if (bench.wants("SwiGLU")) bench_swiglu(backend, bench);
   if (bench.wants("sampling")) {
-    bench_sample(backend, bench, "128256 logits, greedy", {});
-    bench_sample(backend, bench, "128256 logits, top-k 40, top-p 0.9",
-                 {.temperature = 0.6f, .top_k = 40, .top_p = 0.9f});
+    const SamplingParams usual = {.temperature = 0.6f, .top_k = 40, .top_p = 0.9f};
+    bench_sample(backend, bench, "128256 logits, greedy", 1, {});
+    bench_sample(backend, bench, "128256 logits, top-k 40, top-p 0.9", 1, usual);
+    bench_sample(backend, bench, "16 rows of it", 16, usual);
   }
 }
 

@@ -359,7 +359,11 @@ SamplingOptions::SamplingOptions(CLI::App& command) {
   add("--min-p", min_p_, 0.0, 1.0, "X",
       "Draw among tokens at least X times as likely as the likeliest");
   add("--repetition-penalty", repetition_penalty_, 0.01, 100.0, "X",
-      "Make tokens that were there less likely; 1: off");
+      "Make tokens of the prompt and the answer less likely; 1: off");
+  add("--presence-penalty", presence_penalty_, -2.0, 2.0, "X",
+      "Make tokens of the answer less likely, as OpenAI's API does");
+  add("--frequency-penalty", frequency_penalty_, -2.0, 2.0, "X",
+      "The same for each time that they are in it");
   command
       .add_option("--seed", seed_, "Start of the random numbers; without it, a new one each time")
       ->option_text("N")
@@ -373,6 +377,8 @@ SamplingParams SamplingOptions::params(const Engine& engine) const {
   p.top_p = top_p_.value_or(p.top_p);
   p.min_p = min_p_.value_or(p.min_p);
   p.repetition_penalty = repetition_penalty_.value_or(p.repetition_penalty);
+  p.presence_penalty = presence_penalty_.value_or(p.presence_penalty);
+  p.frequency_penalty = frequency_penalty_.value_or(p.frequency_penalty);
   p.seed = seed_ ? *seed_ : std::random_device()();
   return p;
 }

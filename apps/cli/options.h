@@ -98,7 +98,8 @@ class SamplingOptions {
   SamplingParams params(const Engine& engine) const;
 
  private:
-  std::optional<float> temperature_, top_p_, min_p_, repetition_penalty_;
+  std::optional<float> temperature_, top_p_, min_p_, repetition_penalty_, presence_penalty_,
+      frequency_penalty_;
   std::optional<int32_t> top_k_;
   std::optional<uint64_t> seed_;
 };

@@ -156,8 +156,8 @@ std::vector<std::string> stops_of(const Json& json) {
   return stops;
 }
 
-std::vector<std::pair<int32_t, float>> bias_of(const Json& json) {
-  std::vector<std::pair<int32_t, float>> bias;
+std::vector<LogitBias> bias_of(const Json& json) {
+  std::vector<LogitBias> bias;
   if (!json.contains("logit_bias") || json["logit_bias"].is_null()) return bias;
   const Json& given = json["logit_bias"];
   if (!given.is_object() || given.size() > kMaxLogitBias)
@@ -171,7 +171,7 @@ std::vector<std::pair<int32_t, float>> bias_of(const Json& json) {
     if (!value.is_number() || !(value.get<double>() >= -100 && value.get<double>() <= 100))
       bad("logit_bias", "The values of 'logit_bias' must be numbers from -100 to 100.");
     const float x = value.get<float>();
-    bias.emplace_back(id, x <= -100 ? -INFINITY : x);
+    bias.push_back({id, x <= -100 ? -INFINITY : x});
   }
   return bias;
 }
@@ -183,9 +183,6 @@ void refuse_unsupported(const Json& json, const Fields& fields) {
       (!json["response_format"].is_object() || !json["response_format"].contains("type") ||
        json["response_format"]["type"] != "text"))
     bad("response_format", "'response_format' may be {\"type\": \"text\"} only.");
-  for (const char* key : {"frequency_penalty", "presence_penalty"})
-    if (fields.number(key, -2, 2, 0) != 0)
-      bad(key, fmt::format("'{}' is not supported; 'repetition_penalty' is.", key));
   fields.integer("best_of", 1, 1, 1);
   for (const char* key :
        {"suffix", "chat_template", "grammar", "json_schema", "structured_outputs", "guided_json",
@@ -225,6 +222,8 @@ void read_sampling(const Fields& fields, const RequestDefaults& defaults, Reques
   p.min_p = static_cast<float>(fields.number("min_p", 0, 1, p.min_p));
   p.repetition_penalty =
       static_cast<float>(fields.number("repetition_penalty", 0.01, 100, p.repetition_penalty));
+  p.presence_penalty = static_cast<float>(fields.number("presence_penalty", -2, 2, 0));
+  p.frequency_penalty = static_cast<float>(fields.number("frequency_penalty", -2, 2, 0));
   p.top_k =
       static_cast<int32_t>(std::max<int64_t>(0, fields.integer("top_k", -1, INT32_MAX, p.top_k)));
   p.seed = fields.has("seed") ? static_cast<uint64_t>(fields.integer("seed", INT64_MIN, INT64_MAX))

@@ -1,16 +1,77 @@
 #include "ei/ops/sample.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+#include <limits>
+#include <span>
 
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
+#include "ei/cpu/parallel.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ei/cpu/sample.cc"
+#include <hwy/contrib/math/math-inl.h>
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using F32 = hn::ScalableTag<float>;
+using V32 = hn::Vec<F32>;
+
+// The highest of n numbers; NaN if one of them is not finite.
+float highest_if_finite(const float* x, int64_t n) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  V32 most = hn::Set(d, -std::numeric_limits<float>::infinity()), zeros = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const V32 v = hn::LoadU(d, x + i);
+    most = hn::Max(most, v);
+    zeros = hn::MulAdd(v, hn::Zero(d), zeros);  // NaN from the first that is not finite
+  }
+  float highest = hn::GetLane(hn::MaxOfLanes(d, most)),
+        zero = hn::GetLane(hn::SumOfLanes(d, zeros));
+  for (; i < n; ++i) {
+    highest = std::max(highest, x[i]);
+    zero += x[i] * 0;
+  }
+  return highest + zero;
+}
+
+// e^((x - highest) / temperature).
+void weigh_all(const float* x, int64_t n, float highest, float temperature, float* weights) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto weigh = [&](V32 v) {
+    return hn::Exp(d, hn::Div(hn::Sub(v, hn::Set(d, highest)), hn::Set(d, temperature)));
+  };
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) hn::StoreU(weigh(hn::LoadU(d, x + i)), d, weights + i);
+  if (i == n) return;
+  float last[hn::MaxLanes(F32())] = {};
+  std::copy(x + i, x + n, last);
+  hn::StoreU(weigh(hn::LoadU(d, last)), d, last);
+  std::copy_n(last, n - i, weights + i);
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 namespace ei::cpu {
 namespace {
 
+HWY_EXPORT(highest_if_finite);
+HWY_EXPORT(weigh_all);
+
 struct Candidate {
-  float weight;  // e^((logit - highest) / temperature): its probability up to a constant
+  float weight;  // its probability up to a constant; that of the likeliest is 1
   int32_t id;
 };
 
@@ -19,69 +80,134 @@ bool likelier(const Candidate& a, const Candidate& b) {
   return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
 }
 
-// Every id once, however often it is in the history. `seen` has room for n_tokens bits.
-void penalize(View<float, 1> logits, const Sample::Row& row, int64_t n_tokens, uint64_t* seen) {
-  std::fill_n(seen, n_tokens / 64 + 1, 0);
-  for (const int32_t id : row.history) {
-    const uint64_t bit = uint64_t{1} << (id % 64);
-    if (id >= n_tokens || (seen[id / 64] & bit) != 0) continue;
-    seen[id / 64] |= bit;
-    const float penalty = row.params.repetition_penalty;
-    logits[id] = logits[id] > 0 ? logits[id] / penalty : logits[id] * penalty;
-  }
+// What a thread needs for a row.
+struct Room {
+  float* values;      // [n_tokens] logits that were changed, then weights
+  uint32_t* counts;   // [n_tokens]
+  Candidate* sorted;  // [n_tokens]
+};
+
+struct Amount {
+  double count = 0, mass = 0;
+
+  void operator+=(const Amount& other) { count += other.count, mass += other.mass; }
+};
+
+// Weights from 0 to 1 by their exponent and three bits more, so that only the tokens around a limit
+// need be sorted.
+constexpr int kBinShift = 20;
+constexpr size_t kBins = (std::bit_cast<uint32_t>(1.0f) >> kBinShift) + 1;
+using Bins = std::array<Amount, kBins>;
+
+size_t bin_of(float weight) { return std::bit_cast<uint32_t>(weight) >> kBinShift; }
+
+// The token at which the counts or masses, added up from the likeliest on, reach `wanted`, and what
+// they are then.
+std::pair<Candidate, Amount> find_last(std::span<const float> weights, const Bins& bins,
+                                       double Amount::*what, double wanted, Candidate* sorted) {
+  Amount sum;
+  size_t bin = kBins - 1;
+  while (bin > 0 && sum.*what + bins[bin].*what < wanted) sum += bins[bin--];
+  Candidate* end = sorted;
+  for (size_t id = 0; id < weights.size(); ++id)
+    if (bin_of(weights[id]) == bin) *end++ = {weights[id], static_cast<int32_t>(id)};
+  std::sort(sorted, end, likelier);
+  Candidate* last = sorted;
+  sum += {1, last->weight};
+  while (sum.*what < wanted && last + 1 < end) sum += {1, (++last)->weight};
+  return {*last, sum};
 }
 
-int32_t draw(View<const float, 1> logits, float highest, const Sample::Row& row, Candidate* begin) {
-  const SamplingParams& params = row.params;
-  Candidate* end = begin;
-  for (int64_t id = 0; id < logits.dim(0); ++id) {
-    const float weight = std::exp((logits[id] - highest) / params.temperature);
-    *end++ = {weight, static_cast<int32_t>(id)};
-  }
-  if (params.top_k > 0 && params.top_k < end - begin) {
-    std::nth_element(begin, begin + params.top_k, end, likelier);
-    end = begin + params.top_k;
-  }
-  if (params.top_p < 1) {
-    double total = 0, reached = 0;
-    for (const Candidate* c = begin; c != end; ++c) total += c->weight;
-    // The likeliest are few: taking them off a heap one by one beats sorting all.
-    const auto unlikelier = [](const Candidate& a, const Candidate& b) { return likelier(b, a); };
-    std::make_heap(begin, end, unlikelier);
-    Candidate* rest = end;
-    do {
-      std::pop_heap(begin, rest--, unlikelier);
-      reached += rest->weight;
-    } while (rest != begin && reached < params.top_p * total);
-    end = std::copy(rest, end, begin);
-  }
-  if (params.min_p > 0)  // the likeliest weighs 1
-    end = std::remove_if(begin, end, [&](const Candidate& c) { return c.weight < params.min_p; });
+void apply_biases_and_penalties(std::span<float> logits, const Sample::Row& row, uint32_t* counts) {
+  const auto known = [&](int32_t id) { return static_cast<uint32_t>(id) < logits.size(); };
+  for (const LogitBias& b : row.biases)
+    if (known(b.token)) logits[static_cast<size_t>(b.token)] += b.bias;
+  if (!row.params.has_penalties() || row.history.size() == 0) return;
+  constexpr uint32_t kInPrompt = 1u << 31;
+  std::fill_n(counts, logits.size(), 0);
+  const auto prompt = row.history.slice(0, row.n_prompt);
+  const auto drawn = row.history.slice(row.n_prompt, row.step);
+  for (const int32_t id : prompt)
+    if (known(id)) counts[id] |= kInPrompt;
+  for (const int32_t id : drawn)
+    if (known(id)) ++counts[id];
+  for (size_t id = 0; id < logits.size(); ++id)
+    if (counts[id] != 0)
+      logits[id] = penalized(logits[id], row.params, static_cast<int32_t>(counts[id] & ~kInPrompt));
+}
 
-  std::sort(begin, end, [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+int32_t draw(std::span<float> weights, const SamplingParams& params, uint64_t step,
+             Candidate* sorted) {
+  const auto n = static_cast<double>(weights.size());
+  const bool limited = params.top_k > 0 && params.top_k < n;
+  Candidate last = {0, INT32_MAX};  // of those that stay
+  if (limited || params.top_p < 1) {
+    Bins bins{};
+    for (const float weight : weights) bins[bin_of(weight)] += {1, weight};
+    Amount all;
+    for (size_t bin = kBins; bin-- > 0;) all += bins[bin];
+    if (limited)
+      std::tie(last, all) = find_last(weights, bins, &Amount::count, params.top_k, sorted);
+    if (params.top_p < 1)
+      last = find_last(weights, bins, &Amount::mass, params.top_p * all.mass, sorted).first;
+  }
   double total = 0;
-  for (const Candidate* c = begin; c != end; ++c) total += c->weight;
-  double left = uniform(params.seed, row.step) * total;
-  for (const Candidate* c = begin; c != end; ++c)
-    if ((left -= c->weight) < 0) return c->id;
-  return end[-1].id;
+  for (size_t id = 0; id < weights.size(); ++id) {
+    float& weight = weights[id];
+    if (weight < params.min_p || likelier(last, {weight, static_cast<int32_t>(id)})) weight = 0;
+    total += weight;
+  }
+  double left = uniform(params.seed, step) * total;
+  int32_t token = 0;
+  for (size_t id = 0; id < weights.size(); ++id) {
+    if (weights[id] == 0) continue;
+    token = static_cast<int32_t>(id);
+    if ((left -= weights[id]) < 0) break;
+  }
+  return token;
+}
+
+int32_t sample(std::span<const float> logits, const Sample::Row& row, const Room& room) {
+  const auto n = std::ssize(logits);
+  float highest = HWY_DYNAMIC_DISPATCH(highest_if_finite)(logits.data(), n);
+  if (!std::isfinite(highest)) return Sample::kNotFinite;
+  const std::span<float> values(room.values, logits.size());
+  if (row.biases.size() > 0 || row.params.has_penalties()) {
+    std::copy(logits.begin(), logits.end(), values.begin());
+    apply_biases_and_penalties(values, row, room.counts);
+    logits = values;
+    highest = *std::max_element(logits.begin(), logits.end());
+    if (highest == -INFINITY) return Sample::kNoneLeft;
+    if (!std::isfinite(highest)) return Sample::kNotFinite;
+  }
+  if (row.params.temperature == 0)
+    return static_cast<int32_t>(std::find(logits.begin(), logits.end(), highest) - logits.begin());
+  HWY_DYNAMIC_DISPATCH(weigh_all)
+  (logits.data(), n, highest, row.params.temperature, values.data());
+  return draw(values, row.params, static_cast<uint64_t>(row.step), room.sorted);
 }
 
 }  // namespace
 
 void CpuBackend::run(const Sample& op) {
   check(op);
+  const auto n_rows = std::ssize(op.rows);
   const View<float, 2> logits = rows_of(op.logits);
-  for (int64_t i = 0; i < op.logits.rows; ++i) {
+  const int64_t n = op.n_tokens, n_rooms = std::min<int64_t>(n_threads_, n_rows);
+  // Whole cache lines for each thread.
+  const int64_t stride = (n + 15) / 16 * 16;
+  auto* sorted = scratch_.get<Candidate>(2 * n_rooms * stride);
+  auto* values = reinterpret_cast<float*>(sorted + n_rooms * stride);
+  auto* counts = reinterpret_cast<uint32_t*>(values + n_rooms * stride);
+  parallel_for(n_threads_, n_rows, [&](int64_t i, int thread) {
     const Sample::Row& row = op.rows[static_cast<size_t>(i)];
-    const View<float, 1> eligible = logits[i].slice(0, op.n_tokens);
-    if (row.params.repetition_penalty != 1)
-      penalize(eligible, row, op.n_tokens, scratch_.get<uint64_t>(op.n_tokens / 64 + 1));
-    const float* top = std::max_element(eligible.begin(), eligible.end());
-    op.token[i] = row.params.temperature == 0
-                      ? static_cast<int32_t>(top - eligible.begin())
-                      : draw(eligible, *top, row, scratch_.get<Candidate>(op.n_tokens));
-  }
+    const int64_t at = thread * stride;
+    const std::span<const float> eligible(logits[row.logits_row].data, static_cast<size_t>(n));
+    const int32_t token = sample(eligible, row, {values + at, counts + at, sorted + at});
+    op.token[i] = token;
+    if (row.history.size() > 0) row.history[row.n_prompt + row.step] = token;
+  });
 }
 
 }  // namespace ei::cpu
+#endif

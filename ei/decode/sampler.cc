@@ -1,27 +1,68 @@
 #include "ei/decode/sampler.h"
 
+#include <cmath>
+
+#include "ei/base/fail.h"
+
 namespace ei {
 
-Sampler::Sampler(Backend& backend, const SamplingParams& params, int64_t n_tokens,
-                 std::span<const int32_t> prompt, int64_t max_new)
-    : backend_(backend), params_(params), n_tokens_(n_tokens), token_(backend, {1}) {
+SamplerState::SamplerState(Backend& backend, const SamplingParams& params,
+                           std::span<const int32_t> prompt, int64_t max_new, const Options& options)
+    : params_(params), min_tokens_(options.min_tokens) {
   validate(params);
-  if (params.repetition_penalty == 1) return;
-  n_history_ = static_cast<int64_t>(prompt.size());
-  history_ = DeviceArray<int32_t, 1>(backend, {n_history_ + max_new});
-  backend.copy_in(history_.view().data, prompt.data(), n_history_ * int64_t{sizeof(int32_t)});
+  std::vector<LogitBias> biases;
+  if (min_tokens_ > 0)
+    for (const int32_t token : options.ends) biases.push_back({token, -INFINITY});
+  n_bans_ = std::ssize(biases);
+  biases.insert(biases.end(), options.biases.begin(), options.biases.end());
+  biases_ = {backend, biases};
+  if (!params.has_penalties()) return;
+  // Only one penalty counts the prompt.
+  if (params.repetition_penalty != 1) n_prompt_ = std::ssize(prompt);
+  history_ = {backend, {n_prompt_ + max_new}};
+  if (n_prompt_ > 0)
+    backend.copy_in(history_.view().data, prompt.data(), n_prompt_ * int64_t{sizeof(int32_t)});
 }
 
-int32_t Sampler::next(const Act& logits) {
-  const Sample::Row row = {
-      .params = params_, .step = step_++, .history = {history_.view().data, {n_history_}}};
-  backend_.run(
-      Sample{.logits = logits, .rows = {&row, 1}, .n_tokens = n_tokens_, .token = token_.view()});
-  int32_t token = 0;
-  backend_.copy_out(&token, token_.view().data, sizeof(token));
-  if (params_.repetition_penalty != 1)
-    backend_.copy_in(history_.view().data + n_history_++, &token, sizeof(token));
-  return token;
+Sample::Row SamplerState::row(int64_t logits_row) const {
+  const int64_t n_lifted = n_drawn_ < min_tokens_ ? 0 : n_bans_;
+  const View<const LogitBias, 1> biases = biases_.view();
+  return {.params = params_,
+          .logits_row = logits_row,
+          .step = n_drawn_,
+          .biases = biases.slice(n_lifted, biases.size() - n_lifted),
+          .history = history_.view(),
+          .n_prompt = n_prompt_};
+}
+
+Sampler::Sampler(Backend& backend, int64_t n_tokens, int64_t max_rows)
+    : backend_(backend),
+      n_tokens_(n_tokens),
+      drawn_(static_cast<size_t>(max_rows)),
+      tokens_(backend, {max_rows}) {
+  rows_.reserve(drawn_.size());
+}
+
+std::span<const int32_t> Sampler::draw(const Act& logits, std::span<const Row> rows) {
+  const auto n = std::ssize(rows);
+  require(n <= std::ssize(drawn_), "Sampler: {} rows, expected at most {}", n, drawn_.size());
+  if (n == 0) return {};
+  rows_.clear();
+  for (const Row& row : rows) rows_.push_back(row.state->row(row.logits_row));
+  const View<int32_t, 1> tokens = tokens_.view().slice(0, n);
+  backend_.run(Sample{.logits = logits, .rows = rows_, .n_tokens = n_tokens_, .token = tokens});
+  backend_.copy_out(drawn_.data(), tokens.data, n * int64_t{sizeof(int32_t)});
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (drawn_[i] >= 0) ++rows[i].state->n_drawn_;
+  return {drawn_.data(), rows.size()};
+}
+
+void check_drawn(int32_t token) {
+  require(token != Sample::kNotFinite,
+          "the model's logits are NaN or infinite, no token can be drawn: a weight or the input is "
+          "beyond its number type");
+  require(token != Sample::kNoneLeft,
+          "logit_bias and min_tokens ban every token; leave one that can be drawn");
 }
 
 }  // namespace ei

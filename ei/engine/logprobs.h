@@ -20,25 +20,20 @@ struct TokenReport {
   std::vector<TokenLogprob> top;  // likeliest first, ties to the lower id
 };
 
-// One row of logits, copied to the host: for those who ask for reports.
-class LogitRow {
+// Rows of logits, copied to the host at once: for those who ask for reports.
+class LogitRows {
  public:
-  LogitRow(Backend& backend, const Act& logits, int64_t row);
+  LogitRows(Backend& backend, const Act& logits);
 
-  // On `chosen` and the n_top likeliest ids below n_tokens.
-  TokenReport report(int32_t chosen, int64_t n_top, int64_t n_tokens) const;
-  std::span<const float> logits() const { return logits_; }
-
- private:
-  TokenLogprob at(int32_t token) const {
-    return {token, logits_[static_cast<size_t>(token)] - log_sum_};
+  // On `chosen` and the n_top likeliest ids below n_tokens, in place of the token after `row`.
+  TokenReport report(int64_t row, int32_t chosen, int64_t n_top, int64_t n_tokens) const;
+  std::span<const float> operator[](int64_t row) const {
+    return std::span(logits_).subspan(static_cast<size_t>(row) * n_cols_, n_cols_);
   }
 
+ private:
+  size_t n_cols_;
   std::vector<float> logits_;
-  float log_sum_ = 0;
 };
-
-// Adds `bias` to the logit of one token in logits [1, vocab_size]. -infinity: never drawn.
-void bias_logit(Backend& backend, const Act& logits, int32_t token, float bias);
 
 }  // namespace ei

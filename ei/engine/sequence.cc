@@ -1,7 +1,6 @@
 #include "ei/engine/sequence.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "ei/base/fail.h"
 
@@ -22,6 +21,7 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
       context_(context),
       options_(std::move(options)),
       start_(Clock::now()),
+      sampler_(*engine.backend, engine.tokenizer->vocab_size(), /*max_rows=*/1),
       text_(*engine.tokenizer, /*skip_special=*/true),
       filter_(request.stop) {
   std::vector<int32_t> prompt = request.messages.empty()
@@ -32,13 +32,15 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
   max_new_ =
       std::clamp<int64_t>(request.max_tokens, 0, std::max<int64_t>(0, context_size - n_prompt));
   context.check(n_prompt, n_prompt + max_new_, request);
-  const SamplingParams sampling = request.sampling.value_or(engine.default_sampling);
-  validate(sampling);
 
   if (!request.ignore_eos) ends_ = engine.eos;
   ends_.insert(options_.stop_tokens.begin(), options_.stop_tokens.end());
   compressor_.emplace(request.decode, n_prompt);
-  sampler_.emplace(*engine.backend, sampling, engine.tokenizer->vocab_size(), prompt, max_new_);
+  sampler_state_.emplace(*engine.backend, request.sampling.value_or(engine.default_sampling),
+                         prompt, max_new_,
+                         SamplerState::Options{.biases = options_.logit_bias,
+                                               .ends = {ends_.begin(), ends_.end()},
+                                               .min_tokens = options_.min_tokens});
   context.begin(std::move(prompt), request.prefill, request.decode,
                 options_.score_prompt ? Hidden::kAll : Hidden::kLast);
   n_cached_ = context.n_read();
@@ -67,9 +69,9 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
     const int64_t n_rows = std::min({kScoreRows, chunk.size - i, context_.n_prompt() - 1 - at});
     if (n_rows <= 0) break;
     const Act logits = engine_.model->logits(act, i, n_rows);
+    const LogitRows rows(*engine_.backend, logits);
     for (int64_t r = 0; r < n_rows; ++r)
-      delta_.prompt_reports.push_back(LogitRow(*engine_.backend, logits, r)
-                                          .report(prompt[static_cast<size_t>(at + 1 + r)],
+      delta_.prompt_reports.push_back(rows.report(r, prompt[static_cast<size_t>(at + 1 + r)],
                                                   options_.top_logprobs,
                                                   engine_.tokenizer->vocab_size()));
   }
@@ -86,22 +88,20 @@ void Sequence::accept(const Act& logits) {
 }
 
 void Sequence::draw(const Act& logits) {
-  Backend& backend = *engine_.backend;
   const auto n_drawn = static_cast<int64_t>(result_.tokens.size());
-  std::optional<LogitRow> row;  // as it is before anything is done to it
-  if (options_.top_logprobs >= 0) row.emplace(backend, logits, 0);
-  for (const auto& [token, bias] : options_.logit_bias) bias_logit(backend, logits, token, bias);
-  if (n_drawn < options_.min_tokens)
-    for (const int32_t token : ends_) bias_logit(backend, logits, token, -INFINITY);
-  token_ = sampler_->next(logits);
+  const Sampler::Row row = {.state = &*sampler_state_};
+  const int32_t drawn = sampler_.draw(logits, {&row, 1})[0];
+  check_drawn(drawn);
+  token_ = drawn;
 
   result_.tokens.push_back(token_);
   ++delta_.n_tokens;
   if (n_drawn == 0) result_.timings.prefill_ms = ms(Clock::now() - start_);
   if (ends_.contains(token_)) return finish(FinishReason::kStop);
-  if (row)
+  if (options_.top_logprobs >= 0)
     delta_.reports.push_back(
-        row->report(token_, options_.top_logprobs, engine_.tokenizer->vocab_size()));
+        LogitRows(*engine_.backend, logits)
+            .report(0, token_, options_.top_logprobs, engine_.tokenizer->vocab_size()));
   emit(filter_.push(text_.push(token_)));
   if (filter_.stopped()) return finish(FinishReason::kStop);
   if (n_drawn + 1 == max_new_) finish(FinishReason::kLength);

@@ -21,7 +21,7 @@ namespace ei {
 struct SequenceOptions {
   int64_t top_logprobs = -1;  // report so many likeliest tokens beside each token; -1: no report
   bool score_prompt = false;  // report the prompt's tokens as well; all of it is read then
-  std::vector<std::pair<int32_t, float>> logit_bias;
+  std::vector<LogitBias> logit_bias;
   std::vector<int32_t> stop_tokens;  // end the answer as the model's own do
   int64_t min_tokens = 0;            // no end before so many tokens
 };
@@ -58,7 +58,7 @@ class Sequence {
   // The next token, for Decoder::step. Throws Error when there is no memory for it; the sequence is
   // then as it was.
   Running running();
-  // Draws a token of logits [1, vocab_size], which it may change.
+  // Draws a token of logits [1, vocab_size].
   void accept(const Act& logits);
   // Ends the answer where it is.
   void cancel() { finish(FinishReason::kCancelled); }
@@ -86,7 +86,8 @@ class Sequence {
   int64_t max_new_ = 0;
   int64_t n_cached_ = 0;
   std::optional<Compressor> compressor_;
-  std::optional<Sampler> sampler_;
+  Sampler sampler_;
+  std::optional<SamplerState> sampler_state_;
   StreamDecoder text_;
   StopFilter filter_;
   int32_t token_ = 0;  // the next step reads

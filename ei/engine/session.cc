@@ -101,8 +101,10 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
                             .argmax = argmax.view().slice(0, n_rows)});
     const auto logprobs = logprob.to_host(backend);
     const auto likeliest = argmax.to_host(backend);
-    for (int64_t i = 0; callbacks.on_logits && i < n_known; ++i)
-      callbacks.on_logits(at + 1 + i, LogitRow(backend, logits, i).logits());
+    if (callbacks.on_logits && n_known > 0) {
+      const LogitRows rows(backend, logits.slice(0, n_known));
+      for (int64_t i = 0; i < n_known; ++i) callbacks.on_logits(at + 1 + i, rows[i]);
+    }
     for (int64_t i = 0; i < n_known; ++i)
       scores[static_cast<size_t>(at + 1 + i)] = {logprobs[static_cast<size_t>(i)],
                                                  likeliest[static_cast<size_t>(i)]};

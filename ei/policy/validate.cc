@@ -53,10 +53,12 @@ void validate(const DecodePolicy& p) {
 
 void validate(const SamplingParams& p) {
   in_range("temperature", p.temperature, 0, 100);
-  in_range("top-k", p.top_k, 0, 1000000000);
+  in_range("top-k", p.top_k, -1, INT32_MAX);
   in_range("top-p", p.top_p, 0, 1);
   in_range("min-p", p.min_p, 0, 1);
   in_range("repetition-penalty", p.repetition_penalty, 0.01f, 100);
+  in_range("presence-penalty", p.presence_penalty, -2, 2);
+  in_range("frequency-penalty", p.frequency_penalty, -2, 2);
 }
 
 }  // namespace ei

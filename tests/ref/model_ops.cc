@@ -75,12 +75,21 @@ double log_probability(const std::vector<double>& logits, int64_t target) {
 }
 
 std::vector<double> distribution(std::vector<double> logits, const SamplingParams& params,
-                                 const std::vector<int32_t>& history) {
-  for (size_t id = 0; id < logits.size(); ++id) {
-    if (std::find(history.begin(), history.end(), static_cast<int32_t>(id)) == history.end())
-      continue;
-    logits[id] = logits[id] > 0 ? logits[id] / params.repetition_penalty
-                                : logits[id] * params.repetition_penalty;
+                                 const std::vector<LogitBias>& biases,
+                                 const std::vector<int32_t>& prompt,
+                                 const std::vector<int32_t>& answer) {
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const auto id = static_cast<int32_t>(i);
+    for (const LogitBias& b : biases)
+      if (b.token == id) logits[i] += b.bias;
+    const auto in_prompt = std::count(prompt.begin(), prompt.end(), id);
+    const auto in_answer = std::count(answer.begin(), answer.end(), id);
+    if (in_prompt + in_answer > 0) {
+      if (logits[i] > 0) logits[i] /= params.repetition_penalty;
+      if (logits[i] < 0) logits[i] *= params.repetition_penalty;
+    }
+    logits[i] -= params.frequency_penalty * double(in_answer);
+    if (in_answer > 0) logits[i] -= params.presence_penalty;
   }
   std::vector<size_t> order(logits.size());
   std::iota(order.begin(), order.end(), size_t{0});

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "ei/ops/allocate_budget.h"
+#include "ei/ops/sample.h"
 #include "ei/ops/select_blocks.h"
 #include "ei/policy/decode_policy.h"
-#include "ei/policy/sampling.h"
 #include "tests/support/array.h"
 
 // The ops once more in double and plain loops, straight from the formulas of METHOD.md: what every
@@ -64,8 +64,10 @@ std::vector<int64_t> adaptive_split(const std::vector<std::vector<float>>& votes
                                     double floor);
 
 double log_probability(const std::vector<double>& logits, int64_t target);
-// The probability of every token to be drawn after all filters of `params`.
+// The probability of every token to be drawn after all biases, penalties and filters.
 std::vector<double> distribution(std::vector<double> logits, const SamplingParams& params,
-                                 const std::vector<int32_t>& history);
+                                 const std::vector<LogitBias>& biases,
+                                 const std::vector<int32_t>& prompt,
+                                 const std::vector<int32_t>& answer);
 
 }  // namespace ei::ref

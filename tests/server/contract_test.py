@@ -138,7 +138,6 @@ def test_the_next_turn_reuses_what_was_read(client):
     ({'messages': HELLO, 'prefill': 'other'}, 'prefill'),
     ({'messages': HELLO, 'stop': ['x'] * 17}, 'stop'),
     ({'messages': HELLO, 'logit_bias': {'x': 1}}, 'logit_bias'),
-    ({'messages': HELLO, 'frequency_penalty': 1}, 'frequency_penalty'),
     ({'messages': HELLO, 'guided_json': {}}, 'guided_json'),
     ({'messages': HELLO, 'continue_final_message': True}, 'continue_final_message'),
 ])
@@ -150,7 +149,8 @@ def test_errors_name_the_field(server, body, param):
 @pytest.mark.parametrize('field, value', [
     ('n', 0), ('n', 100000), ('n', 1.5), ('max_tokens', 0), ('max_tokens', -1), ('max_tokens', 2**62), ('temperature', -1),
     ('temperature', 'hot'), ('top_p', 2), ('top_k', -2), ('seed', 'x'), ('top_logprobs', 21), ('stream', 'yes'), ('budget', 0),
-    ('base_budget', -5), ('min_tokens', -1), ('repetition_penalty', 0), ('logit_bias', {'99999': 1}), ('timeout_ms', -1),
+    ('base_budget', -5), ('min_tokens', -1), ('repetition_penalty', 0), ('presence_penalty', 2.1),
+    ('frequency_penalty', -2.1), ('frequency_penalty', 'x'), ('logit_bias', {'99999': 1}), ('timeout_ms', -1),
 ])
 def test_numbers_out_of_range_are_refused(server, field, value):
     status, reply = server.post('/v1/chat/completions', {'messages': HELLO, 'logprobs': True, field: value})

@@ -292,7 +292,9 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
       state = state * 1664525 + 1013904223;
       tokens.push_back(static_cast<int32_t>(state % static_cast<uint32_t>(config.vocab_size)));
     }
-    ei::Sampler sampler(bench.backend, {}, config.vocab_size, {}, 2 * n_steps + 1);
+    ei::Sampler sampler(bench.backend, config.vocab_size, 1);
+    ei::SamplerState greedy(bench.backend, {}, {}, 2 * n_steps + 1, {});
+    const ei::Sampler::Row row = {.state = &greedy};
     bench.wait();
 
     const auto start = Clock::now();
@@ -300,7 +302,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     while (cache.n_tokens() < n)
       ei::prefill_chunk(bench.backend, *bench.model, act, cache, window, plan, tokens,
                         ei::Hidden::kLast);
-    int32_t token = sampler.next(bench.model->logits(act, act.rows() - 1, 1));
+    int32_t token = sampler.draw(bench.model->logits(act, act.rows() - 1, 1), {&row, 1})[0];
     result->first_token_ms = ms_since(start);
     const ei::PrefillStats stats = plan.stats();
     result->attended_share = stats.attended_pairs / stats.dense_pairs;
@@ -318,7 +320,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
       const auto begin = Clock::now();
       const Act logits = decoder.step(act, {&running, 1});
       if (i < n_steps) host.push_back(ms_since(begin));
-      token = sampler.next(logits);
+      token = sampler.draw(logits, {&row, 1})[0];
       (i < n_steps ? steps : plain).push_back(ms_since(begin));
     }
     bench.backend.use_graphs(true);
