@@ -13,9 +13,9 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ei/cpu/sample.cc"
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/foreach_target.h>
-#include <hwy/highway.h>
+
+#include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {

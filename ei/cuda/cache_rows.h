@@ -12,6 +12,6 @@ inline CacheRows cache_rows(const KvLayer& kv) {
 }
 
 // Sequences that one launch takes as kernel parameters.
-inline constexpr size_t kMaxSequences = 32;
+inline constexpr size_t kMaxSequences = 64;
 
 }  // namespace ei::cuda

@@ -13,21 +13,23 @@ namespace {
 using Mass = unsigned long long;
 constexpr float kUnit = 0x1p40f;  // of the likeliest token; a vocabulary's sum stays below 2^64
 
+constexpr uint32_t kInPrompt = 1u << 31;  // beside a token's number in the answer
+
 struct Params {
   struct Row {
     SamplingParams params;
-    uint64_t step;
-    const int32_t* history;
-    int64_t n_history;
+    int64_t logits_row, step, n_prompt, n_biases;
+    const LogitBias* biases;
+    int32_t* history;  // or null
+    bool has_penalties;
   };
   Row rows[kMaxSequences];
   const void* logits;
   bool is_float;
   int64_t cols;
   int n_tokens;
-  float* weights;  // [n, n_tokens] first logits, then e^((logit - highest) / temperature) or 0
-  uint32_t* seen;  // [n, n_seen] bits
-  int n_seen;
+  float* weights;    // [n, n_tokens] first logits, then e^((logit - highest) / temperature) or 0
+  uint32_t* counts;  // [n, n_tokens], or null if there are no penalties
   int32_t* token;
 };
 
@@ -77,6 +79,42 @@ __device__ inline Mass total_mass(const float* weights, int n, Shared& shared) {
   return block_reduce(sum, Sum{}, shared.parts);
 }
 
+// The highest value above, the lowest id below.
+__device__ inline Mass rank(float x, int id) {
+  return Mass{ordered(x)} << 32 | (~static_cast<uint32_t>(id));
+}
+
+// Adds biases to the logits and applies penalties; returns the highest rank among the thread's own.
+__device__ inline Mass change(float* logits, int n, const Params::Row& row, uint32_t* counts) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto known = [&](int32_t id) { return static_cast<uint32_t>(id) < n; };
+  for (int64_t i = thread; i < row.n_biases; i += kTopThreads)
+    if (known(row.biases[i].token)) atomicAdd(&logits[row.biases[i].token], row.biases[i].bias);
+  if (counts != nullptr) {
+    for (int i = thread; i < n; i += kTopThreads) counts[i] = 0;
+    __syncthreads();
+    for (int64_t i = thread; i < row.n_prompt + row.step; i += kTopThreads) {
+      const int32_t id = row.history[i];
+      if (!known(id)) continue;
+      if (i < row.n_prompt) {
+        atomicOr(&counts[id], kInPrompt);
+      } else {
+        atomicAdd(&counts[id], 1);
+      }
+    }
+  }
+  __syncthreads();
+  Mass best = 0;
+  for (int i = thread; i < n; i += kTopThreads) {
+    if (counts != nullptr && counts[i] != 0) {
+      const auto n_drawn = static_cast<int32_t>(counts[i] & ~kInPrompt);
+      logits[i] = penalized(logits[i], row.params, n_drawn);
+    }
+    best = MaxMass{}(best, rank(logits[i], i));
+  }
+  return best;
+}
+
 // A block per row.
 __global__ void __launch_bounds__(kTopThreads, 1) sample(const __grid_constant__ Params p) {
   __shared__ Shared shared;
@@ -84,38 +122,42 @@ __global__ void __launch_bounds__(kTopThreads, 1) sample(const __grid_constant__
   const SamplingParams& params = row.params;
   const int n = p.n_tokens, thread = static_cast<int>(threadIdx.x);
   float* weights = p.weights + int64_t{blockIdx.x} * n;
+  const auto put = [&](int32_t token) {  // by one thread
+    p.token[blockIdx.x] = token;
+    if (row.history != nullptr) row.history[row.n_prompt + row.step] = token;
+  };
 
-  for (int i = thread; i < n; i += kTopThreads) {
-    const int64_t at = blockIdx.x * p.cols + i;
-    weights[i] = p.is_float ? static_cast<const float*>(p.logits)[at]
-                            : to_float(static_cast<const bf16*>(p.logits)[at]);
-  }
-  if (params.repetition_penalty != 1) {
-    uint32_t* seen = p.seen + int64_t{blockIdx.x} * p.n_seen;
-    for (int i = thread; i < p.n_seen; i += kTopThreads) seen[i] = 0;
-    __syncthreads();
-    for (int64_t i = thread; i < row.n_history; i += kTopThreads) {
-      const int32_t id = row.history[i];
-      if (id >= n) continue;
-      const uint32_t bit = 1u << (id % 32);
-      if ((atomicOr(&seen[id / 32], bit) & bit) != 0) continue;  // every id once
-      const float x = weights[id];
-      weights[id] = x > 0 ? x / params.repetition_penalty : x * params.repetition_penalty;
-    }
-  }
-  __syncthreads();
-
-  // The highest value above, the lowest id below.
+  const bool has_penalties = row.has_penalties && row.history != nullptr;
+  const bool is_changed = has_penalties || row.n_biases > 0;
+  const bool is_greedy = params.temperature == 0;
+  bool is_finite = true;
   Mass best = 0;
-  for (int i = thread; i < n; i += kTopThreads)
-    best = MaxMass{}(best, Mass{ordered(weights[i])} << 32 | (~static_cast<uint32_t>(i)));
+  for (int i = thread; i < n; i += kTopThreads) {
+    const int64_t at = row.logits_row * p.cols + i;
+    const float x = p.is_float ? static_cast<const float*>(p.logits)[at]
+                               : to_float(static_cast<const bf16*>(p.logits)[at]);
+    is_finite = is_finite && fabsf(x) < INFINITY;
+    best = MaxMass{}(best, rank(x, i));
+    if (is_changed || !is_greedy) weights[i] = x;
+  }
+  if (!__syncthreads_and(is_finite)) {
+    if (thread == 0) put(Sample::kNotFinite);
+    return;
+  }
+  if (is_changed)
+    best = change(weights, n, row, has_penalties ? p.counts + int64_t{blockIdx.x} * n : nullptr);
   best = block_reduce(best, MaxMass{}, shared.parts);
   const auto likeliest = static_cast<int32_t>(~static_cast<uint32_t>(best));
-  if (params.temperature == 0) {
-    if (thread == 0) p.token[blockIdx.x] = likeliest;
+  if (is_greedy && !is_changed) {
+    if (thread == 0) put(likeliest);
     return;
   }
   const float top = weights[likeliest];
+  if (is_greedy || !(fabsf(top) < INFINITY)) {
+    const int32_t none = top < 0 ? Sample::kNoneLeft : Sample::kNotFinite;
+    if (thread == 0) put(fabsf(top) < INFINITY ? likeliest : none);
+    return;
+  }
   __syncthreads();
   for (int i = thread; i < n; i += kTopThreads)
     weights[i] = expf((weights[i] - top) / params.temperature);
@@ -147,13 +189,14 @@ __global__ void __launch_bounds__(kTopThreads, 1) sample(const __grid_constant__
   Mass own = 0, total;
   for (int i = range.begin; i < range.end; ++i) own += mass(weights[i]);
   Mass before = block_exclusive_sum(own, shared.parts, total);
-  const auto wanted = static_cast<Mass>(static_cast<double>(uniform(params.seed, row.step)) *
-                                        static_cast<double>(total));
+  const auto wanted =
+      static_cast<Mass>(static_cast<double>(uniform(params.seed, static_cast<uint64_t>(row.step))) *
+                        static_cast<double>(total));
   if (before <= wanted && wanted < before + own) {
     for (int i = range.begin; i < range.end; ++i) {
       before += mass(weights[i]);
       if (wanted < before) {
-        p.token[blockIdx.x] = i;
+        put(i);
         break;
       }
     }
@@ -164,21 +207,31 @@ __global__ void __launch_bounds__(kTopThreads, 1) sample(const __grid_constant__
 
 void CudaBackend::run(const Sample& op) {
   check(op);
-  for (int64_t s = 0; s < op.logits.rows; s += int64_t{kMaxSequences}) {
-    const int64_t n = std::min(int64_t{kMaxSequences}, op.logits.rows - s);
+  for (size_t s = 0; s < op.rows.size(); s += kMaxSequences) {
+    const auto rows = op.rows.subspan(s, std::min(kMaxSequences, op.rows.size() - s));
+    const auto n = static_cast<int64_t>(rows.size());
     Params p{};
-    for (int64_t i = 0; i < n; ++i) {
-      const Sample::Row& row = op.rows[static_cast<size_t>(s + i)];
-      p.rows[i] = {row.params, row.step, row.history.data, row.history.dim(0)};
+    bool has_penalties = false;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const Sample::Row& row = rows[i];
+      p.rows[i] = {.params = row.params,
+                   .logits_row = row.logits_row,
+                   .step = row.step,
+                   .n_prompt = row.n_prompt,
+                   .n_biases = row.biases.size(),
+                   .biases = row.biases.data,
+                   .history = row.history.size() > 0 ? row.history.data : nullptr,
+                   .has_penalties = row.params.has_penalties()};
+      has_penalties = has_penalties || p.rows[i].has_penalties;
     }
-    const Act logits = op.logits.slice(s, n);
-    p.logits = logits.data;
-    p.is_float = logits.elem_bytes == 4;
-    p.cols = logits.cols;
+    p.logits = op.logits.data;
+    p.is_float = op.logits.elem_bytes == 4;
+    p.cols = op.logits.cols;
     p.n_tokens = static_cast<int>(op.n_tokens);
-    p.n_seen = p.n_tokens / 32 + 1;
-    p.weights = static_cast<float*>(scratch(n * (op.n_tokens + p.n_seen) * int64_t{sizeof(float)}));
-    p.seen = reinterpret_cast<uint32_t*>(p.weights + n * op.n_tokens);
+    const int64_t n_values = n * op.n_tokens;
+    p.weights =
+        static_cast<float*>(scratch((has_penalties ? 2 : 1) * n_values * int64_t{sizeof(float)}));
+    if (has_penalties) p.counts = reinterpret_cast<uint32_t*>(p.weights + n_values);
     p.token = op.token.data + s;
     launch("Sample", sample, static_cast<unsigned>(n), kTopThreads, 0, stream_, p);
   }

@@ -12,8 +12,10 @@ LogitRows::LogitRows(Backend& backend, const Act& logits)
     : n_cols_(static_cast<size_t>(logits.cols)),
       logits_(static_cast<size_t>(logits.rows * logits.cols)) {
   const int64_t n_bytes = logits.rows * logits.cols * logits.elem_bytes;
-  if (logits.elem_bytes == sizeof(float))
-    return backend.copy_out(logits_.data(), logits.data, n_bytes);
+  if (logits.elem_bytes == sizeof(float)) {
+    backend.copy_out(logits_.data(), logits.data, n_bytes);
+    return;
+  }
   std::vector<uint16_t> narrow(logits_.size());
   backend.copy_out(narrow.data(), logits.data, n_bytes);
   std::transform(narrow.begin(), narrow.end(), logits_.begin(), from_bf16);
