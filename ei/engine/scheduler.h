@@ -12,8 +12,8 @@
 #include <string>
 #include <thread>
 
-#include "ei/engine/engine.h"
 #include "ei/cache/prefix_cache.h"
+#include "ei/engine/engine.h"
 #include "ei/engine/sequence.h"
 
 namespace ei {

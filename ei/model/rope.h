@@ -8,7 +8,8 @@ namespace ei {
 
 enum class RopeType : uint8_t { kDefault, kLinear, kLlama3, kYarn };
 
-// Rotary position embedding as config.json describes it (`rope_scaling`, under Hugging Face's names).
+// Rotary position embedding as config.json describes it (`rope_scaling`, under Hugging Face's
+// names).
 struct RopeConfig {
   RopeType type = RopeType::kDefault;
   double theta = 10000;
