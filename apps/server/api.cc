@@ -59,12 +59,6 @@ bool same_secret(const std::string& secret, const std::string& given) {
   return differ == 0 && !secret.empty();
 }
 
-std::string lower(std::string text) {
-  for (char& c : text)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + ('a' - 'A'));
-  return text;
-}
-
 // "[::1]:8000" -> "[::1]"
 std::string without_port(const std::string& host) {
   const size_t colon = host.rfind(':');
@@ -78,7 +72,8 @@ bool is_address(const std::string& host) {
 }
 
 bool listed(const std::vector<std::string>& list, const std::string& value) {
-  return std::ranges::any_of(list, [&](const auto& x) { return x == "*" || lower(x) == value; });
+  return std::ranges::any_of(list,
+                             [&](const auto& x) { return x == "*" || lower_case(x) == value; });
 }
 
 HttpReply unavailable(const std::string& what, int retry_after_s) {
@@ -244,7 +239,7 @@ bool Api::authorized(const HttpRequest& request) const {
   if (options_.api_keys.empty()) return true;
   static constexpr std::string_view kBearer = "bearer ";
   const std::string& given_all = request.authorization;
-  if (lower(given_all.substr(0, kBearer.size())) != kBearer) return false;
+  if (lower_case(given_all.substr(0, kBearer.size())) != kBearer) return false;
   const std::string given = given_all.substr(
       std::min(given_all.find_first_not_of(' ', kBearer.size()), given_all.size()));
   bool ok = false;

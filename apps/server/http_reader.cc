@@ -12,12 +12,6 @@ namespace {
 
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c; }
 
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = lower(c);
-  return out;
-}
-
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_alnum(char c) { return is_digit(c) || (lower(c) >= 'a' && lower(c) <= 'z'); }
 
@@ -64,7 +58,7 @@ std::string_view trimmed(std::string_view text) {
 bool has_element(std::string_view list, std::string_view element) {
   while (true) {
     const size_t comma = list.find(',');
-    if (lower(trimmed(list.substr(0, comma))) == element) return true;
+    if (lower_case(trimmed(list.substr(0, comma))) == element) return true;
     if (comma == list.npos) return false;
     list.remove_prefix(comma + 1);
   }
@@ -91,6 +85,12 @@ std::optional<std::string> percent_decoded(std::string_view text) {
 }
 
 }  // namespace
+
+std::string lower_case(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = lower(c);
+  return out;
+}
 
 size_t HttpReader::read(std::string_view bytes) {
   const size_t n = bytes.size();
@@ -181,7 +181,7 @@ void HttpReader::on_line() {
   const std::string_view value = trimmed(text.substr(std::min(colon + 1, text.size())));
   if (colon == text.size() || !is_token(text.substr(0, colon)) || !is_value(value))
     return refuse(400, "a header is malformed");
-  if (part_ == Part::kHeaders) header(lower(text.substr(0, colon)), value);
+  if (part_ == Part::kHeaders) header(lower_case(text.substr(0, colon)), value);
 }
 
 void HttpReader::start_line(std::string_view text) {
@@ -209,13 +209,13 @@ void HttpReader::target(std::string_view text) {
   }
   const size_t scheme = std::min(text.find("://"), text.size());
   if (!text.starts_with('/') && scheme < text.size()) {
-    const std::string name = lower(text.substr(0, scheme));
+    const std::string name = lower_case(text.substr(0, scheme));
     text.remove_prefix(scheme + 3);
     const size_t end = std::min(text.find_first_of("/?"), text.size());
     const std::string_view authority = text.substr(0, end);
     if ((name != "http" && name != "https") || authority.empty() || !is_authority(authority))
       return refuse(400, "its target is of no http server");
-    target_host_ = lower(authority);
+    target_host_ = lower_case(authority);
     text.remove_prefix(end);
     if (!text.starts_with('/')) text = "/";
   }
@@ -249,8 +249,8 @@ void HttpReader::end_of_head() {
   if (host == fields_.end() && !head_.is_http_1_0) return refuse(400, "it has no 'Host'");
   if (host != fields_.end() && !is_authority(host->second))
     return refuse(400, "its 'Host' is malformed");
-  head_.host = !target_host_.empty() ? target_host_ : lower(fields_["host"]);
-  head_.origin = lower(fields_["origin"]);
+  head_.host = !target_host_.empty() ? target_host_ : lower_case(fields_["host"]);
+  head_.origin = lower_case(fields_["origin"]);
   head_.authorization = fields_["authorization"];
   head_.content_type = fields_["content-type"];
   head_.requested_headers = fields_["access-control-request-headers"];
@@ -258,7 +258,7 @@ void HttpReader::end_of_head() {
   head_.keeps_alive = !has_element(connection, "close") &&
                       (!head_.is_http_1_0 || has_element(connection, "keep-alive"));
   if (!frame_body()) return;
-  if (const std::string coding = lower(fields_["content-encoding"]);
+  if (const std::string coding = lower_case(fields_["content-encoding"]);
       !coding.empty() && coding != "identity") {
     refuse(415, fmt::format("its body is encoded as '{}', expected none", coding),
            "unsupported_encoding");
@@ -266,7 +266,7 @@ void HttpReader::end_of_head() {
     return;
   }
   if (const std::string& expected = fields_["expect"]; !expected.empty() && !head_.is_http_1_0) {
-    if (lower(expected) != "100-continue")
+    if (lower_case(expected) != "100-continue")
       return refuse(417, "it expects what this server does not do", "unknown_expectation");
     head_.expects_continue = true;
   }
@@ -284,7 +284,7 @@ bool HttpReader::frame_body() {
     if (length != fields_.end() || head_.is_http_1_0)
       return refuse(400, "it has a 'Transfer-Encoding' beside a 'Content-Length', or in HTTP/1.0"),
              false;
-    if (lower(coding->second) != "chunked")
+    if (lower_case(coding->second) != "chunked")
       return refuse(
                  501,
                  fmt::format("its 'Transfer-Encoding' is '{}', expected 'chunked'", coding->second),
