@@ -41,7 +41,7 @@ ActArray BenchData::act(int64_t rows, int64_t cols) {
 
 KvCache BenchData::cache(PagePool& pool, const KvShape& shape, int64_t n_tokens) {
   KvCache cache(backend_, pool, shape);
-  const int64_t width = shape.n_kv_heads * shape.head_dim;
+  const int64_t width = shape.n_kv_heads * shape.layout.head_dim;
   const ActArray k = act(std::min(kAppend, n_tokens), width);
   const ActArray v = act(std::min(kAppend, n_tokens), width);
   for (int64_t at = 0; at < n_tokens; at += kAppend) {

@@ -69,11 +69,10 @@ void bench_prefill_attention(Backend& backend, KernelBench& bench) {
       const int64_t begin = keys - kChunk;
       const KvShape shape = {.n_layers = 1,
                              .n_kv_heads = kKvHeads,
-                             .head_dim = d,
-                             .page_rows = kSegment,
+                             .layout = {.head_dim = d, .rows = kSegment},
                              .max_tokens = keys};
       BenchData data(backend);
-      PagePool pool(backend, shape.page_bytes());
+      PagePool pool(backend, shape.layout.bytes());
       const KvCache cache = data.cache(pool, shape, keys);
       const SelectionArray all(backend, begin, kAllBlocks);
       const SelectionArray some(backend, begin, static_cast<int32_t>(kBudget / kBlock));

@@ -14,8 +14,10 @@ constexpr int64_t kKvHeads = 8;
 constexpr int64_t kHeadDim = 64;
 
 KvShape shape(int64_t n_layers, int64_t n_tokens) {
-  return {
-      .n_layers = n_layers, .n_kv_heads = kKvHeads, .head_dim = kHeadDim, .max_tokens = n_tokens};
+  return {.n_layers = n_layers,
+          .n_kv_heads = kKvHeads,
+          .layout = {.head_dim = kHeadDim},
+          .max_tokens = n_tokens};
 }
 
 // Head h of layer l keeps its last 512 to 1,536 rows, 1,024 on average.
@@ -49,7 +51,7 @@ void bench_layers(Backend& backend, KernelBench& bench, BenchData& data, const K
     for (int64_t h = 0; h < kKvHeads; ++h) rows += double(cache.rows(l, h));
   bench.measure({.kernel = kName,
                  .size = size,
-                 .bytes = rows * 2 * kHeadDim * double(dtype_bytes(cache.shape().dtype)),
+                 .bytes = rows * 2 * double(cache.shape().layout.row_bytes()),
                  .limit = KernelResult::Limit::kMemory,
                  .target = 0.8},
                 [&] {
@@ -67,12 +69,12 @@ void bench_decode_attention(Backend& backend, KernelBench& bench) {
   if (!bench.wants(kName)) return;
   {
     BenchData data(backend);
-    PagePool pool(backend, shape(4, 32768).page_bytes());
+    PagePool pool(backend, shape(4, 32768).layout.bytes());
     const KvCache cache = data.cache(pool, shape(4, 32768), 32768);
     bench_layers(backend, bench, data, cache, "32768 rows, 32/8 heads, d 64");
   }
   BenchData data(backend);
-  PagePool pool(backend, shape(128, 2048).page_bytes());
+  PagePool pool(backend, shape(128, 2048).layout.bytes());
   KvCache cache = data.cache(pool, shape(128, 2048), 2048);
   compact(backend, cache);
   bench_layers(backend, bench, data, cache, "compacted to 512..1536 rows, 32/8 heads, d 64");

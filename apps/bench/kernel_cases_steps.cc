@@ -27,11 +27,11 @@ class Step {
         act_(backend_, config, kChunk, 1),
         shape_{.n_layers = config.n_layers,
                .n_kv_heads = config.n_kv_heads,
-               .head_dim = config.head_dim,
-               .page_rows = policy_.segment,
-               .block = policy_.block,
+               .layout = {.head_dim = config.head_dim,
+                          .rows = policy_.segment,
+                          .block = policy_.block},
                .max_tokens = kTokens + kDecoded},
-        pool_(backend_, shape_.page_bytes()),
+        pool_(backend_, shape_.layout.bytes()),
         cache_(backend_, pool_, shape_),
         window_(backend_, config.n_layers, 0, config.n_heads * config.head_dim) {}
 

@@ -29,7 +29,10 @@ void show(const ModelInfo& info) {
   add("vocabulary", grouped(info.vocab_size));
   add("made for a context of", grouped(info.max_context) + " tokens");
   add("KV cache per 1,000 tokens", human_bytes(1000 * info.kv_bytes_per_token));
-  add("longest context that fits here", grouped(info.longest_context) + " tokens");
+  add("key bounds per 1,000 tokens", human_bytes(1000 * info.bounds_bytes_per_token));
+  add("longest context that fits here",
+      fmt::format("{} tokens, in {}", grouped(info.longest_context),
+                  human_bytes(info.longest_context_bytes)));
   add("device", info.device);
   add("loaded in", human_ms(info.load_ms));
   print(table.str());

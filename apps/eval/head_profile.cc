@@ -35,7 +35,8 @@ void add_selection(Backend& backend, const PrefillPlan& plan, const Chunk& chunk
       const bool dense = count[at] == kAllBlocks;
       Profile::Head& head = heads[static_cast<size_t>(h)];
       head.segments.push_back(
-          {.entropy = entropy[static_cast<size_t>(h * choice.entropy.dim(1) + s)],
+          {.entropy = entropy[static_cast<size_t>(
+               (i * choice.entropy.dim(1) + choice.entropy_layer) * n_heads + h)],
            .budget = tokens[at],
            .blocks = dense ? past : count[at],
            .dense = dense});
@@ -75,7 +76,7 @@ void add_votes(Backend& backend, Context& context, const DecodePolicy& policy,
                      .first = n % context.window().n_rows(),
                      .n_queries = policy.window,
                      .kv = layer,
-                     .scale = 1 / std::sqrt(static_cast<float>(layer.head_dim)),
+                     .scale = 1 / std::sqrt(static_cast<float>(layer.layout.head_dim)),
                      .reduce = policy.reduce,
                      .votes = votes.view()});
     const auto host = votes.to_host(backend);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -11,34 +12,35 @@ namespace ei {
 struct KvShape {
   int64_t n_layers = 0;
   int64_t n_kv_heads = 0;
-  int64_t head_dim = 0;
-  DType dtype = DType::kBF16;  // kBF16 or kF32
-  int64_t page_rows = 512;     // one segment
-  int64_t block = 0;           // tokens per key bound; 0: none are kept
-  int64_t max_tokens = 0;      // the longest text the cache can hold
+  PageLayout layout;
+  int64_t max_tokens = 0;  // the longest text the cache can hold
 
-  int64_t page_bytes() const { return 2 * page_rows * head_dim * dtype_bytes(dtype); }
-  // Of K and V for n_tokens in every head: whole pages, as they are allocated.
-  int64_t bytes(int64_t n_tokens) const {
-    return (n_tokens + page_rows - 1) / page_rows * page_bytes() * n_kv_heads * n_layers;
-  }
-  // The same without what the last pages leave free.
+  // That n_tokens take.
+  int64_t pages(int64_t n_tokens) const { return layout.pages(n_tokens) * n_kv_heads * n_layers; }
+  // Of their K and V alone.
   int64_t entry_bytes(int64_t n_tokens) const {
-    return n_tokens * page_bytes() / page_rows * n_kv_heads * n_layers;
+    return n_tokens * 2 * layout.row_bytes() * n_kv_heads * n_layers;
   }
+  // Of the tables that say where the pages are and how many rows they hold, for n_heads a layer.
+  int64_t table_bytes(int64_t n_heads) const {
+    return n_layers * n_heads * (max_pages() * int64_t{sizeof(void*)} + int64_t{sizeof(int32_t)});
+  }
+  int64_t max_pages() const { return std::max<int64_t>(1, layout.pages(max_tokens)); }
 };
 
 // K and V of one sequence in all layers, and the bounds of its key blocks. Until it is compacted,
-// row r of every head is the token at position r; afterwards heads hold different tokens and only
-// appending and compacting again make sense.
+// row r of every head is the token at position r; afterwards heads hold different tokens, there are
+// no bounds, and only appending and compacting again make sense.
 //
 // Appends go layer by layer: reserve() pages for the new tokens, append() to every layer (or grow()
 // it and run one AppendKv for several sequences), then advance().
 class KvCache {
  public:
+  // The pool's pages may be larger than the shape's, whose bounds some caches do without.
   KvCache(Backend& backend, PagePool& pool, const KvShape& shape);
 
   const KvShape& shape() const { return shape_; }
+  int64_t page_bytes() const { return pool_.page_bytes(); }
   int64_t n_tokens() const { return n_tokens_; }  // of text seen, kept or not
   bool compacted() const { return compacted_; }
   int64_t rows(int layer, int64_t head) const {
@@ -46,19 +48,19 @@ class KvCache {
   }
   double mean_rows() const;     // of the heads of all layers
   int64_t bytes() const;        // of the pages held
+  int64_t full_bytes() const;   // of those that all of the text would take
   int64_t entry_bytes() const;  // of the rows in them
 
   // Makes room for n more tokens. Throws Error when they pass max_tokens or memory is short; the
   // cache is then as it was.
   void reserve(int64_t n);
-  // Stores k and v [n, n_kv_heads * d], RoPE applied, and extends the key bounds.
+  // Stores k and v [n, n_kv_heads * d], RoPE applied, and widens the key bounds.
   void append(int layer, const Act& k, const Act& v);
   // Counts n rows more in a layer, for an AppendKv of the caller's that gets what this returns.
   KvLayer grow(int layer, int64_t n);
   void advance(int64_t n) { n_tokens_ += n; }
 
   KvLayer layer(int layer) const;
-  KeyBounds bounds(int layer) const;
 
   // Page i of a head of a cache that is not compacted, to be shared. Rows in it are written once.
   PageRef page(int layer, int64_t head, int64_t i) const {
@@ -66,16 +68,16 @@ class KvCache {
         .pages[static_cast<size_t>(head)][static_cast<size_t>(i)];
   }
   // Fills an empty cache with full pages of another: pages[i] are page i of every layer and head,
-  // [n_layers, n_kv_heads]. Their key bounds are the caller's to restore.
-  void adopt(std::span<const std::vector<PageRef>> pages);
+  // [n_layers, n_kv_heads]. Throws Error when they do not fit; the cache is then still empty.
+  void adopt(std::span<const std::span<const PageRef>> pages);
 
   // Keeps the first n tokens, a multiple of page_rows, of a cache that is not compacted.
   void truncate(int64_t n);
   void clear();
 
   // Replaces a layer by the rows `keep` names; the pages it no longer needs are freed. `keep` has
-  // as many heads as the layer or, once, a multiple: one set of rows per query head. The key bounds
-  // of all layers are dropped with the first.
+  // as many heads as the layer or, once, a multiple: one set of rows per query head.
+  // After a failure the cache is good for nothing but clear().
   void compact(int layer, const Keep& keep);
 
  private:
@@ -83,12 +85,10 @@ class KvCache {
     std::vector<std::vector<PageRef>> pages;  // [n_heads][pages]
     std::vector<int64_t> rows;                // [n_heads], as n_rows on the device
     int64_t rows_bound = 0;
-    DeviceArray<void*, 2> table;  // [n_heads, max_pages]
-    DeviceArray<int32_t, 1> n_rows;
-    Buffer bounds_min, bounds_max;
+    int64_t n_heads() const { return static_cast<int64_t>(rows.size()); }
   };
-  void upload(Layer& layer);
-  void make_layer(Layer& layer, int64_t n_heads, int64_t max_pages);
+  // Tells the device where the pages of n layers from `first` on are, and how many rows they hold.
+  void upload(int64_t first, int64_t n);
 
   Backend& backend_;
   PagePool& pool_;
@@ -96,6 +96,8 @@ class KvCache {
   int64_t n_tokens_ = 0;
   bool compacted_ = false;
   std::vector<Layer> layers_;
+  DeviceArray<void*, 3> table_;     // [n_layers, heads of the widest, max_pages]
+  DeviceArray<int32_t, 2> n_rows_;  // [n_layers, heads of the widest]
 };
 
 }  // namespace ei

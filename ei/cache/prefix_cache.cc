@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
+#include <type_traits>
 
 namespace ei {
 namespace {
@@ -14,6 +16,28 @@ uint64_t mix(uint64_t z) {  // splitmix64
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
   return z ^ (z >> 31);
+}
+
+template <class T>
+uint64_t bits_of(T value) {
+  if constexpr (std::is_same_v<T, float>) {
+    return std::bit_cast<uint32_t>(value + 0.0f);  // -0 equals 0
+  } else {
+    return static_cast<uint64_t>(value);
+  }
+}
+
+// Of every setting: one that is added and not named here does not compile.
+uint64_t hash_of(const PrefillPolicy& policy) {
+  const auto& [segment, block, budget, threshold_len, dense_layers, dense_tail, rank, fusion,
+               scale_scores, sink_blocks, recent_blocks] = policy;
+  const auto& [base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads] = budget;
+  uint64_t hash = 0;
+  const auto add = [&](auto... values) { ((hash = mix(hash ^ bits_of(values))), ...); };
+  add(segment, block, threshold_len, dense_layers, dense_tail, rank, fusion, scale_scores,
+      sink_blocks, recent_blocks);
+  add(base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads);
+  return hash;
 }
 
 uint64_t chain(uint64_t parent, std::span<const int32_t> tokens) {
@@ -28,108 +52,90 @@ std::span<const int32_t> segment_of(std::span<const int32_t> prompt, int64_t i, 
 
 }  // namespace
 
-PrefixCache::Key PrefixCache::root(const PrefillPolicy& policy) {
-  const auto it = std::find(policies_.begin(), policies_.end(), policy);
-  const auto index = static_cast<uint64_t>(it - policies_.begin());
-  if (it == policies_.end()) policies_.push_back(policy);
-  return mix(index);
-}
-
-PrefixCache::Entry* PrefixCache::find(Key parent, Key key, std::span<const int32_t> tokens) {
+PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& policy,
+                                      std::span<const int32_t> tokens) {
   const auto it = entries_.find(key);
   if (it == entries_.end()) return nullptr;
   Entry& entry = it->second;
-  return entry.parent == parent && std::ranges::equal(entry.tokens, tokens) ? &entry : nullptr;
+  const bool same =
+      entry.parent == parent && entry.policy == policy && std::ranges::equal(entry.tokens, tokens);
+  return same ? &entry : nullptr;
 }
 
 PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t limit,
                                       const PrefillPolicy& policy, KvCache& cache,
-                                      Entropies entropies) {
+                                      const View<float, 2>& entropies) {
   const int64_t segment = policy.segment;
   Hit hit;
-  Key key = root(policy);
-  std::vector<std::pair<Key, Entry*>> found;
+  Key key = hash_of(policy);
+  std::vector<Entry*> found;
   while (hit.n_tokens + segment <= limit) {
     const auto tokens = segment_of(prompt, hit.n_tokens / segment, segment);
     const Key next = chain(key, tokens);
-    Entry* entry = find(key, next, tokens);
+    Entry* entry = find(key, next, policy, tokens);
     if (entry == nullptr) {
       hit.stopped_by = why_not(key, next, tokens, hit.n_tokens);
       break;
     }
-    found.push_back({next, entry});
+    found.push_back(entry);
     key = next;
     hit.n_tokens += segment;
   }
   if (found.empty()) return hit;
 
-  std::vector<std::vector<PageRef>> pages;
-  for (const auto& [k, entry] : found) pages.push_back(entry->pages);
+  std::vector<std::span<const PageRef>> pages;
+  std::vector<float> all;
+  for (const Entry* entry : found) {
+    pages.push_back(entry->pages);
+    all.insert(all.end(), entry->entropies.begin(), entry->entropies.end());
+  }
+  backend_.copy_in(entropies.data, all.data(), std::ssize(all) * int64_t{sizeof(float)});
   cache.adopt(pages);
-  for (size_t i = 0; i < found.size(); ++i)
-    copy(Copy::kRestore, *found[i].second, static_cast<int64_t>(i), cache, entropies);
-  for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i].second->use);
+  for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i]->use);
   return hit;
 }
 
 void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const PrefillPolicy& policy,
-                           const KvCache& cache, Entropies entropies) {
-  const int64_t segment = policy.segment;
+                           const KvCache& cache, const View<float, 2>& entropies) {
+  const int64_t segment = policy.segment, n_segments = n / segment;
   const KvShape& shape = cache.shape();
-  Key parent = root(policy);
+  const auto width = static_cast<size_t>(entropies.dim(1));
+  std::vector<float> all;  // once there is something new
+  Key parent = hash_of(policy);
   std::vector<Entry*> path;
-  for (int64_t i = 0; i < n / segment; ++i) {
+  for (int64_t i = 0; i < n_segments; ++i) {
     const auto tokens = segment_of(prompt, i, segment);
     const Key key = chain(parent, tokens);
-    Entry* entry = find(parent, key, tokens);
+    Entry* entry = find(parent, key, policy, tokens);
     if (entry == nullptr) {
-      if (entries_.contains(key)) break;  // another text of the same hash
+      if (entries_.contains(key)) break;  // another text or policy of the same hash
+      if (all.empty() && width > 0) {
+        all.resize(static_cast<size_t>(n_segments) * width);
+        backend_.copy_out(all.data(), entropies.data, std::ssize(all) * int64_t{sizeof(float)});
+      }
       Entry fresh;
       fresh.parent = parent;
+      fresh.policy = policy;
       fresh.tokens.assign(tokens.begin(), tokens.end());
       for (int l = 0; l < shape.n_layers; ++l)
         for (int64_t h = 0; h < shape.n_kv_heads; ++h) fresh.pages.push_back(cache.page(l, h, i));
-      copy(Copy::kSave, fresh, i, cache, entropies);
-      fresh.bytes = static_cast<int64_t>(fresh.pages.size()) * shape.page_bytes() +
-                    static_cast<int64_t>(
-                        (fresh.bounds_min.size() + fresh.bounds_max.size() + fresh.entropy.size()) *
-                            sizeof(float) +
-                        fresh.tokens.size() * sizeof(int32_t));
-      bytes_ += fresh.bytes;
-      evicted_.erase(key);
-      fresh.use = uses_.insert(uses_.begin(), key);
+      const auto of_segment = all.begin() + i * std::ssize(all) / n_segments;
+      fresh.entropies.assign(of_segment, of_segment + static_cast<int64_t>(width));
+      fresh.bytes = std::ssize(fresh.pages) * cache.page_bytes() +
+                    std::ssize(fresh.entropies) * int64_t{sizeof(float)} +
+                    std::ssize(fresh.tokens) * int64_t{sizeof(int32_t)};
+      std::list<Key> use(1, key);
+      fresh.use = use.begin();
       entry = &entries_.emplace(key, std::move(fresh)).first->second;
+      uses_.splice(uses_.begin(), use);
+      bytes_ += entry->bytes;
+      evicted_.erase(key);
     }
     path.push_back(entry);
     parent = key;
   }
   for (size_t i = path.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, path[i]->use);
   shrink();
-}
-
-void PrefixCache::copy(Copy direction, Entry& entry, int64_t segment, const KvCache& cache,
-                       Entropies entropies) {
-  const KvShape& shape = cache.shape();
-  const auto move = [&](std::vector<float>& host, size_t at, float* device, int64_t n) {
-    const int64_t n_bytes = n * int64_t{sizeof(float)};
-    if (direction == Copy::kRestore) return backend_.copy_in(device, host.data() + at, n_bytes);
-    host.resize(std::max(host.size(), at + static_cast<size_t>(n)));
-    backend_.copy_out(host.data() + at, device, n_bytes);
-  };
-  for (int l = 0; l < shape.n_layers; ++l) {
-    const KeyBounds bounds = cache.bounds(l);
-    const View<float, 2>& entropy = entropies[static_cast<size_t>(l)];
-    for (int64_t h = 0; h < shape.n_kv_heads; ++h) {
-      const auto head = static_cast<size_t>(l * shape.n_kv_heads + h);
-      if (entropy.size() > 0) move(entry.entropy, head, &entropy[h][segment], 1);
-      if (bounds.block == 0) continue;
-      const int64_t blocks = shape.page_rows / shape.block;
-      const int64_t n = blocks * shape.head_dim;
-      const size_t at = head * static_cast<size_t>(n);
-      move(entry.bounds_min, at, bounds.min[h][segment * blocks].data, n);
-      move(entry.bounds_max, at, bounds.max[h][segment * blocks].data, n);
-    }
-  }
 }
 
 std::string PrefixCache::why_not(Key parent, Key key, std::span<const int32_t> tokens,

@@ -12,12 +12,12 @@ void CpuBackend::run(const AllocateBudget& op) {
   const int64_t n_heads = op.blocks.dim(0), n_segments = op.blocks.dim(1);
   const int64_t end = op.first_segment + n_segments;
   for (int64_t h = 0; h < n_heads; ++h) {
-    const float* entropy = op.entropy[h].data;
-    const bool rigid = std::all_of(entropy + std::min<int64_t>(1, end), entropy + end,
-                                   [&](float e) { return e < op.rule.e_t; });
+    const auto entropy = [&](int64_t s) { return op.entropy[s][op.layer][h]; };
+    bool rigid = true;
+    for (int64_t s = 1; s < end; ++s) rigid &= entropy(s) < op.rule.e_t;
     BudgetRecurrence recurrence(op.rule);
     for (int64_t s = 0; s < end; ++s) {
-      const float budget = s == 0 ? op.rule.base : recurrence.step(s, entropy[s], rigid);
+      const float budget = s == 0 ? op.rule.base : recurrence.step(s, entropy(s), rigid);
       if (s >= op.first_segment) op.tokens[h][s - op.first_segment] = budget;
     }
   }

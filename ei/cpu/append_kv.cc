@@ -14,14 +14,24 @@ void store_row(char* to, DType type, const float* from, int64_t d) {
   for (int64_t c = 0; c < d; ++c) store(to, type, c, from[c]);
 }
 
-void widen_bounds(const KeyBounds& bounds, int64_t head, int64_t row, const char* key, DType type) {
-  float* low = bounds.min[head][row / bounds.block].data;
-  float* high = bounds.max[head][row / bounds.block].data;
-  const bool first = row % bounds.block == 0;
-  for (int64_t c = 0; c < bounds.min.dim(2); ++c) {
-    const float value = load(key, type, c);
-    low[c] = first ? value : std::min(low[c], value);
-    high[c] = first ? value : std::max(high[c], value);
+float widened(uint16_t bf16) { return from_bf16(bf16); }
+float widened(float value) { return value; }
+void narrow(float value, uint16_t& to) { to = to_bf16(value); }
+void narrow(float value, float& to) { to = value; }
+
+// Of a block that has this key and, unless it is the first, others before it.
+template <class T>
+void widen_bounds(char* lowest, char* highest, const char* key, int64_t d, bool first) {
+  const auto* value = reinterpret_cast<const T*>(key);
+  auto *low = reinterpret_cast<T*>(lowest), *high = reinterpret_cast<T*>(highest);
+  if (first) {
+    std::copy_n(value, d, low);
+    std::copy_n(value, d, high);
+    return;
+  }
+  for (int64_t c = 0; c < d; ++c) {
+    narrow(std::min(widened(low[c]), widened(value[c])), low[c]);
+    narrow(std::max(widened(high[c]), widened(value[c])), high[c]);
   }
 }
 
@@ -33,15 +43,20 @@ void CpuBackend::run(const AppendKv& op) {
   const int64_t share = op.k.rows / std::ssize(op.kv);
   for (size_t s = 0; s < op.kv.size(); ++s) {
     const KvLayer& kv = op.kv[s];
-    const int64_t d = kv.head_dim, first = static_cast<int64_t>(s) * share;
+    const PageLayout& layout = kv.layout;
+    const int64_t d = layout.head_dim, first = static_cast<int64_t>(s) * share;
     const int64_t copies = kv.n_kv_heads() / (op.k.cols / d);
     parallel_for(n_threads_, kv.n_kv_heads(), [&](int64_t h) {
       for (int64_t i = 0; i < share; ++i) {
         const int64_t row = kv.n_rows[h] + i, column = h / copies * d;
         char* key = key_at(kv, h, row);
-        store_row(key, kv.dtype, k[first + i].data + column, d);
-        store_row(value_at(kv, h, row), kv.dtype, v[first + i].data + column, d);
-        if (op.bounds.block > 0) widen_bounds(op.bounds, h, row, key, kv.dtype);
+        store_row(key, layout.dtype, k[first + i].data + column, d);
+        store_row(value_at(kv, h, row), layout.dtype, v[first + i].data + column, d);
+        if (layout.block == 0) continue;
+        const int64_t block = row / layout.block;
+        const auto widen =
+            layout.dtype == DType::kBF16 ? widen_bounds<uint16_t> : widen_bounds<float>;
+        widen(lowest_at(kv, h, block), highest_at(kv, h, block), key, d, row % layout.block == 0);
       }
       kv.n_rows[h] += static_cast<int32_t>(share);
     });

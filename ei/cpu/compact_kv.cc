@@ -11,7 +11,7 @@ namespace ei::cpu {
 void CpuBackend::run(const CompactKv& op) {
   check(op);
   const int64_t n_heads = op.to.n_kv_heads(), copies = n_heads / op.from.n_kv_heads();
-  const auto row_bytes = static_cast<size_t>(op.to.head_dim * dtype_bytes(op.to.dtype));
+  const auto row_bytes = static_cast<size_t>(op.to.layout.row_bytes());
   parallel_for(n_threads_, n_heads, [&](int64_t h) {
     for (int64_t i = 0; i < op.keep.count[h]; ++i) {
       const int64_t row = op.keep.rows[h][i];

@@ -234,7 +234,7 @@ void attend_rows(const KvLayer& kv, int64_t head, int64_t begin, int64_t end, in
                  float* HWY_RESTRICT scratch) {
   const F32 df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  const int64_t d = kv.head_dim, width = padded_dim(d), n_heads = (group + 3) / 4 * 4;
+  const int64_t d = kv.layout.head_dim, width = padded_dim(d), n_heads = (group + 3) / 4 * 4;
   float *q = scratch, *out = q + n_heads * width, *score = out + n_heads * width;
   float *top = score + n_heads * kTileKeys, *sum = top + n_heads * lanes;  // [n_heads, lanes]
   float* factor = sum + n_heads * lanes;
@@ -250,7 +250,7 @@ void attend_rows(const KvLayer& kv, int64_t head, int64_t begin, int64_t end, in
   const char* keys = key_at(kv, head, begin);
   for (int64_t at = begin; at < end;) {
     // Tiles end where pages do, so that their rows are one run of memory.
-    const int64_t n = std::min({kTileKeys, kv.page_rows - at % kv.page_rows, end - at});
+    const int64_t n = std::min({kTileKeys, kv.layout.rows - at % kv.layout.rows, end - at});
     const char* values = value_at(kv, head, at);
     at += n;
     const char* next = at < end ? key_at(kv, head, at) : keys;
@@ -280,7 +280,7 @@ void attend_rows(const KvLayer& kv, int64_t head, int64_t begin, int64_t end, in
 void attend_range(const KvLayer& kv, int64_t head, int64_t begin, int64_t end, int64_t group,
                   float scale, const float* q, float* out, float* tops, float* sums,
                   float* scratch) {
-  if (kv.dtype == DType::kBF16) {
+  if (kv.layout.dtype == DType::kBF16) {
     attend_rows<DType::kBF16>(kv, head, begin, end, group, scale, q, out, tops, sums, scratch);
   } else {
     attend_rows<DType::kF32>(kv, head, begin, end, group, scale, q, out, tops, sums, scratch);
@@ -313,7 +313,7 @@ void CpuBackend::run(const DecodeAttention& op) {
   check(op);
   if (op.q.rows == 0) return;
   const View<float, 2> q = rows_of(op.q), out = rows_of(op.out);
-  const int64_t d = op.kv[0].head_dim, n_heads = op.q.cols / d;
+  const int64_t d = op.kv[0].layout.head_dim, n_heads = op.q.cols / d;
   int64_t longest = 1, largest = 1;
   for (const KvLayer& kv : op.kv) {
     longest = std::max(longest, kv.rows_bound);

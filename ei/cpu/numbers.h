@@ -27,13 +27,25 @@ inline View<float, 2> rows_of(const Act& act) {
   return {static_cast<float*>(act.data), {act.rows, act.cols}};
 }
 
-// Where K and V of row r of head h are stored.
-inline char* key_at(const KvLayer& kv, int64_t head, int64_t row) {
-  return static_cast<char*>(kv.pages[head][row / kv.page_rows]) +
-         row % kv.page_rows * kv.head_dim * dtype_bytes(kv.dtype);
+// Where rows of a page are stored.
+inline char* page_row(const KvLayer& kv, int64_t head, int64_t page, int64_t row) {
+  return static_cast<char*>(kv.pages[head][page]) + row * kv.layout.row_bytes();
 }
-inline char* value_at(const KvLayer& kv, int64_t head, int64_t row) {
-  return key_at(kv, head, row) + kv.page_rows * kv.head_dim * dtype_bytes(kv.dtype);
+// K and V of row r of a head.
+inline char* key_at(const KvLayer& kv, int64_t head, int64_t r) {
+  return page_row(kv, head, r / kv.layout.rows, r % kv.layout.rows);
+}
+inline char* value_at(const KvLayer& kv, int64_t head, int64_t r) {
+  return page_row(kv, head, r / kv.layout.rows, kv.layout.first_value() + r % kv.layout.rows);
+}
+// Bounds of the keys of block b of a head.
+inline char* lowest_at(const KvLayer& kv, int64_t head, int64_t b) {
+  const int64_t n = kv.layout.n_blocks();
+  return page_row(kv, head, b / n, kv.layout.first_lowest() + b % n);
+}
+inline char* highest_at(const KvLayer& kv, int64_t head, int64_t b) {
+  const int64_t n = kv.layout.n_blocks();
+  return page_row(kv, head, b / n, kv.layout.first_highest() + b % n);
 }
 
 }  // namespace ei::cpu

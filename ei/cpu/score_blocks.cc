@@ -38,22 +38,23 @@ int64_t score_scratch(int64_t d) { return kTileKeys * 2 * d + 2 * kStrip * kTile
 // mids [n_segments * group, d].
 void score_tile(const ScoreBlocks& op, int64_t h, int64_t tile, const float* mids, int64_t group,
                 float* HWY_RESTRICT scratch) {
-  const int64_t d = op.bounds.min.dim(2);
+  const int64_t d = op.kv.layout.head_dim;
   const int64_t n_segments = (op.q.rows + op.segment - 1) / op.segment;
   const int64_t begin = tile * kTileKeys;
-  const int64_t past = (op.begin + (n_segments - 1) * op.segment) / op.bounds.block;
+  const int64_t past = (op.begin + (n_segments - 1) * op.segment) / op.kv.layout.block;
   const int64_t n = std::min(kTileKeys, past - begin);
   float *low = scratch, *high = low + kTileKeys * d;
   float *with_low = high + kTileKeys * d, *with_high = with_low + kStrip * kTileKeys;
-  for (const auto& [bounds, packed] : {std::pair{&op.bounds.min, low}, {&op.bounds.max, high}}) {
-    const char* rows[kTileKeys];
-    for (int64_t j = 0; j < n; ++j)
-      rows[j] = reinterpret_cast<const char*>((*bounds)[h][begin + j].data);
-    pack_columns(n, d, DType::kF32, rows, packed);
+  const char *lowest[kTileKeys], *highest[kTileKeys];
+  for (int64_t j = 0; j < n; ++j) {
+    lowest[j] = lowest_at(op.kv, h, begin + j);
+    highest[j] = highest_at(op.kv, h, begin + j);
   }
+  pack_columns(n, d, op.kv.layout.dtype, lowest, low);
+  pack_columns(n, d, op.kv.layout.dtype, highest, high);
   const float factor = op.scale / static_cast<float>(group);
   for (int64_t s = 0; s < n_segments; ++s) {
-    const int64_t n_seen = std::min(n, (op.begin + s * op.segment) / op.bounds.block - begin);
+    const int64_t n_seen = std::min(n, (op.begin + s * op.segment) / op.kv.layout.block - begin);
     if (n_seen <= 0) continue;
     float* score = op.score[h][s].data + begin;
     for (int64_t g = 0; g < group; g += kStrip) {
@@ -139,7 +140,7 @@ void CpuBackend::run(const ScoreBlocks& op) {
   const View<float, 2> q = rows_of(op.q);
   const int64_t kv_heads = op.score.dim(0);
   const int64_t n_segments = (op.q.rows + op.segment - 1) / op.segment;
-  const int64_t d = op.bounds.min.dim(2), group = op.q.cols / (kv_heads * d);
+  const int64_t d = op.kv.layout.head_dim, group = op.q.cols / (kv_heads * d);
   const int64_t n_mids = n_segments * kv_heads * group;
   const int64_t per_thread = HWY_DYNAMIC_DISPATCH(score_scratch)(d);
   float* mids = scratch_.get<float>(2 * n_mids * d + n_threads_ * per_thread);
@@ -152,7 +153,7 @@ void CpuBackend::run(const ScoreBlocks& op) {
     (q[first].data + (h * group + g) * d, op.q.cols, std::min(op.segment, op.q.rows - first), d,
      mids + i * d, mids + (n_mids + i) * d);
   });
-  const int64_t past = (op.begin + (n_segments - 1) * op.segment) / op.bounds.block;
+  const int64_t past = (op.begin + (n_segments - 1) * op.segment) / op.kv.layout.block;
   const int64_t n_tiles = (past + kTileKeys - 1) / kTileKeys;
   parallel_for(n_threads_, kv_heads * n_tiles, [&](int64_t i, int thread) {
     const int64_t h = i / n_tiles;
@@ -161,8 +162,8 @@ void CpuBackend::run(const ScoreBlocks& op) {
   });
   parallel_for(n_threads_, kv_heads * n_segments, [&](int64_t i) {
     const int64_t h = i / n_segments, s = i % n_segments;
-    const int64_t n = (op.begin + s * op.segment) / op.bounds.block;
-    op.entropy[h][op.begin / op.segment + s] =
+    const int64_t n = (op.begin + s * op.segment) / op.kv.layout.block;
+    op.entropy[op.begin / op.segment + s][op.layer][h] =
         n == 0 ? 0.0f : HWY_DYNAMIC_DISPATCH(entropy)(op.score[h][s].data, n);
   });
 }

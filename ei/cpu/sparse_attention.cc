@@ -47,7 +47,7 @@ int64_t attention_scratch(int64_t n_rows, int64_t d) {
 void find_keys(const SparseAttention& op, const AttentionItem& item, int64_t begin, int64_t n,
                const char** keys) {
   const KvLayer& kv = op.kv;
-  const int64_t row_bytes = kv.head_dim * dtype_bytes(kv.dtype);
+  const int64_t row_bytes = kv.layout.row_bytes();
   for (int64_t j = 0; j < n;) {
     const int64_t at = begin + j;
     int64_t row = at, run = item.n_past - at;  // that many follow each other
@@ -58,7 +58,7 @@ void find_keys(const SparseAttention& op, const AttentionItem& item, int64_t beg
       row = item.blocks[at / op.block] * op.block + at % op.block;
       run = op.block - at % op.block;
     }
-    run = std::min({run, n - j, kv.page_rows - row % kv.page_rows});
+    run = std::min({run, n - j, kv.layout.rows - row % kv.layout.rows});
     const char* key = key_at(kv, item.kv_head, row);
     for (int64_t i = 0; i < run; ++i) keys[j++] = key + i * row_bytes;
   }
@@ -111,9 +111,9 @@ HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float* HWY_RESTRICT s, f
 // Online softmax over tiles of keys (in the order of the sequence), with the running maximum and
 // sum of every row beside its unnormalised output.
 void attend(const SparseAttention& op, const AttentionItem& item, float* HWY_RESTRICT scratch) {
-  const int64_t d = op.kv.head_dim, width = padded(d), n_heads = op.q.cols / d;
+  const int64_t d = op.kv.layout.head_dim, width = padded(d), n_heads = op.q.cols / d;
   const int64_t group = n_heads / op.kv.n_kv_heads(), n_rows = item.n_tokens * group;
-  const int64_t value_offset = op.kv.page_rows * d * dtype_bytes(op.kv.dtype);
+  const int64_t value_offset = op.kv.layout.first_value() * op.kv.layout.row_bytes();
   const auto take = [&](int64_t n) {
     float* piece = scratch;
     scratch += (n + 15) / 16 * 16;
@@ -147,9 +147,9 @@ void attend(const SparseAttention& op, const AttentionItem& item, float* HWY_RES
   for (int64_t j = 0; j < n_keys; j += kTileKeys) {
     const int64_t n_tile = std::min(kTileKeys, n_keys - j);
     find_keys(op, item, j, n_tile, keys);
-    pack_columns(n_tile, d, op.kv.dtype, keys, kt);
+    pack_columns(n_tile, d, op.kv.layout.dtype, keys, kt);
     for (int64_t i = 0; i < n_tile; ++i) keys[i] += value_offset;
-    pack_values(n_tile, d, op.kv.dtype, keys, vt);
+    pack_values(n_tile, d, op.kv.layout.dtype, keys, vt);
     for (int64_t r = 0; r < n_rows; r += kStrip) {
       const int64_t m = std::min(kStrip, n_rows - r);
       // What the last row sees of the tile, in full panels.
@@ -189,7 +189,7 @@ constexpr int64_t kItemRows = 1024;
 void CpuBackend::run(const SparseAttention& op) {
   check(op);
   const KvLayer& kv = op.kv;
-  const int64_t d = kv.head_dim, group = op.q.cols / d / kv.n_kv_heads();
+  const int64_t d = kv.layout.head_dim, group = op.q.cols / d / kv.n_kv_heads();
   const int64_t step = std::max<int64_t>(1, kItemRows / group);
   std::vector<AttentionItem> items;
   for (int64_t at = 0; at < op.q.rows;) {

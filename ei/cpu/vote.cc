@@ -28,7 +28,7 @@ void vote_head(const Vote& op, int64_t head, float* HWY_RESTRICT votes,
   const F32 df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   const KvLayer& kv = op.kv;
-  const int64_t d = kv.head_dim, w = op.n_queries;
+  const int64_t d = kv.layout.head_dim, w = op.n_queries;
   const int64_t kv_head = head / (op.window.cols / d / kv.n_kv_heads());
   const int64_t n_rows = kv.n_rows[kv_head], n_votes = n_rows - w;
   float *tile = scratch, *score = tile + kTileKeys * d;
@@ -48,7 +48,7 @@ void vote_head(const Vote& op, int64_t head, float* HWY_RESTRICT votes,
     for (int64_t j = 0; j < (second ? n_votes : n_rows); j += kTileKeys) {
       const int64_t n_tile = std::min(kTileKeys, n_rows - j), columns = full_panels(n_tile);
       for (int64_t u = 0; u < n_tile; ++u) keys[u] = key_at(kv, kv_head, j + u);
-      pack_columns(n_tile, d, kv.dtype, keys, tile);
+      pack_columns(n_tile, d, kv.layout.dtype, keys, tile);
       for (int64_t r = 0; r < w; r += kStrip) {
         const int64_t m = std::min(kStrip, w - r);
         product<false>(m, columns, d, q + r * d, d, tile, d, score, kTileKeys);
@@ -97,9 +97,9 @@ HWY_EXPORT(vote_head);
 void CpuBackend::run(const Vote& op) {
   check(op);
   const KvLayer& kv = op.kv;
-  const int64_t n_heads = op.window.cols / kv.head_dim, group = n_heads / kv.n_kv_heads();
+  const int64_t n_heads = op.window.cols / kv.layout.head_dim, group = n_heads / kv.n_kv_heads();
   const int64_t longest = kv.rows_bound;
-  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(vote_scratch)(op.n_queries, kv.head_dim);
+  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(vote_scratch)(op.n_queries, kv.layout.head_dim);
   float* votes = scratch_.get<float>(n_heads * longest + n_threads_ * per_thread);  // by query head
   float* scratch = votes + n_heads * longest;
   parallel_for(n_threads_, n_heads, [&](int64_t h, int thread) {

@@ -18,13 +18,15 @@ __device__ int32_t blocks_of(const AllocateBudget& op, int64_t s, float tokens) 
 // that up within bounds is one thread's, a few hundred short steps.
 __global__ void step_budgets(const __grid_constant__ AllocateBudget op) {
   __shared__ float entropy[kTile], budget[kTile], parts[32];
-  const int64_t h = blockIdx.x, stride = op.entropy.dims[1], n = op.blocks.dims[1];
+  const int64_t h = blockIdx.x, n = op.blocks.dims[1];
   const int64_t end = op.first_segment + n;
-  const float* from = op.entropy.data + h * stride;
+  // Entropy of segment s: from[s * stride].
+  const float* from = op.entropy.data + op.layer * op.entropy.dims[2] + h;
+  const int64_t stride = op.entropy.dims[1] * op.entropy.dims[2];
 
   float most = -INFINITY;  // to tell whether the whole prompt is rigid
   if (op.rule.rigid_whole_prompt) {
-    for (int64_t s = 1 + threadIdx.x; s < end; s += kThreads) most = fmaxf(most, from[s]);
+    for (int64_t s = 1 + threadIdx.x; s < end; s += kThreads) most = fmaxf(most, from[s * stride]);
     most = block_reduce(most, Max{}, parts);
   }
   const bool rigid = most < op.rule.e_t;
@@ -35,8 +37,8 @@ __global__ void step_budgets(const __grid_constant__ AllocateBudget op) {
     __syncthreads();
     for (int64_t i = threadIdx.x; i < count; i += kThreads) {
       const int64_t s = begin + i;
-      entropy[i] = from[s];
-      budget[i] = s > 1 ? budget_change(op.rule, from[s - 1], entropy[i]) : 0;
+      entropy[i] = from[s * stride];
+      budget[i] = s > 1 ? budget_change(op.rule, from[(s - 1) * stride], entropy[i]) : 0;
     }
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -15,18 +15,16 @@ struct Params {
     CacheRows rows;
     int32_t* n_rows;
     int n_heads;
-    int copies;  // cache heads of one head of k
+    int copies;     // cache heads of one head of k
+    bool bounded;   // pages hold key bounds
+    int block;      // of the bounds; a thread takes its columns of so many rows
+    int tile_rows;  // of a block of threads; a multiple of `block`
   };
   Sequence sequences[kMaxSequences];
   const bf16* k;  // [n_sequences * share, cols]
   const bf16* v;
   int64_t cols;
-  int share;      // rows of each sequence
-  int tile_rows;  // of a block of threads; a multiple of `block`
-  int block;      // of the bounds; a thread takes its columns of so many rows
-  float* low;     // [n_kv_heads, max_blocks, d], or null
-  float* high;
-  int64_t max_blocks;
+  int share;  // rows of each sequence
 };
 
 // blockIdx: tile of rows, KV head, sequence. Tiles are cut at absolute multiples of tile_rows, so
@@ -37,21 +35,21 @@ __global__ void append(const __grid_constant__ Params p) {
   const int head = static_cast<int>(blockIdx.y), d = sequence.rows.d;
   if (head >= sequence.n_heads) return;
   const int begin = sequence.n_rows[head], end = begin + p.share;
-  const int tile = (begin / p.tile_rows + static_cast<int>(blockIdx.x)) * p.tile_rows;
+  const int tile_rows = sequence.tile_rows, size = sequence.block;
+  const int tile = (begin / tile_rows + static_cast<int>(blockIdx.x)) * tile_rows;
   const int64_t column = int64_t{head / sequence.copies} * d;
   const int64_t first = int64_t{blockIdx.z} * p.share - begin;  // row of k for cache row 0
 
   const int vectors = d / kWidth;
-  for (int i = static_cast<int>(threadIdx.x); i < p.tile_rows / p.block * vectors; i += kThreads) {
-    const int c = i % vectors * kWidth, block = tile + i / vectors * p.block;
-    const int from = max(block, begin), to = min(block + p.block, end);
+  for (int i = static_cast<int>(threadIdx.x); i < tile_rows / size * vectors; i += kThreads) {
+    const int c = i % vectors * kWidth, block = tile + i / vectors * size;
+    const int from = max(block, begin), to = min(block + size, end);
     if (from >= to) continue;
-    const int64_t bound = (int64_t{head} * p.max_blocks + block / p.block) * d + c;
-    const bool goes_on = p.low != nullptr && from > block;
+    T* bounds = sequence.bounded ? sequence.rows.lowest<T>(head, block / size) + c : nullptr;
     Numbers<kWidth> low, high;
-    if (goes_on) {
-      low = Numbers<kWidth>::load(p.low + bound);
-      high = Numbers<kWidth>::load(p.high + bound);
+    if (sequence.bounded && from > block) {
+      low = Numbers<kWidth>::load(bounds);
+      high = Numbers<kWidth>::load(bounds + sequence.rows.highest_offset());
     } else {
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) {
@@ -66,16 +64,16 @@ __global__ void append(const __grid_constant__ Params p) {
       const auto value = Numbers<kWidth>::load_fixed(p.v + source);
       T* at = sequence.rows.key<T>(head, row) + c;
       key.store(at);
-      value.store(at + int64_t{sequence.rows.page_rows} * d);
+      value.store(at + int64_t{sequence.rows.first_value} * d);
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) {
         low.x[e] = fminf(low.x[e], key.x[e]);
         high.x[e] = fmaxf(high.x[e], key.x[e]);
       }
     }
-    if (p.low == nullptr) continue;
-    low.store(p.low + bound);
-    high.store(p.high + bound);
+    if (!sequence.bounded) continue;
+    low.store(bounds);  // exact: they are numbers of keys
+    high.store(bounds + sequence.rows.highest_offset());
   }
   if (gridDim.x > 1) return;  // other blocks still read n_rows: `advance` follows
   __syncthreads();
@@ -98,28 +96,31 @@ void CudaBackend::run(const AppendKv& op) {
     const KvLayer& kv = batch[0];
     Params p{};
     int64_t most_heads = 0;
+    unsigned n_tiles = 1;  // a single row is in one tile, wherever it falls
     for (size_t i = 0; i < batch.size(); ++i) {
       const int64_t n_heads = batch[i].n_kv_heads();
       most_heads = std::max(most_heads, n_heads);
-      p.sequences[i] = {cache_rows(batch[i]), batch[i].n_rows.data, static_cast<int>(n_heads),
-                        static_cast<int>(n_heads / (op.k.cols / kv.head_dim))};
+      const bool bounded = batch[i].layout.block > 0;
+      const int block = bounded ? static_cast<int>(batch[i].layout.block) : 8;
+      const int tile_rows = block * std::max(1, 64 / block);
+      p.sequences[i] = {.rows = cache_rows(batch[i]),
+                        .n_rows = batch[i].n_rows.data,
+                        .n_heads = static_cast<int>(n_heads),
+                        .copies = static_cast<int>(n_heads / (op.k.cols / kv.layout.head_dim)),
+                        .bounded = bounded,
+                        .block = block,
+                        .tile_rows = tile_rows};
+      if (share > 1) n_tiles = std::max(n_tiles, blocks_for(share, tile_rows) + 1);
     }
     p.k = static_cast<const bf16*>(op.k.data) + static_cast<int64_t>(s) * share * op.k.cols;
     p.v = static_cast<const bf16*>(op.v.data) + static_cast<int64_t>(s) * share * op.k.cols;
     p.cols = op.k.cols;
     p.share = static_cast<int>(share);
-    p.block = op.bounds.block > 0 ? static_cast<int>(op.bounds.block) : 8;
-    p.tile_rows = p.block * std::max(1, 64 / p.block);
-    p.low = op.bounds.block > 0 ? op.bounds.min.data : nullptr;
-    p.high = op.bounds.max.data;
-    p.max_blocks = op.bounds.min.dim(1);
-    // A single row is in one tile, wherever it falls.
-    const unsigned n_tiles = share == 1 ? 1 : blocks_for(share, p.tile_rows) + 1;
     const dim3 grid(n_tiles, static_cast<unsigned>(most_heads),
                     static_cast<unsigned>(batch.size()));
-    const auto kernel = kv.dtype != DType::kBF16 ? append<float, 1>
-                        : kv.head_dim % 8 == 0   ? append<bf16, 8>
-                                                 : append<bf16, 1>;
+    const auto kernel = kv.layout.dtype != DType::kBF16 ? append<float, 1>
+                        : kv.layout.head_dim % 8 == 0   ? append<bf16, 8>
+                                                        : append<bf16, 1>;
     launch("AppendKv", kernel, grid, kThreads, 0, stream_, p);
     if (n_tiles == 1) continue;
     for (const KvLayer& sequence : batch) {

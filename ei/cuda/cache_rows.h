@@ -7,8 +7,15 @@ namespace ei::cuda {
 
 // What kernels read of a KvLayer.
 inline CacheRows cache_rows(const KvLayer& kv) {
-  return {kv.pages.data, kv.pages.dim(1), static_cast<int32_t>(kv.page_rows),
-          static_cast<int32_t>(kv.head_dim)};
+  const PageLayout& layout = kv.layout;
+  return {.pages = kv.pages.data,
+          .max_pages = kv.pages.dim(1),
+          .page_rows = static_cast<int32_t>(layout.rows),
+          .first_value = static_cast<int32_t>(layout.first_value()),
+          .first_lowest = static_cast<int32_t>(layout.first_lowest()),
+          .first_highest = static_cast<int32_t>(layout.first_highest()),
+          .page_blocks = static_cast<int32_t>(layout.n_blocks()),
+          .d = static_cast<int32_t>(layout.head_dim)};
 }
 
 // Sequences that one launch takes as kernel parameters.

@@ -31,8 +31,8 @@ void CudaBackend::run(const CompactKv& op) {
   const int64_t heads = op.to.n_kv_heads(), capacity = op.keep.rows.dim(1);
   const dim3 grid(blocks_for(std::max<int64_t>(1, capacity), kRowsOfBlock),
                   static_cast<unsigned>(heads));
-  launch("CompactKv", op.from.dtype == DType::kBF16 ? compact<uint16_t> : compact<uint32_t>, grid,
-         dim3(64, 4), 0, stream_, cache_rows(op.from), cache_rows(op.to), op.keep.rows.data,
+  launch("CompactKv", op.from.layout.dtype == DType::kBF16 ? compact<uint16_t> : compact<uint32_t>,
+         grid, dim3(64, 4), 0, stream_, cache_rows(op.from), cache_rows(op.to), op.keep.rows.data,
          capacity, op.keep.count.data, op.to.n_rows.data,
          static_cast<int>(heads / op.from.n_kv_heads()));
 }

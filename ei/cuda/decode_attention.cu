@@ -60,7 +60,7 @@ __device__ void load_tile(const CacheRows& rows, int64_t kv_head, int first, int
     const bool valid = first + row < end;
     const bf16* key = rows.key<bf16>(kv_head, valid ? first + row : first) + 8 * chunk;
     copy_async_16(&k[to], key, valid);
-    copy_async_16(&v[to], key + int64_t{rows.page_rows} * kD, valid);
+    copy_async_16(&v[to], key + int64_t{rows.first_value} * kD, valid);
   }
 }
 
@@ -264,8 +264,8 @@ void start(const Params& p, size_t n_sequences, int64_t most_heads, Stream& stre
 
 bool is_fast(const DecodeAttention& op) {
   return std::all_of(op.kv.begin(), op.kv.end(), [&](const KvLayer& kv) {
-    const int64_t d = kv.head_dim, group = op.q.cols / d / kv.n_kv_heads();
-    return kv.dtype == DType::kBF16 && (d == 64 || d == 128) && group <= kMaxGroup;
+    const int64_t d = kv.layout.head_dim, group = op.q.cols / d / kv.n_kv_heads();
+    return kv.layout.dtype == DType::kBF16 && (d == 64 || d == 128) && group <= kMaxGroup;
   });
 }
 
@@ -276,7 +276,7 @@ void CudaBackend::run(const DecodeAttention& op) {
   if (!is_fast(op)) return attend_simply(op, stream_);
   for (size_t s = 0; s < op.kv.size(); s += kMaxSequences) {
     const auto batch = op.kv.subspan(s, std::min(kMaxSequences, op.kv.size() - s));
-    const int64_t d = batch[0].head_dim, n_heads = op.q.cols / d;
+    const int64_t d = batch[0].layout.head_dim, n_heads = op.q.cols / d;
     const auto n = static_cast<int64_t>(batch.size());
     Params p{};
     int64_t most_heads = 0, n_lists = 0, rows_bound = 0;

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "ei/base/error.h"
+#include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/mma_tile.cuh"
 #include "ei/cuda/device/reduce.cuh"
@@ -26,9 +27,7 @@ struct Params {
   const bf16* q;
   float* mid;  // [n_segments, cols]
   int64_t rows, cols, segment, n_segments;
-  const float* low;  // [n_kv_heads, max_blocks, d]
-  const float* high;
-  int64_t max_blocks;
+  CacheRows keys;
   int d, group;       // group: query heads of a KV head
   int tile_segments;  // segments of a tile of rows
   int first_past;     // blocks before the chunk's first segment
@@ -36,12 +35,12 @@ struct Params {
   float scale;
   float* score;  // [n_kv_heads, score_rows, score_cols]
   int64_t score_rows, score_cols;
-  int n_tiles;         // of blocks
-  int share;           // of them, a thread block's
-  SoftmaxPart* parts;  // [n_kv_heads, n_segments, n_tiles]
-  uint32_t* done;      // [n_kv_heads, tiles of segments] thread blocks finished
-  float* entropy;      // [n_kv_heads, entropy_cols], from the chunk's first segment on
-  int64_t entropy_cols;
+  int n_tiles;           // of blocks
+  int share;             // of them, a thread block's
+  SoftmaxPart* parts;    // [n_kv_heads, n_segments, n_tiles]
+  uint32_t* done;        // [n_kv_heads, tiles of segments] thread blocks finished
+  float* entropy;        // [n_kv_heads] of the layer, of the chunk's first segment
+  int64_t entropy_step;  // to the next segment's
 };
 
 // Midpoint of a segment's queries; blockIdx: columns, segment. kWidth columns a thread.
@@ -98,10 +97,21 @@ __device__ inline float4 load_four(const float* row, int c, int d) {
   }
 }
 
+template <bool kFours>
+__device__ inline uint2 load_four(const bf16* row, int c, int d) {
+  if constexpr (kFours) {
+    return c < d ? __ldg(reinterpret_cast<const uint2*>(row + c)) : uint2{};
+  } else {
+    const auto bits = [&](int i) -> uint32_t { return i < d ? __bfloat16_as_ushort(row[i]) : 0; };
+    return {bits(c) | bits(c + 1) << 16, bits(c + 2) | bits(c + 3) << 16};
+  }
+}
+
 // Four numbers as operands of a product: their upper halves, and what those leave.
 struct Four {
   uint32_t high[2], low[2];
 
+  __device__ explicit Four(uint2 x) : high{x.x, x.y}, low{} {}
   __device__ explicit Four(float4 x)
       : high{upper(x.x, x.y), upper(x.z, x.w)},
         low{pack_bf16(rest(x.x), rest(x.y)), pack_bf16(rest(x.z), rest(x.w))} {}
@@ -116,13 +126,14 @@ struct Four {
   }
 };
 
-// Scores of a run of tiles; blockIdx: blocks, KV head, segments. Midpoints and bounds are split
-// into two bf16 each, so that tensor cores give 16 bits; bounds of bf16 keys need one, and then a
-// third of the products is left out. Bounds go from memory to registers as operands, each once:
-// lane l of four takes columns 4 l to 4 l + 3 of 16, where the product has 2 l, 2 l + 1, 2 l + 8
-// and 2 l + 9, so midpoints are laid out in that order.
-template <bool kFours>
-__global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
+// Scores of a run of tiles; blockIdx: blocks, KV head, segments. T is the cache's type. Midpoints
+// are split into two bf16, and so are bounds of a float cache, so that tensor cores give 16 bits;
+// bounds that are bf16 or equal to one need no second, and a third of the products is left out.
+// Bounds go from memory to registers as operands, each once: lane l of four takes columns 4 l to
+// 4 l + 3 of 16, where the product has 2 l, 2 l + 1, 2 l + 8 and 2 l + 9, so midpoints are laid out
+// in that order.
+template <class T, bool kFours>
+__global__ void __launch_bounds__(32 * kWarps, sizeof(T) == 2 && kFours ? 2 : 1)
     score(const __grid_constant__ Params p) {
   extern __shared__ bf16 mid_high[];
   const int depth = (p.d + kDepth - 1) / kDepth * kDepth, stride = row_stride(depth);
@@ -139,17 +150,22 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
   const int end_tile = min(first_tile + p.share, n_tiles);
   const int end_block = min(end_tile * kTile, past);
 
+  // The bounds of this lane's block of a tile; null behind the last. Looked up a tile before they
+  // are fetched: the page's address has to come from memory as well.
+  const auto find = [&](int tile) -> const T* {
+    const int block = tile * kTile + warp * 8 + lane / 4;
+    return block < end_block ? p.keys.lowest<T>(kv_head, block) : nullptr;
+  };
+  const T *bounds = find(first_tile), *bounds_ahead = find(first_tile + 1);
   // Bounds that come next, kDepth columns of them: those of a tile's columns from k on.
-  const int64_t of_head = kv_head * p.max_blocks * p.d;
-  float4 high[kDepth / 16], low[kDepth / 16];
-  const auto load = [&](int j, int tile, int k) {
-    const int block = tile * kTile + warp * 8 + lane / 4, c = k + 16 * j + lane % 4 * 4;
-    const int width = block < end_block ? p.d : 0;
-    high[j] = load_four<kFours>(p.high + of_head + block * p.d, c, width);
-    low[j] = load_four<kFours>(p.low + of_head + block * p.d, c, width);
+  decltype(load_four<kFours>(bounds, 0, 0)) high[kDepth / 16], low[kDepth / 16];
+  const auto load = [&](int j, int k) {
+    const int c = k + 16 * j + lane % 4 * 4, width = bounds == nullptr ? 0 : p.d;
+    low[j] = load_four<kFours>(bounds, c, width);
+    high[j] = load_four<kFours>(bounds + p.keys.highest_offset(), c, width);
   };
 #pragma unroll
-  for (int j = 0; j < kDepth / 16; ++j) load(j, first_tile, 0);
+  for (int j = 0; j < kDepth / 16; ++j) load(j, 0);
   for (int c = 4 * lane; c < depth; c += 128) {
 #pragma unroll 4
     for (int row = warp; row < kTile; row += kWarps) {
@@ -173,14 +189,18 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
     const int operand = (lane % 16) * stride + lane / 16 * 8;
     for (int k = 0; k < depth; k += kDepth) {
       const bool is_last = k + kDepth >= depth;
+      if (is_last) {
+        bounds = bounds_ahead;
+        bounds_ahead = find(tile + 2);
+      }
 #pragma unroll
       for (int j = 0; j < kDepth / 16; ++j) {
         const Four max(high[j]), min(low[j]);
-        load(j, is_last ? tile + 1 : tile, is_last ? 0 : k + kDepth);
+        load(j, is_last ? 0 : k + kDepth);
         const bf16* a_high = mid_high + operand + k + 16 * j;
         const bf16* a_low = mid_low + operand + k + 16 * j;
         uint32_t a[4];
-        if (__any_sync(kFullWarp, !max.is_exact() || !min.is_exact())) {
+        if (sizeof(T) > 2 && __any_sync(kFullWarp, !max.is_exact() || !min.is_exact())) {
 #pragma unroll
           for (int m = 0; m < kTile / 16; ++m) {
             ldmatrix_x4(a, a_high + m * 16 * stride);
@@ -266,7 +286,7 @@ __global__ void __launch_bounds__(32 * kWarps, kFours ? 2 : 1)
     z = warp_reduce(z, Sum{});
     zt = warp_reduce(zt, Sum{});
     if (lane == 0)
-      p.entropy[kv_head * p.entropy_cols + first_segment + i] =
+      p.entropy[(first_segment + i) * p.entropy_step + kv_head] =
           n == 0 ? 0.0f : fmaxf(0.0f, static_cast<float>(log(z) - zt / z));
   }
 }
@@ -283,22 +303,20 @@ void CudaBackend::run(const ScoreBlocks& op) {
   p.cols = op.q.cols;
   p.segment = op.segment;
   p.n_segments = (op.q.rows + op.segment - 1) / op.segment;
-  p.low = op.bounds.min.data;
-  p.high = op.bounds.max.data;
-  p.max_blocks = op.bounds.min.dim(1);
-  p.d = static_cast<int>(op.bounds.min.dim(2));
+  p.keys = cache_rows(op.kv);
+  p.d = p.keys.d;
   p.group = static_cast<int>(p.cols / p.d / kv_heads);
   if (p.d > kMaxDim || p.group > kTile)
     throw Error("ScoreBlocks: CUDA takes heads of at most 256 numbers, 64 of them to a KV head");
   p.tile_segments = kTile / p.group;
-  p.segment_blocks = static_cast<int>(op.segment / op.bounds.block);
+  p.segment_blocks = static_cast<int>(op.segment / op.kv.layout.block);
   p.first_past = static_cast<int>(first) * p.segment_blocks;
   p.scale = op.scale;
   p.score = op.score.data;
   p.score_rows = op.score.dim(1);
   p.score_cols = op.score.dim(2);
-  p.entropy = op.entropy.data + first;
-  p.entropy_cols = op.entropy.dim(1);
+  p.entropy = op.entropy[first][op.layer].data;
+  p.entropy_step = op.entropy.dim(1) * op.entropy.dim(2);
 
   const int64_t past = p.first_past + (p.n_segments - 1) * p.segment_blocks;
   // Thread blocks that are all resident at once, two on a multiprocessor: midpoints are made
@@ -328,8 +346,11 @@ void CudaBackend::run(const ScoreBlocks& op) {
   const int depth = static_cast<int>(blocks_for(p.d, kDepth)) * kDepth;
   const size_t shared = 2 * sizeof(bf16) * kTile * static_cast<size_t>(row_stride(depth)) +
                         sizeof(float) * kTile * (kTile + 1);
-  launch("ScoreBlocks", p.d % 4 == 0 ? score<true> : score<false>, grid, 32 * kWarps, shared,
-         stream_, p);
+  const bool fours = p.d % 4 == 0;
+  const auto kernel = op.kv.layout.dtype == DType::kBF16
+                          ? (fours ? score<bf16, true> : score<bf16, false>)
+                          : (fours ? score<float, true> : score<float, false>);
+  launch("ScoreBlocks", kernel, grid, 32 * kWarps, shared, stream_, p);
 }
 
 }  // namespace ei::cuda

@@ -94,7 +94,7 @@ void attend_simply(const SparseAttention& op, Stream& stream) {
   p.q = static_cast<const bf16*>(op.q.data);
   p.out = static_cast<bf16*>(op.out.data);
   p.rows = cache_rows(op.kv);
-  p.n_heads = op.q.cols / op.kv.head_dim;
+  p.n_heads = op.q.cols / op.kv.layout.head_dim;
   p.group = static_cast<int>(p.n_heads / op.kv.n_kv_heads());
   p.scale = op.scale;
   p.begin = op.begin;
@@ -102,7 +102,7 @@ void attend_simply(const SparseAttention& op, Stream& stream) {
   p.block = op.block;
   p.count = op.selection.count;
   p.index = op.selection.index;
-  start("SparseAttention", p, op.kv.dtype, op.q.rows, stream);
+  start("SparseAttention", p, op.kv.layout.dtype, op.q.rows, stream);
 }
 
 void attend_simply(const DecodeAttention& op, Stream& stream) {
@@ -112,11 +112,11 @@ void attend_simply(const DecodeAttention& op, Stream& stream) {
     p.q = static_cast<const bf16*>(op.q.data) + static_cast<int64_t>(i) * op.q.cols;
     p.out = static_cast<bf16*>(op.out.data) + static_cast<int64_t>(i) * op.q.cols;
     p.rows = cache_rows(kv);
-    p.n_heads = op.q.cols / kv.head_dim;
+    p.n_heads = op.q.cols / kv.layout.head_dim;
     p.group = static_cast<int>(p.n_heads / kv.n_kv_heads());
     p.scale = op.scale;
     p.n_rows = kv.n_rows.data;
-    start("DecodeAttention", p, kv.dtype, 1, stream);
+    start("DecodeAttention", p, kv.layout.dtype, 1, stream);
   }
 }
 

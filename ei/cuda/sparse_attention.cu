@@ -7,10 +7,10 @@ void CudaBackend::run(const SparseAttention& op) {
   check(op);
   if (op.q.rows == 0) return;
   const KvLayer& kv = op.kv;
-  const bool in_groups = kv.page_rows % 8 == 0 && op.segment % 8 == 0 &&
+  const bool in_groups = kv.layout.rows % 8 == 0 && op.segment % 8 == 0 &&
                          (op.selection.index.data == nullptr || op.block % 8 == 0);
-  const bool is_fast =
-      kv.dtype == DType::kBF16 && (kv.head_dim == 64 || kv.head_dim == 128) && in_groups;
+  const bool is_fast = kv.layout.dtype == DType::kBF16 &&
+                       (kv.layout.head_dim == 64 || kv.layout.head_dim == 128) && in_groups;
   if (is_fast) {
     attend_hopper(op);
   } else {

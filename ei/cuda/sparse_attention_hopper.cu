@@ -40,6 +40,7 @@ struct Params {
   View<const int32_t, 3> index;
   View<void* const, 2> pages;
   int32_t page_rows = 0;
+  int32_t first_value = 0;  // row of a page
   int32_t block = 0;
   uint64_t map_base = 0;  // address of the maps' group 0
   float scale_log2 = 0;   // softmax scale times log2 e
@@ -104,7 +105,7 @@ __device__ void load_keys(const Params& p, const Item& item, int t, bool is_valu
     const auto page = reinterpret_cast<uint64_t>(
         p.pages.data[static_cast<int64_t>(kv_head) * p.pages.dims[1] + row / p.page_rows]);
     group = static_cast<int>((page - p.map_base) / kGroupBytes) +
-            (row % p.page_rows + (is_value ? p.page_rows : 0)) / kGroupKeys;
+            (row % p.page_rows + (is_value ? p.first_value : 0)) / kGroupKeys;
   }
 
   mbarrier_wait(empty, phase ^ 1);
@@ -412,7 +413,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const __grid_constant__ Pa
 }  // namespace
 
 void CudaBackend::attend_hopper(const SparseAttention& op) {
-  const int64_t d = op.kv.head_dim, n_heads = op.q.cols / d;
+  const int64_t d = op.kv.layout.head_dim, n_heads = op.q.cols / d;
   Params p;
   p.q = query_map(op.q, d);
   p.groups = row_group_map(memory_, d, 1);
@@ -424,7 +425,8 @@ void CudaBackend::attend_hopper(const SparseAttention& op) {
   p.count = op.selection.count;
   p.index = op.selection.index;
   p.pages = op.kv.pages;
-  p.page_rows = static_cast<int32_t>(op.kv.page_rows);
+  p.page_rows = static_cast<int32_t>(op.kv.layout.rows);
+  p.first_value = static_cast<int32_t>(op.kv.layout.first_value());
   p.block = static_cast<int32_t>(op.block);
   p.scale_log2 = op.scale * static_cast<float>(M_LOG2E);
   p.out = static_cast<__nv_bfloat16*>(op.out.data);

@@ -234,7 +234,8 @@ __global__ void pool(const __grid_constant__ PoolVotes op) {
 
 void CudaBackend::run(const Vote& op) {
   check(op);
-  const int64_t kv_heads = op.kv.n_kv_heads(), d = op.kv.head_dim, n_heads = op.window.cols / d;
+  const int64_t kv_heads = op.kv.n_kv_heads(), d = op.kv.layout.head_dim,
+                n_heads = op.window.cols / d;
   if (d > kMaxDim) throw Error("Vote: CUDA takes heads of at most 256 numbers");
   Params p{};
   p.window = static_cast<const bf16*>(op.window.data);
@@ -257,7 +258,7 @@ void CudaBackend::run(const Vote& op) {
   p.is_mean = op.reduce == GroupReduce::kMean;
   p.votes = op.votes.data;
   p.votes_cols = op.votes.dim(1);
-  if (op.kv.dtype == DType::kBF16) {
+  if (op.kv.layout.dtype == DType::kBF16) {
     launch_votes<bf16>(p, kv_heads, op.kv.rows_bound, stream_);
   } else {
     launch_votes<float>(p, kv_heads, op.kv.rows_bound, stream_);

@@ -50,6 +50,17 @@ int64_t Compressor::window_rows(const DecodePolicy& policy) {
   return policy.window + (policy.off_by_one ? 1 : 0);
 }
 
+int64_t Compressor::bytes(const DecodePolicy& policy, int64_t n_heads, int64_t n_kv_heads,
+                          int64_t n_rows) {
+  const int64_t heads = policy.scope == KvScope::kQueryHead ? n_heads : n_kv_heads;
+  int64_t kept = std::min(policy.budget, n_rows);
+  if (policy.split == Split::kPyramid) kept *= 2;
+  if (policy.split == Split::kAdaptive) kept *= heads;
+  int64_t numbers = heads * (std::min(kept, n_rows) + 2);
+  if (policy.split != Split::kStreaming) numbers += 2 * heads * n_rows;  // votes, and pooled
+  return numbers * int64_t{sizeof(float)};
+}
+
 bool Compressor::due(const KvCache& cache) const {
   if (policy_.is_full()) return false;
   if (!cache.compacted() && n_prompt_ > policy_.budget) {
@@ -119,7 +130,7 @@ Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, in
                    .first = oldest % window.n_rows(),
                    .n_queries = policy_.window,
                    .kv = layer,
-                   .scale = 1 / std::sqrt(static_cast<float>(layer.head_dim)),
+                   .scale = 1 / std::sqrt(static_cast<float>(layer.layout.head_dim)),
                    .reduce = policy_.reduce,
                    .votes = votes.view()});
   backend.run(PoolVotes{.votes = votes.view(),

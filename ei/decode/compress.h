@@ -19,6 +19,10 @@ class Compressor {
   // Queries the policy wants remembered.
   static int64_t window_rows(const DecodePolicy& policy);
 
+  // Device memory of run() for a cache of at most n_rows a head, beside the pages.
+  static int64_t bytes(const DecodePolicy& policy, int64_t n_heads, int64_t n_kv_heads,
+                       int64_t n_rows);
+
   // True once `gap` tokens were decoded, and again whenever the heads have grown `regrow` rows past
   // the budget, on average: they may hold different numbers of rows. An automatic gap is looked at
   // after the prompt and after every kLook tokens. To be asked after the prefill and after every

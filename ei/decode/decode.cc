@@ -40,7 +40,7 @@ Act Decoder::step(Activations& act, std::span<const Running> running) {
         kv_.push_back(sequence.cache->grow(l, 1));
         if (sequence.window->n_rows() > 0) rings_.push_back(sequence.window->ring(l));
       }
-      backend_.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = kv_, .bounds = {}});
+      backend_.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = kv_});
       if (!rings_.empty()) backend_.run(SaveQueries{.q = qkv.q, .rings = rings_, .positions = at_});
       backend_.run(
           DecodeAttention{.q = qkv.q, .kv = kv_, .scale = scale, .out = model_.context(act)});

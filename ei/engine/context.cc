@@ -4,6 +4,7 @@
 
 #include "ei/base/fail.h"
 #include "ei/decode/compress.h"
+#include "ei/engine/memory_plan.h"
 
 namespace ei {
 
@@ -15,15 +16,25 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
   require(n_prompt < context,
           "the prompt has {} tokens, the model's context is {}; shorten the prompt", n_prompt,
           context);
-  const Model& model = *engine_.model;
-  const int64_t need = engine_.kv_shape(request.prefill).bytes(n_total);
+  const KvShape shape = kv_shape(request.prefill);
+  const MemoryPlan plan =
+      plan_memory(engine_, request.prefill, request.decode, shape,
+                  pool_ == nullptr ? shape.layout.bytes() : pool_->page_bytes(), n_prompt, n_total);
+  // A server has activations for all its sequences, a conversation that goes on those it began
+  // with.
+  const bool has_activations = pool_ != nullptr || cache_ != nullptr;
+  const int64_t need = has_activations ? plan.sequence() : plan.total();
   const int64_t have = engine_.backend->available_bytes() + (cache_ ? cache_->bytes() : 0);
-  require(
-      need <= have,
-      "the KV cache of {} tokens needs {} MiB, {} MiB are available ({} MiB are taken by weights, "
-      "activations of a chunk take {} MiB); shorten the prompt or generate fewer tokens",
-      n_total, need >> 20, have >> 20, model.weight_bytes() >> 20,
-      Activations::bytes(*engine_.backend, model.config(), engine_.options.chunk, 1) >> 20);
+  require(need <= have,
+          "{} tokens need {} MiB ({} MiB of KV cache, {} MiB of activations), {} MiB are available "
+          "beside {} MiB of weights; shorten the prompt or generate fewer tokens",
+          n_total, need >> 20, plan.pages >> 20, plan.activations >> 20, have >> 20,
+          engine_.model->weight_bytes() >> 20);
+}
+
+KvShape Context::kv_shape(const PrefillPolicy& prefill) const {
+  return engine_.kv_shape(prefill,
+                          max_tokens_ > 0 ? max_tokens_ : engine_.model->config().max_positions);
 }
 
 // Tokens of the new prompt that this conversation has read already.
@@ -40,17 +51,11 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   const int64_t window_rows = Compressor::window_rows(decode);
   if (!plan_ || !(plan_->policy() == prefill)) {
     clear();
-    KvShape shape = engine_.kv_shape(prefill);
-    if (max_tokens_ > 0) shape.max_tokens = max_tokens_;
-    if (pool_ == nullptr) own_pool_ = std::make_unique<PagePool>(backend, shape.page_bytes());
+    const KvShape shape = kv_shape(prefill);
+    if (pool_ == nullptr) own_pool_ = std::make_unique<PagePool>(backend, shape.layout.bytes());
     cache_ = std::make_unique<KvCache>(backend, pool_ == nullptr ? *own_pool_ : *pool_, shape);
-    plan_ = std::make_unique<PrefillPlan>(backend, prefill,
-                                          PrefillPlan::Shape{.n_layers = config.n_layers,
-                                                             .n_heads = config.n_heads,
-                                                             .n_kv_heads = config.n_kv_heads,
-                                                             .head_dim = config.head_dim,
-                                                             .max_tokens = shape.max_tokens,
-                                                             .chunk = engine_.options.chunk});
+    plan_ =
+        std::make_unique<PrefillPlan>(backend, prefill, engine_.prefill_shape(shape.max_tokens));
   }
   prompt_ = std::move(prompt);
   wanted_ = wanted;

@@ -57,6 +57,7 @@ class Context {
   PrefillPlan& plan() { return *plan_; }
 
  private:
+  KvShape kv_shape(const PrefillPolicy& prefill) const;
   int64_t own_prefix(int64_t window_rows) const;
 
   Engine::Impl& engine_;

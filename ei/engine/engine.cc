@@ -6,6 +6,7 @@
 #include "ei/base/fail.h"
 #include "ei/engine/engine_impl.h"
 #include "ei/engine/make_backend.h"
+#include "ei/engine/memory_plan.h"
 #include "ei/engine/named_shapes.h"
 
 namespace ei {
@@ -89,15 +90,25 @@ Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 
-KvShape Engine::Impl::kv_shape(const PrefillPolicy& policy) const {
+KvShape Engine::Impl::kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const {
   const ModelConfig& config = model->config();
   return {.n_layers = config.n_layers,
           .n_kv_heads = config.n_kv_heads,
+          .layout = {.dtype = options.kv_type,
+                     .head_dim = config.head_dim,
+                     .rows = policy.segment,
+                     .block = policy.is_dense() ? 0 : policy.block},
+          .max_tokens = max_tokens};
+}
+
+PrefillPlan::Shape Engine::Impl::prefill_shape(int64_t max_tokens) const {
+  const ModelConfig& config = model->config();
+  return {.n_layers = config.n_layers,
+          .n_heads = config.n_heads,
+          .n_kv_heads = config.n_kv_heads,
           .head_dim = config.head_dim,
-          .dtype = options.kv_type,
-          .page_rows = policy.segment,
-          .block = policy.is_dense() ? 0 : policy.block,
-          .max_tokens = config.max_positions};
+          .max_tokens = max_tokens,
+          .chunk = options.chunk};
 }
 
 const ChatTemplate& Engine::Impl::chat_template() const {
@@ -117,7 +128,6 @@ std::vector<int32_t> Engine::Impl::encode_chat(std::span<const Message> messages
 ModelInfo Engine::info() const {
   const Impl& e = *impl_;
   const ModelConfig& config = e.model->config();
-  const KvShape shape = e.kv_shape(PrefillPolicy{});
   ModelInfo info;
   info.architecture = config.architecture;
   info.chat_template = e.chat ? e.chat->where() : "";
@@ -134,13 +144,25 @@ ModelInfo Engine::info() const {
   info.weight_bytes = e.model->weight_bytes();
   info.activation_bytes = Activations::bytes(*e.backend, config, e.options.chunk, 1);
   info.available_bytes = e.backend->available_bytes();
-  info.kv_bytes_per_token = shape.bytes(shape.page_rows) / shape.page_rows;
-  // Key bounds, in float for every block of tokens, come on top of K and V.
-  const int64_t bounds = 2 * config.n_layers * config.n_kv_heads * config.head_dim *
-                         int64_t{sizeof(float)} / shape.block;
-  const int64_t for_caches = std::max<int64_t>(0, info.available_bytes - info.activation_bytes);
-  info.longest_context =
-      std::min(config.max_positions, for_caches / (info.kv_bytes_per_token + bounds));
+  const PrefillPolicy prefill;
+  const KvShape shape = e.kv_shape(prefill, config.max_positions);
+  const PageLayout& layout = shape.layout;
+  const int64_t row_bytes = layout.row_bytes() * config.n_layers * config.n_kv_heads;
+  info.kv_bytes_per_token = 2 * row_bytes;
+  info.bounds_bytes_per_token = (layout.bytes() - 2 * layout.rows * layout.row_bytes()) *
+                                config.n_layers * config.n_kv_heads / layout.rows;
+  // The longest prompt that fits, under the default policies.
+  const auto bytes_of = [&](int64_t n_tokens) {
+    return plan_memory(e, prefill, DecodePolicy{}, shape, layout.bytes(), n_tokens, n_tokens + 1)
+        .total();
+  };
+  int64_t fits = 0, least_not = config.max_positions + 1;
+  while (least_not - fits > 1) {
+    const int64_t n_tokens = (fits + least_not) / 2;
+    (bytes_of(n_tokens) <= info.available_bytes ? fits : least_not) = n_tokens;
+  }
+  info.longest_context = fits;
+  info.longest_context_bytes = fits == 0 ? 0 : bytes_of(fits);
   info.load_ms = e.load_ms;
   return info;
 }

@@ -46,10 +46,12 @@ struct ModelInfo {
   int64_t vocab_size = 0;
   int64_t max_context = 0;      // tokens the checkpoint was made for
   int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context
+  int64_t longest_context_bytes = 0;  // that they take: cache, tables, selection, activations
   int64_t weight_bytes = 0;
-  int64_t activation_bytes = 0;    // of the tokens read at a time
-  int64_t available_bytes = 0;     // of the device's memory, for activations and caches
-  int64_t kv_bytes_per_token = 0;  // full cache, K and V of all layers
+  int64_t activation_bytes = 0;        // of the tokens read at a time
+  int64_t available_bytes = 0;         // of the device's memory, for activations and caches
+  int64_t kv_bytes_per_token = 0;      // full cache, K and V of all layers
+  int64_t bounds_bytes_per_token = 0;  // key bounds beside them, under the default prefill policy
   double load_ms = 0;
 };
 

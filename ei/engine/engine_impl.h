@@ -10,6 +10,7 @@
 #include "ei/cache/kv_cache.h"
 #include "ei/engine/engine.h"
 #include "ei/model/model.h"
+#include "ei/prefill/plan.h"
 #include "ei/text/chat_template.h"
 #include "ei/text/tokenizer.h"
 
@@ -29,7 +30,9 @@ struct Engine::Impl {
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
   // Throws Error when the checkpoint has none.
   const ChatTemplate& chat_template() const;
-  KvShape kv_shape(const PrefillPolicy& policy) const;
+  // Of a cache and a plan with room for max_tokens.
+  KvShape kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const;
+  PrefillPlan::Shape prefill_shape(int64_t max_tokens) const;
 };
 
 }  // namespace ei

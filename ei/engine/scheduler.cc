@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "ei/base/fail.h"
+#include "ei/engine/memory_plan.h"
 
 namespace ei {
 namespace {
@@ -34,6 +35,13 @@ int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) 
   return (engine.options.chunk + segment - 1) / segment * segment;
 }
 
+// With room for key bounds, whether or not the server's own policy wants them: requests may.
+int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) {
+  PageLayout layout = engine.kv_shape(options.prefill, 0).layout;
+  layout.block = options.prefill.block;
+  return layout.bytes();
+}
+
 }  // namespace
 
 struct Scheduler::Active {
@@ -47,7 +55,7 @@ struct Scheduler::Active {
 Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
     : engine_(engine.impl()),
       options_(with_defaults(options, engine_)),
-      pool_(*engine_.backend, engine_.kv_shape(options_.prefill).page_bytes()),
+      pool_(*engine_.backend, page_bytes(options_, engine_)),
       prefixes_(*engine_.backend, options_.prefix_bytes),
       act_(*engine_.backend, engine_.model->config(), chunk_rows(options_, engine_),
            Sequence::kScoreRows),
@@ -65,30 +73,13 @@ Scheduler::~Scheduler() {
 }
 
 int64_t Scheduler::planned_bytes(const Request& request) const {
-  const ModelConfig& config = engine_.model->config();
-  const DecodePolicy& decode = request.decode;
   const auto n_prompt = static_cast<int64_t>(request.tokens.size());
-  const int64_t n_total = std::min(n_prompt + request.max_tokens, config.max_positions);
-  const KvShape shape = engine_.kv_shape(request.prefill);
-
-  int64_t bytes = shape.bytes(n_total);
-  if (!decode.is_full() && decode.regrow > 0) {
-    const int64_t wide =
-        decode.scope == KvScope::kQueryHead ? config.n_heads / config.n_kv_heads : 1;
-    // Heads that hold different numbers of rows may each begin a page more.
-    const int64_t ragged = decode.split == Split::kEven ? 0 : shape.page_rows;
-    const int64_t compact = wide * shape.bytes(decode.budget + decode.regrow + ragged);
-    const int64_t before = shape.bytes(n_prompt + decode.longest_gap() + 1);
-    // A layer is there twice while it is compressed.
-    bytes = std::min(bytes, std::max(before, compact)) + compact / config.n_layers;
-  }
-  if (shape.block > 0) {
-    const int64_t pages = (n_total + shape.page_rows - 1) / shape.page_rows;
-    bytes += 2 * config.n_layers * config.n_kv_heads * pages * (shape.page_rows / shape.block) *
-             config.head_dim * int64_t{sizeof(float)};
-  }
-  return bytes + Compressor::window_rows(decode) * config.n_layers * config.n_heads *
-                     config.head_dim * engine_.backend->act_bytes();
+  const int64_t n_total =
+      std::min(n_prompt + request.max_tokens, engine_.model->config().max_positions);
+  return plan_memory(engine_, request.prefill, request.decode,
+                     engine_.kv_shape(request.prefill, n_total), pool_.page_bytes(), n_prompt,
+                     n_total)
+      .sequence();
 }
 
 // Everything that can be known of a request before it is its turn.

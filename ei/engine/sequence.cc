@@ -130,7 +130,7 @@ void Sequence::finish(FinishReason reason) {
   }
   const KvCache& cache = context_.cache();
   result_.kv = {.bytes = cache.bytes(),
-                .bytes_full = cache.shape().bytes(cache.n_tokens()),
+                .bytes_full = cache.full_bytes(),
                 .entry_bytes = cache.entry_bytes(),
                 .entry_bytes_full = cache.shape().entry_bytes(cache.n_tokens()),
                 .compressed = cache.compacted()};

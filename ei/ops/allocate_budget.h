@@ -15,7 +15,9 @@ inline constexpr int32_t kAllBlocks = -1;
 // Rules that look at the whole prompt take its segments to be those given here: the chunk is the
 // prompt.
 struct AllocateBudget {
-  View<const float, 2> entropy;  // [n_kv_heads, >= first_segment + n_segments]: from segment 0 on
+  View<const float, 3> entropy;  // [>= first_segment + n_segments, n_layers, n_kv_heads]: from
+                                 // segment 0 on
+  int64_t layer = 0;             // of entropy
   int64_t first_segment = 0;     // of the chunk
   int64_t segment = 0;           // tokens
   int64_t block = 0;             // tokens

@@ -7,18 +7,18 @@
 
 namespace ei {
 
-// Stores new keys and values behind those a layer holds, counts them in n_rows and, with bounds,
-// widens the key bounds of their blocks: a block's first key (row % block == 0) starts it afresh.
+// Stores new keys and values behind those a layer holds, counts them in n_rows and, where pages
+// hold key bounds, widens those of their blocks: a block's first key (row % block == 0) starts them
+// afresh.
 //
 // The n rows go to the sequences in equal shares: all of them to one when prefilling, one to each
 // of n when decoding. A cache of more heads than k (compacted per query head) stores each of k's as
 // many times over. Values are rounded to the cache's type (to nearest, ties to even); bounds are
-// of the rounded keys. Bounds are for a single sequence whose heads hold equally many rows.
+// of the rounded keys, exactly.
 struct AppendKv {
   Act k;  // [n, heads * d], RoPE applied; heads divides the n_kv_heads of every cache
   Act v;  // [n, heads * d]
   std::span<const KvLayer> kv;  // [n_sequences]; n is a multiple; pages for the new rows are there
-  KeyBounds bounds;             // bounds.block == 0: none
 };
 void check(const AppendKv& op);
 

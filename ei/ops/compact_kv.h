@@ -10,7 +10,7 @@ namespace ei {
 struct CompactKv {
   KvLayer from;
   Keep keep;   // over the heads of `to`
-  KvLayer to;  // same type and head_dim; no page shared with `from`
+  KvLayer to;  // same type and head_dim; no page shared with `from`; key bounds are not made
 };
 void check(const CompactKv& op);
 

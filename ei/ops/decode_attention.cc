@@ -10,7 +10,7 @@ void check(const DecodeAttention& op) {
   expect_dim(kOp, "the number of caches", std::ssize(op.kv), op.q.rows);
   for (const KvLayer& kv : op.kv) {
     check(kOp, kv);
-    expect_multiple(kOp, "q.cols", op.q.cols, kv.n_kv_heads() * kv.head_dim);
+    expect_multiple(kOp, "q.cols", op.q.cols, kv.n_kv_heads() * kv.layout.head_dim);
   }
 }
 

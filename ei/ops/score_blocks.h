@@ -18,17 +18,18 @@ namespace ei {
 // The reference averages dot products with q_max and q_min: by linearity one product with q_mid. It
 // does not divide by sqrt(d) either (scale = 1): its e_t goes with that.
 // score is written for b < sS/B alone. Segment 0 has no past: entropy 0, no scores. entropy has a
-// column for every segment of the prompt, of which the chunk's, begin / segment onwards, are
-// written. Numerics: float products; NMSE 1e-9 on scores; entropy within 1e-4 relative or 1e-5
-// absolute.
+// row for every segment of the prompt, of which the chunk's, begin / segment onwards, are written,
+// and of those what is the layer's: all that is inherited of a segment is one run. Numerics: float
+// products; NMSE 1e-9 on scores; entropy within 1e-4 relative or 1e-5 absolute.
 struct ScoreBlocks {
   Act q;              // [n, n_heads * d]: the chunk; its last segment may be short
   int64_t begin = 0;  // position of row 0, a multiple of segment
   int64_t segment = 0;
   float scale = 1;
-  KeyBounds bounds;        // of at least the blocks before the chunk's last segment
+  KvLayer kv;              // with key bounds, of at least the blocks before the last segment
   View<float, 3> score;    // out: [n_kv_heads, n_segments of the chunk, >= past blocks of its last]
-  View<float, 2> entropy;  // out: [n_kv_heads, >= all segments up to the chunk's last]
+  View<float, 3> entropy;  // out: [>= all segments up to the chunk's last, n_layers, n_kv_heads]
+  int64_t layer = 0;       // of entropy
 };
 void check(const ScoreBlocks& op);
 

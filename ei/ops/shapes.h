@@ -34,6 +34,5 @@ void expect_dims(const char* op, const char* field, const View<T, N>& got,
 }
 
 void check(const char* op, const KvLayer& kv);
-void check(const char* op, const KeyBounds& bounds, int64_t n_kv_heads, int64_t head_dim);
 
 }  // namespace ei

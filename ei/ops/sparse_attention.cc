@@ -8,9 +8,9 @@ void check(const SparseAttention& op) {
   constexpr const char* kOp = "SparseAttention";
   check(kOp, op.kv);
   expect_shape(kOp, "out", op.out, op.q.rows, op.q.cols);
-  expect_multiple(kOp, "q.cols", op.q.cols, op.kv.n_kv_heads() * op.kv.head_dim);
+  expect_multiple(kOp, "q.cols", op.q.cols, op.kv.n_kv_heads() * op.kv.layout.head_dim);
   expect_multiple(kOp, "segment", op.segment, op.block);
-  expect_multiple(kOp, "page_rows", op.kv.page_rows, op.block);
+  expect_multiple(kOp, "the rows of a page", op.kv.layout.rows, op.block);
   expect_at_least(kOp, "begin", op.begin, 0);
   expect_dim(kOp, "kv.rows_bound", op.kv.rows_bound, op.begin + op.q.rows);
   if (op.q.rows == 0) return;

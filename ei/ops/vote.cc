@@ -7,8 +7,8 @@ namespace ei {
 void check(const Vote& op) {
   constexpr const char* kOp = "Vote";
   check(kOp, op.kv);
-  const int64_t kv_heads = op.kv.n_kv_heads(), heads = op.window.cols / op.kv.head_dim;
-  expect_multiple(kOp, "window.cols", op.window.cols, kv_heads * op.kv.head_dim);
+  const int64_t kv_heads = op.kv.n_kv_heads(), heads = op.window.cols / op.kv.layout.head_dim;
+  expect_multiple(kOp, "window.cols", op.window.cols, kv_heads * op.kv.layout.head_dim);
   expect_at_least(kOp, "n_queries", op.n_queries, 1);
   expect_at_least(kOp, "window.rows", op.window.rows, op.n_queries);
   require(op.first >= 0 && op.first < op.window.rows, "Vote: first is {}, expected 0 to {}",

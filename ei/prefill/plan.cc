@@ -17,29 +17,62 @@ void ensure(Backend& backend, Buffer& buffer, int64_t bytes) {
   buffer = Buffer(backend, bytes);
 }
 
+int64_t n_sparse_layers(const PrefillPolicy& policy, const PrefillPlan::Shape& shape) {
+  return policy.is_dense() ? 0 : std::max<int64_t>(0, shape.n_layers - policy.dense_layers);
+}
+
+// Rules that look at the whole prompt need it in one chunk.
+bool at_once(const PrefillPolicy& policy) {
+  return policy.budget.rigid_whole_prompt && !policy.is_dense();
+}
+
+// What select() needs for the longest chunk of a prompt.
+struct Scratch {
+  int64_t rows;         // (KV head, segment)
+  int64_t past_blocks;  // before the last segment
+  int64_t most_blocks;  // that a budget can select of them
+
+  int64_t scores() const { return rows * past_blocks * int64_t{sizeof(float)}; }
+  int64_t budgets() const { return rows * int64_t{sizeof(float)}; }
+  int64_t index() const { return rows * most_blocks * int64_t{sizeof(int32_t)}; }
+  int64_t count() const { return rows * int64_t{sizeof(int32_t)}; }
+};
+
+Scratch scratch(const PrefillPolicy& policy, const PrefillPlan::Shape& shape, int64_t n_tokens) {
+  const int64_t chunk = std::min(PrefillPlan::chunk_rows(policy, shape, n_tokens), n_tokens);
+  const int64_t past = ceil_div(n_tokens, policy.segment) * policy.segment / policy.block;
+  const double top = std::floor(double(policy.budget.max_factor) * double(policy.budget.base));
+  return {.rows = shape.n_kv_heads * ceil_div(chunk, policy.segment),
+          .past_blocks = past,
+          .most_blocks = std::min<int64_t>(past, static_cast<int64_t>(top) / policy.block)};
+}
+
 }  // namespace
 
 PrefillPlan::PrefillPlan(Backend& backend, const PrefillPolicy& policy, const Shape& shape)
     : backend_(backend), policy_(policy), shape_(shape) {
   validate(policy);
+  const int64_t n_sparse = n_sparse_layers(policy, shape);
   const int64_t max_segments = std::max<int64_t>(1, ceil_div(shape.max_tokens, policy.segment));
-  for (int l = 0; l < shape.n_layers; ++l) {
-    const bool is_sparse = sparse(l);
-    entropy_.emplace_back(backend,
-                          std::array<int64_t, 2>{shape.n_kv_heads, is_sparse ? max_segments : 0});
-    blocks_.emplace_back(backend,
-                         std::array<int64_t, 1>{is_sparse ? shape.n_kv_heads * max_segments : 0});
-  }
+  entropy_ = DeviceArray<float, 3>(backend, {max_segments, n_sparse, shape.n_kv_heads});
+  blocks_ = DeviceArray<int32_t, 2>(backend, {n_sparse, shape.n_kv_heads * max_segments});
+}
+
+int64_t PrefillPlan::bytes(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens) {
+  const int64_t max_segments = std::max<int64_t>(1, ceil_div(shape.max_tokens, policy.segment));
+  const Scratch s = scratch(policy, shape, n_tokens);
+  int64_t bytes = max_segments * n_sparse_layers(policy, shape) * shape.n_kv_heads *
+                  int64_t{sizeof(float) + sizeof(int32_t)};
+  bytes += s.count();  // of dense layers
+  if (!policy.is_dense()) bytes += s.scores() + s.budgets() + s.index() + s.count();
+  return bytes;
 }
 
 bool PrefillPlan::sparse(int layer) const {
   return !policy_.is_dense() && layer >= policy_.dense_layers;
 }
 
-// Rules that look at the whole prompt need it in one chunk.
-bool PrefillPlan::at_once() const {
-  return policy_.budget.rigid_whole_prompt && !policy_.is_dense();
-}
+int64_t PrefillPlan::sparse_layer(int layer) const { return layer - policy_.dense_layers; }
 
 // The dense tail: the last segment, which holds the question, and the one before if it is short.
 int64_t PrefillPlan::first_dense_segment(int64_t n_tokens) const {
@@ -50,13 +83,13 @@ int64_t PrefillPlan::first_dense_segment(int64_t n_tokens) const {
 
 int64_t PrefillPlan::reusable(int64_t n_tokens) const {
   if (policy_.is_dense()) return n_tokens / policy_.segment * policy_.segment;
-  if (at_once() || n_tokens == 0) return 0;
+  if (at_once(policy_) || n_tokens == 0) return 0;
   return first_dense_segment(n_tokens) * policy_.segment;
 }
 
-int64_t PrefillPlan::chunk_rows(int64_t n_tokens) const {
-  if (at_once()) return n_tokens;
-  return ceil_div(std::max<int64_t>(1, shape_.chunk), policy_.segment) * policy_.segment;
+int64_t PrefillPlan::chunk_rows(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens) {
+  if (at_once(policy)) return n_tokens;
+  return ceil_div(std::max<int64_t>(1, shape.chunk), policy.segment) * policy.segment;
 }
 
 void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
@@ -66,43 +99,27 @@ void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
   n_tokens_ = n_tokens;
   chunks_.clear();
 
-  const int64_t n_segments = ceil_div(std::min(chunk_rows(n_tokens), n_tokens), policy_.segment);
-  const std::vector<int32_t> all(static_cast<size_t>(shape_.n_kv_heads * n_segments), kAllBlocks);
-  all_ = DeviceArray<int32_t, 1>(backend_, all);
+  const Scratch s = scratch(policy_, shape_, n_tokens);
+  all_ = DeviceArray<int32_t, 1>(backend_,
+                                 std::vector<int32_t>(static_cast<size_t>(s.rows), kAllBlocks));
   if (policy_.is_dense()) return;
-  const int64_t rows = shape_.n_kv_heads * n_segments;
-  ensure(backend_, scores_, rows * past_blocks() * int64_t{sizeof(float)});
-  ensure(backend_, budgets_, rows * int64_t{sizeof(float)});
-  ensure(backend_, index_, rows * most_blocks() * int64_t{sizeof(int32_t)});
-  ensure(backend_, count_, rows * int64_t{sizeof(int32_t)});
+  ensure(backend_, scores_, s.scores());
+  ensure(backend_, budgets_, s.budgets());
+  ensure(backend_, index_, s.index());
+  ensure(backend_, count_, s.count());
 }
 
 Chunk PrefillPlan::next(int64_t at, int64_t max_rows) {
   int64_t rows = chunk_rows(n_tokens_);
-  if (!at_once())
+  if (!at_once(policy_))
     rows = std::clamp(max_rows / policy_.segment * policy_.segment, policy_.segment, rows);
   chunks_.push_back({at, std::min(rows, n_tokens_ - at)});
   return chunks_.back();
 }
 
-std::vector<View<float, 2>> PrefillPlan::entropies() const {
-  std::vector<View<float, 2>> views;
-  for (const auto& of_layer : entropy_) views.push_back(of_layer.view());
-  return views;
-}
-
-// Blocks before the last segment, and the most that a budget can select of them.
-int64_t PrefillPlan::past_blocks() const {
-  return ceil_div(n_tokens_, policy_.segment) * policy_.segment / policy_.block;
-}
-int64_t PrefillPlan::most_blocks() const {
-  const double top = std::floor(double(policy_.budget.max_factor) * double(policy_.budget.base));
-  return std::min<int64_t>(past_blocks(), static_cast<int64_t>(top) / policy_.block);
-}
-
 View<int32_t, 2> PrefillPlan::blocks(int layer, const Chunk& chunk) const {
   const int64_t first = chunk.begin / policy_.segment;
-  return {blocks_[static_cast<size_t>(layer)].view().data + first * shape_.n_kv_heads,
+  return {blocks_.view()[sparse_layer(layer)].data + first * shape_.n_kv_heads,
           {shape_.n_kv_heads, n_segments(chunk)}};
 }
 
@@ -115,13 +132,14 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
     return {.count = {all_.view().data, {shape_.n_kv_heads, n_segments(chunk)}}, .index = {}};
 
   const int64_t first = chunk.begin / policy_.segment;
+  const Scratch s = scratch(policy_, shape_, n_tokens_);
   const std::array<int64_t, 2> rows = {shape_.n_kv_heads, n_segments(chunk)};
   const View<float, 3> score = {static_cast<float*>(scores_.data()),
-                                {rows[0], rows[1], past_blocks()}};
-  const View<float, 2> entropy = entropy_[static_cast<size_t>(layer)].view();
+                                {rows[0], rows[1], s.past_blocks}};
+  const View<float, 3> entropy = entropy_.view();
   const Selection selection = {
       .count = {static_cast<int32_t*>(count_.data()), rows},
-      .index = {static_cast<int32_t*>(index_.data()), {rows[0], rows[1], most_blocks()}}};
+      .index = {static_cast<int32_t*>(index_.data()), {rows[0], rows[1], s.most_blocks}}};
 
   // Profile: how much each segment wants each past block, and the entropy of that.
   backend_.run(ScoreBlocks{
@@ -129,11 +147,13 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
       .begin = chunk.begin,
       .segment = policy_.segment,
       .scale = policy_.scale_scores ? 1 / std::sqrt(static_cast<float>(shape_.head_dim)) : 1.0f,
-      .bounds = cache.bounds(layer),
+      .kv = cache.layer(layer),
       .score = score,
-      .entropy = entropy});
+      .entropy = entropy,
+      .layer = sparse_layer(layer)});
   // Allocate: a budget per head and segment, by how entropy moved.
   backend_.run(AllocateBudget{.entropy = entropy,
+                              .layer = sparse_layer(layer),
                               .first_segment = first,
                               .segment = policy_.segment,
                               .block = policy_.block,
@@ -154,7 +174,11 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
                             .recent_blocks = policy_.recent_blocks,
                             .out = selection});
   if (observer_)
-    observer_(layer, chunk, {selection, {static_cast<float*>(budgets_.data()), rows}, entropy});
+    observer_(layer, chunk,
+              {.selection = selection,
+               .tokens = {static_cast<float*>(budgets_.data()), rows},
+               .entropy = entropy.slice(first, rows[1]),
+               .entropy_layer = sparse_layer(layer)});
   return selection;
 }
 
@@ -187,9 +211,12 @@ void PrefillPlan::fuse_layers(int layer, const Chunk& chunk, const View<float, 3
 PrefillStats PrefillPlan::stats() {
   PrefillStats stats;
   double kept = 0, n_kept = 0;
+  const auto counts = blocks_.to_host(backend_);
+  const auto entropies = entropy_.to_host(backend_);
+  const View<const float, 3> entropy = {entropies.data(), entropy_.view().dims};
   for (int l = 0; l < shape_.n_layers; ++l) {
     const bool is_sparse = sparse(l);
-    const auto counts = blocks_[static_cast<size_t>(l)].to_host(backend_);
+    const int64_t at_layer = sparse_layer(l) * blocks_.view().dim(1);
     for (const Chunk& chunk : chunks_) {
       for (int64_t s = 0; s < n_segments(chunk); ++s) {
         const double past = double(chunk.begin + s * policy_.segment);
@@ -199,8 +226,8 @@ PrefillStats PrefillPlan::stats() {
         for (int64_t h = 0; h < shape_.n_kv_heads; ++h) {
           double seen = past;
           if (is_sparse) {
-            const int64_t at =
-                chunk.begin / policy_.segment * shape_.n_kv_heads + h * n_segments(chunk) + s;
+            const int64_t at = at_layer + chunk.begin / policy_.segment * shape_.n_kv_heads +
+                               h * n_segments(chunk) + s;
             const int32_t count = counts[static_cast<size_t>(at)];
             if (count != kAllBlocks) {
               seen = double(count) * double(policy_.block);
@@ -213,12 +240,10 @@ PrefillStats PrefillPlan::stats() {
       }
     }
     if (!is_sparse) continue;
-    const View<float, 2> shape = entropy_[static_cast<size_t>(l)].view();
-    const auto entropy = entropy_[static_cast<size_t>(l)].to_host(backend_);
     for (int64_t h = 0; h < shape_.n_kv_heads; ++h) {
       bool rigid = true;
       for (int64_t s = 1; s < ceil_div(n_tokens_, policy_.segment); ++s)
-        rigid &= entropy[static_cast<size_t>(h * shape.dim(1) + s)] < policy_.budget.e_t;
+        rigid &= entropy[s][sparse_layer(l)][h] < policy_.budget.e_t;
       ++(rigid ? stats.rigid_heads : stats.dynamic_heads);
     }
   }

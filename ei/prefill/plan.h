@@ -42,6 +42,9 @@ class PrefillPlan {
   };
   PrefillPlan(Backend& backend, const PrefillPolicy& policy, const Shape& shape);
 
+  // Device memory of a plan that reads a prompt of n_tokens.
+  static int64_t bytes(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens);
+
   const PrefillPolicy& policy() const { return policy_; }
 
   // Starts on a prompt of n_tokens of which the first `cached`, whole segments, were read before
@@ -49,7 +52,8 @@ class PrefillPlan {
   void begin(int64_t n_tokens, int64_t cached);
 
   // Tokens of the longest chunk that a prompt of n_tokens is read in.
-  int64_t chunk_rows(int64_t n_tokens) const;
+  int64_t chunk_rows(int64_t n_tokens) const { return chunk_rows(policy_, shape_, n_tokens); }
+  static int64_t chunk_rows(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens);
 
   // What to read after the prompt's first `at` tokens: whole segments, max_rows if it can.
   Chunk next(int64_t at, int64_t max_rows);
@@ -58,9 +62,12 @@ class PrefillPlan {
   // read as they would be in the longer prompt. Whole segments.
   int64_t reusable(int64_t n_tokens) const;
 
-  // Of every layer and segment read, [n_kv_heads, max_segments]; empty for a layer that is dense.
+  // Of every segment read, what later ones inherit: [max_segments, sparse layers * n_kv_heads].
   // Whoever takes segments over from elsewhere puts theirs here.
-  std::vector<View<float, 2>> entropies() const;
+  View<float, 2> entropies() const {
+    const View<float, 3> view = entropy_.view();
+    return {view.data, {view.dim(0), view.dim(1) * view.dim(2)}};
+  }
 
   // The past blocks of every segment of the chunk: everything, or profile, allocate, select.
   // q [chunk.size, n_heads * d]; the cache holds the chunk's keys. Valid until the next call.
@@ -70,7 +77,8 @@ class PrefillPlan {
   struct Choice {
     const Selection& selection;
     View<const float, 2> tokens;   // [n_kv_heads, n_segments] budgets before they are cut to blocks
-    View<const float, 2> entropy;  // of all segments so far, as entropy()
+    View<const float, 3> entropy;  // [n_segments, sparse layers, n_kv_heads]
+    int64_t entropy_layer;         // this layer there
   };
   using Observer = std::function<void(int layer, const Chunk& chunk, const Choice& choice)>;
   void observe(Observer observer) { observer_ = std::move(observer); }
@@ -80,24 +88,21 @@ class PrefillPlan {
 
  private:
   bool sparse(int layer) const;
-  bool at_once() const;
+  int64_t sparse_layer(int layer) const;  // among the sparse ones
   void fuse_layers(int layer, const Chunk& chunk, const View<float, 3>& score);
   int64_t first_dense_segment(int64_t n_tokens) const;
   int64_t n_segments(const Chunk& chunk) const;
-  int64_t past_blocks() const;
-  int64_t most_blocks() const;
   View<int32_t, 2> blocks(int layer, const Chunk& chunk) const;
 
   Backend& backend_;
   PrefillPolicy policy_;
   Shape shape_;
   Observer observer_;
-  int64_t n_tokens_ = 0;                        // of the prompt being read
-  std::vector<Chunk> chunks_;                   // that it is read in
-  std::vector<DeviceArray<float, 2>> entropy_;  // per layer [n_kv_heads, max_segments]
-  std::vector<DeviceArray<int32_t, 1>>
-      blocks_;                   // per layer, [n_kv_heads, n_segments] of each chunk
-  DeviceArray<int32_t, 1> all_;  // kAllBlocks for a chunk's segments
+  int64_t n_tokens_ = 0;            // of the prompt being read
+  std::vector<Chunk> chunks_;       // that it is read in
+  DeviceArray<float, 3> entropy_;   // [max_segments, sparse layers, n_kv_heads]
+  DeviceArray<int32_t, 2> blocks_;  // [sparse layers, of every chunk [n_kv_heads, n_segments]]
+  DeviceArray<int32_t, 1> all_;     // kAllBlocks for a chunk's segments
   std::vector<float> fused_;  // fused probabilities of the layer before, [n_kv_heads, n_segments,
                               // past blocks], of the chunk being read
   Buffer scores_, budgets_, count_, index_;  // of one layer and chunk

@@ -68,7 +68,7 @@ TEST(CompressTest, KeepsBudgetAndWindowAndFreesPages) {
     EXPECT_EQ(before, s.cache.bytes());
     Compressor(policy, 996).run(*s.backend, s.cache, s.window, kHeads);
     EXPECT_EQ(s.cache.bytes(),
-              kLayers * heads * 2 * s.shape.page_bytes());  // 100 rows in pages of 64
+              kLayers * heads * 2 * s.shape.layout.bytes());  // 100 rows in pages of 64
     EXPECT_EQ(s.pool.bytes_in_use(), s.cache.bytes());
     EXPECT_EQ(s.cache.n_tokens(), 1000);
     for (int l = 0; l < kLayers; ++l)
@@ -193,10 +193,10 @@ TEST(CompressTest, KeepsTheRowsTheWindowVotesFor) {
           std::vector<double> e;
           double z = 0;
           for (int64_t j = 0; j <= n - w + i; ++j) {
-            const auto* page = static_cast<const float*>(kv.pages[h][j / kv.page_rows]);
+            const auto* page = static_cast<const float*>(kv.pages[h][j / kv.layout.rows]);
             double dot = 0;
             for (int64_t c = 0; c < kHeadDim; ++c)
-              dot += double(q[c]) * double(page[(j % kv.page_rows) * kHeadDim + c]);
+              dot += double(q[c]) * double(page[(j % kv.layout.rows) * kHeadDim + c]);
             e.push_back(std::exp(dot / 4));
             z += e.back();
           }

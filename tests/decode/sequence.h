@@ -15,12 +15,9 @@ struct Sequence {
       : backend(make_cpu_backend(2)),
         shape{.n_layers = kLayers,
               .n_kv_heads = kKvHeads,
-              .head_dim = kHeadDim,
-              .dtype = DType::kF32,
-              .page_rows = 64,
-              .block = 8,
+              .layout = {.dtype = DType::kF32, .head_dim = kHeadDim, .rows = 64, .block = 8},
               .max_tokens = 4096},
-        pool(*backend, shape.page_bytes()),
+        pool(*backend, shape.layout.bytes()),
         cache(*backend, pool, shape),
         window(*backend, kLayers, Compressor::window_rows(policy), kHeads * kHeadDim) {}
 
@@ -53,8 +50,8 @@ struct Sequence {
     const KvLayer kv = cache.layer(layer);
     std::vector<int64_t> at;
     for (int64_t r = 0; r < kv.n_rows[head]; ++r) {
-      const auto* page = static_cast<const float*>(kv.pages[head][r / kv.page_rows]);
-      at.push_back(int64_t(page[(kv.page_rows + r % kv.page_rows) * kHeadDim]));
+      const auto* page = static_cast<const float*>(kv.pages[head][r / kv.layout.rows]);
+      at.push_back(int64_t(page[(kv.layout.first_value() + r % kv.layout.rows) * kHeadDim]));
     }
     return at;
   }

@@ -26,9 +26,9 @@ std::vector<std::vector<float>> votes_of(const Sequence& s, int layer, const Dec
   for (int64_t k = 0; k < kKvHeads; ++k) {
     Matrix keys({kTokens, kHeadDim});
     for (int64_t j = 0; j < kTokens; ++j)
-      std::copy_n(
-          static_cast<const float*>(kv.pages[k][j / kv.page_rows]) + j % kv.page_rows * kHeadDim,
-          kHeadDim, keys[j].data);
+      std::copy_n(static_cast<const float*>(kv.pages[k][j / kv.layout.rows]) +
+                      j % kv.layout.rows * kHeadDim,
+                  kHeadDim, keys[j].data);
     std::vector<std::vector<double>> of_heads;
     for (int64_t h = k * group; h < (k + 1) * group; ++h) {
       Matrix queries({policy.window, kHeadDim});

@@ -80,12 +80,12 @@ struct Cache {
   Cache(Backend& backend, const Act& k, const Act& v, int64_t d, int64_t page_rows, int64_t block)
       : shape{.n_layers = 1,
               .n_kv_heads = k.cols / d,
-              .head_dim = d,
-              .dtype = k.elem_bytes == 4 ? DType::kF32 : DType::kBF16,
-              .page_rows = page_rows,
-              .block = block,
+              .layout = {.dtype = k.elem_bytes == 4 ? DType::kF32 : DType::kBF16,
+                         .head_dim = d,
+                         .rows = page_rows,
+                         .block = block},
               .max_tokens = k.rows},
-        pool(backend, shape.page_bytes()),
+        pool(backend, shape.layout.bytes()),
         cache(backend, pool, shape) {
     cache.reserve(k.rows);
     cache.append(0, k, v);
@@ -132,18 +132,18 @@ void check_prefill(const Golden& golden) {
 
   // Profile.
   const DeviceArray<float, 3> score(*backend, {kv_heads, n_segments, n_blocks});
-  const DeviceArray<float, 2> entropy(*backend, {kv_heads, n_segments});
+  const DeviceArray<float, 3> entropy(*backend, {n_segments, 1, kv_heads});
   backend->run(ScoreBlocks{.q = queries,
                            .begin = 0,
                            .segment = policy.segment,
-                           .bounds = cache.cache.bounds(0),
+                           .kv = cache.cache.layer(0),
                            .score = score.view(),
                            .entropy = entropy.view()});
   const auto want_entropy = golden.get<float>("entropy");
   std::vector<bool> rigid(size_t(kv_heads), true);
   for (int64_t h = 0; h < kv_heads; ++h)
     for (int64_t s = 1; s < n_segments; ++s) {
-      const float want = want_entropy[size_t(h * n_segments + s)], got = entropy.view()[h][s];
+      const float want = want_entropy[size_t(h * n_segments + s)], got = entropy.view()[s][0][h];
       EXPECT_LE(std::abs(got - want), std::max(1e-5f, 1e-4f * want))
           << "head " << h << " segment " << s;
       if (got >= policy.budget.e_t) rigid[size_t(h)] = false;
@@ -278,11 +278,11 @@ void check_compress(const Golden& golden) {
         EXPECT_NEAR(score[row], cut, 1e-5) << "head " << h << " row " << row;
         continue;
       }
-      const auto* page = static_cast<const float*>(layer.pages[h][r / layer.page_rows]);
+      const auto* page = static_cast<const float*>(layer.pages[h][r / layer.layout.rows]);
       for (int64_t j = 0; j < d; ++j) {
         const auto want = size_t((at * rows + h) * d + j);
-        EXPECT_EQ(page[r % layer.page_rows * d + j], k_out[want]);
-        EXPECT_EQ(page[(layer.page_rows + r % layer.page_rows) * d + j], v_out[want]);
+        EXPECT_EQ(page[r % layer.layout.rows * d + j], k_out[want]);
+        EXPECT_EQ(page[(layer.layout.first_value() + r % layer.layout.rows) * d + j], v_out[want]);
       }
     }
   }
@@ -323,11 +323,11 @@ void GoldenGpuTest::check_prefill(const Golden& golden) {
               policy.segment, policy.block);
 
   const auto score = poisoned_array<float, 3>({kv_heads, n_segments, n_blocks});
-  const auto entropy = poisoned_array<float, 2>({kv_heads, n_segments});
+  const auto entropy = poisoned_array<float, 3>({n_segments, 1, kv_heads});
   backend().run(ScoreBlocks{.q = q,
                             .begin = 0,
                             .segment = policy.segment,
-                            .bounds = cache.cache.bounds(0),
+                            .kv = cache.cache.layer(0),
                             .score = score.view(),
                             .entropy = entropy.view()});
   const auto want_entropy = golden.get<float>("entropy");
@@ -335,13 +335,17 @@ void GoldenGpuTest::check_prefill(const Golden& golden) {
   for (int64_t h = 0; h < kv_heads; ++h)
     for (int64_t s = 1; s < n_segments; ++s) {
       const float want = want_entropy[size_t(h * n_segments + s)];
-      EXPECT_NEAR(got_entropy[h][s], want, std::max(0.05f, 0.02f * want))
+      EXPECT_NEAR(got_entropy[s][0][h], want, std::max(0.05f, 0.02f * want))
           << "head " << h << " segment " << s;
     }
 
   const auto tokens = poisoned_array<float, 2>({kv_heads, n_segments});
   const auto blocks = poisoned_array<int32_t, 2>({kv_heads, n_segments});
-  const auto entropies = array<float, 2>(want_entropy, {kv_heads, n_segments});
+  test::Array<float, 3> of_reference({n_segments, 1, kv_heads});
+  for (int64_t h = 0; h < kv_heads; ++h)
+    for (int64_t s = 0; s < n_segments; ++s)
+      of_reference[s][0][h] = want_entropy[size_t(h * n_segments + s)];
+  const auto entropies = upload<float>(of_reference);
   AllocateBudget allocate = {.entropy = entropies.view(),
                              .first_segment = 0,
                              .segment = policy.segment,

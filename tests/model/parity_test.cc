@@ -48,7 +48,7 @@ Matrix dense_logits(Backend& backend, const Model& model, std::span<const int32_
       const Qkv qkv = model.project(l, act);
       kv.expect_rows(size);
       const KvLayer layer = kv.layer();
-      backend.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = {&layer, 1}, .bounds = {}});
+      backend.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = {&layer, 1}});
       backend.run(SparseAttention{.q = qkv.q,
                                   .kv = layer,
                                   .begin = begin,

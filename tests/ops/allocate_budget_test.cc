@@ -43,10 +43,14 @@ TEST_P(AllocateBudgetTest, MatchesReference) {
       if (variant == 4) rule.alpha = 0;
       const Matrix entropy = random_entropy(c.heads, c.first + c.n + 2, 1);
       const Matrix want = ref::allocate_budget(entropy, c.first, c.n, rule);
-      const auto e = upload<float>(entropy);
+      Array<double, 3> stored({entropy.dim(1), 3, c.heads}, NAN);  // of the second layer of three
+      for (int64_t h = 0; h < c.heads; ++h)
+        for (int64_t i = 0; i < entropy.dim(1); ++i) stored[i][1][h] = entropy[h][i];
+      const auto e = upload<float>(stored);
       const auto tokens = poisoned_array<float, 2>({c.heads, c.n});
       const auto blocks = poisoned_array<int32_t, 2>({c.heads, c.n});
       backend().run(AllocateBudget{.entropy = e.view(),
+                                   .layer = 1,
                                    .first_segment = c.first,
                                    .segment = 64,
                                    .block = 8,
@@ -71,7 +75,7 @@ TEST_P(AllocateBudgetTest, MatchesReference) {
 }
 
 TEST_P(AllocateBudgetTest, RejectsMissingEntropies) {
-  const auto e = upload<float>(Matrix({1, 4}, 0.0));
+  const auto e = upload<float>(Array<double, 3>({4, 1, 1}, 0.0));
   const auto tokens = poisoned_array<float, 2>({1, 3});
   const auto blocks = poisoned_array<int32_t, 2>({1, 3});
   EXPECT_THROW(backend().run(AllocateBudget{.entropy = e.view(),

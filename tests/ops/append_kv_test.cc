@@ -23,6 +23,23 @@ void expect_appended(const HostKv& got, const HostKv& before, const Matrix& k, c
     }
 }
 
+// The bounds of what they hold, once it is rounded.
+std::vector<HostKv> with_bounds(std::vector<HostKv> heads, DType dtype, int64_t block) {
+  for (HostKv& head : heads) {
+    for (double& x : head.k.v) x = round_to(dtype, x);
+    const ref::Bounds bounds = ref::key_bounds(head.k, block);
+    head.lowest = bounds.min;
+    head.highest = bounds.max;
+  }
+  return heads;
+}
+
+void expect_bounds(const HostKv& got, int64_t block) {
+  const ref::Bounds want = ref::key_bounds(got.k, block);
+  EXPECT_EQ(got.lowest.v, want.min.v);
+  EXPECT_EQ(got.highest.v, want.max.v);
+}
+
 TEST_P(AppendKvTest, StoresRowsAndBounds) {
   for (const DType dtype : {DType::kBF16, DType::kF32})
     for (const int64_t d : {2, 80})
@@ -31,59 +48,48 @@ TEST_P(AppendKvTest, StoresRowsAndBounds) {
           SCOPED_TRACE(testing::Message()
                        << dtype_name(dtype) << " d " << d << ": " << held << " + " << n);
           const int64_t heads = 3, block = 8, max_rows = 160;
-          DeviceKv cache(backend(), {dtype, d, 32, max_rows},
-                         random_heads({held, held, held}, d, 1));
+          DeviceKv cache(backend(), {dtype, d, 32, max_rows, block},
+                         with_bounds(random_heads({held, held, held}, d, 1), dtype, block));
           const std::vector<HostKv> before = cache.heads();
-          // The bounds so far of the rows held; NaN after them.
-          Array<double, 3> low({heads, max_rows / block, d}, NAN), high = low;
-          for (int64_t h = 0; h < heads; ++h) {
-            const ref::Bounds bounds = ref::key_bounds(before[size_t(h)].k, block);
-            std::copy(bounds.min.v.begin(), bounds.min.v.end(), low[h].begin());
-            std::copy(bounds.max.v.begin(), bounds.max.v.end(), high[h].begin());
-          }
-          const auto min = upload<float>(low), max = upload<float>(high);
           const DeviceAct k = act(normal<2>({n, heads * d}, 5), 1),
                           v = act(normal<2>({n, heads * d}, 6), 1);
           cache.expect_rows(n);
           const KvLayer kv = cache.layer();
-          backend().run(AppendKv{.k = k,
-                                 .v = v,
-                                 .kv = {&kv, 1},
-                                 .bounds = {.min = min.view(), .max = max.view(), .block = block}});
+          backend().run(AppendKv{.k = k, .v = v, .kv = {&kv, 1}});
           const auto after = cache.heads();
           const Matrix keys = k.values(), values = v.values();
-          const auto got_min = download(min), got_max = download(max);
           for (int64_t h = 0; h < heads; ++h) {
             expect_appended(after[size_t(h)], before[size_t(h)], keys, values, 0, n, h * d, dtype);
-            const ref::Bounds want = ref::key_bounds(after[size_t(h)].k, block);
-            for (int64_t b = 0; b < want.min.dim(0); ++b)
-              for (int64_t c = 0; c < d; ++c) {
-                ASSERT_EQ(got_min[h][b][c], want.min[b][c]) << "block " << b;
-                ASSERT_EQ(got_max[h][b][c], want.max[b][c]) << "block " << b;
-              }
+            expect_bounds(after[size_t(h)], block);
           }
         }
 }
 
-// One row to each of several sequences, with ragged heads, one of them stored per query head.
-TEST_P(AppendKvTest, DecodesSeveralSequences) {
-  const int64_t d = 16;
-  for (const DType dtype : {DType::kBF16, DType::kF32}) {
-    DeviceKv a(backend(), {dtype, d, 8, 64}, random_heads({5, 17}, d, 1)),
-        b(backend(), {dtype, d, 8, 64}, random_heads({0, 8, 9, 16}, d, 2));
-    const auto a_before = a.heads(), b_before = b.heads();
-    const DeviceAct k = act(normal<2>({2, 2 * d}, 5)), v = act(normal<2>({2, 2 * d}, 6));
-    a.expect_rows(1);
-    b.expect_rows(1);
-    const std::vector<KvLayer> kv = {a.layer(), b.layer()};
-    backend().run(AppendKv{.k = k, .v = v, .kv = kv, .bounds = {}});
-    for (size_t h = 0; h < 2; ++h)
-      expect_appended(a.heads()[h], a_before[h], k.values(), v.values(), 0, 1, int64_t(h) * d,
-                      dtype);
-    for (size_t h = 0; h < 4; ++h)
-      expect_appended(b.heads()[h], b_before[h], k.values(), v.values(), 1, 1, int64_t(h / 2) * d,
-                      dtype);
-  }
+// Rows to each of several sequences with ragged heads: one of them goes on with its bounds, the
+// other has none and is stored per query head.
+TEST_P(AppendKvTest, ServesSeveralSequences) {
+  const int64_t d = 16, block = 24;
+  for (const DType dtype : {DType::kBF16, DType::kF32})
+    for (const int64_t n : {1, 70}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << n);
+      DeviceKv a(backend(), {dtype, d, 48, 144, block},
+                 with_bounds(random_heads({5, 48}, d, 1), dtype, block));
+      DeviceKv b(backend(), {dtype, d, 8, 96}, random_heads({0, 8, 9, 16}, d, 2));
+      const auto a_before = a.heads(), b_before = b.heads();
+      const DeviceAct k = act(normal<2>({2 * n, 2 * d}, 5)), v = act(normal<2>({2 * n, 2 * d}, 6));
+      a.expect_rows(n);
+      b.expect_rows(n);
+      const std::vector<KvLayer> kv = {a.layer(), b.layer()};
+      backend().run(AppendKv{.k = k, .v = v, .kv = kv});
+      const auto a_after = a.heads(), b_after = b.heads();
+      const Matrix keys = k.values(), values = v.values();
+      for (size_t h = 0; h < 2; ++h) {
+        expect_appended(a_after[h], a_before[h], keys, values, 0, n, int64_t(h) * d, dtype);
+        expect_bounds(a_after[h], block);
+      }
+      for (size_t h = 0; h < 4; ++h)
+        expect_appended(b_after[h], b_before[h], keys, values, n, n, int64_t(h / 2) * d, dtype);
+    }
 }
 
 TEST_P(AppendKvTest, RoundsToNearestEven) {
@@ -94,7 +100,7 @@ TEST_P(AppendKvTest, RoundsToNearestEven) {
   const KvLayer kv = cache.layer();
   const DeviceAct k = act(values);
   if (backend().act_bytes() < 4) GTEST_SKIP() << "activations are rounded already";
-  backend().run(AppendKv{.k = k, .v = k, .kv = {&kv, 1}, .bounds = {}});
+  backend().run(AppendKv{.k = k, .v = k, .kv = {&kv, 1}});
   EXPECT_EQ(cache.heads()[0].k.v, (std::vector<double>{1, 1 + 0x1p-6, 1 + 0x1p-7, -1}));
 }
 
@@ -103,7 +109,7 @@ TEST_P(AppendKvTest, RejectsMoreRowsThanPages) {
   cache.expect_rows(1);
   const KvLayer kv = cache.layer();
   const DeviceAct k = poisoned(1, 4);
-  EXPECT_THROW(backend().run(AppendKv{.k = k, .v = k, .kv = {&kv, 1}, .bounds = {}}), Error);
+  EXPECT_THROW(backend().run(AppendKv{.k = k, .v = k, .kv = {&kv, 1}}), Error);
 }
 
 }  // namespace

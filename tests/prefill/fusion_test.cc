@@ -42,12 +42,12 @@ Selected select(const std::vector<Layer>& layers, const PrefillPolicy& policy, i
   const auto backend = make_cpu_backend(2);
   const KvShape shape{.n_layers = kLayers,
                       .n_kv_heads = kKvHeads,
-                      .head_dim = kHeadDim,
-                      .dtype = DType::kF32,
-                      .page_rows = policy.segment,
-                      .block = policy.block,
+                      .layout = {.dtype = DType::kF32,
+                                 .head_dim = kHeadDim,
+                                 .rows = policy.segment,
+                                 .block = policy.block},
                       .max_tokens = kTokens};
-  PagePool pool(*backend, shape.page_bytes());
+  PagePool pool(*backend, shape.layout.bytes());
   KvCache cache(*backend, pool, shape);
   PrefillPlan plan(*backend, policy,
                    {.n_layers = kLayers,

@@ -9,11 +9,7 @@ namespace ei::test {
 namespace {
 
 int64_t pages_for(const DeviceKv::Shape& shape) {
-  return std::max<int64_t>(1, (shape.max_rows + shape.page_rows - 1) / shape.page_rows);
-}
-
-int64_t page_bytes(const DeviceKv::Shape& shape) {
-  return 2 * shape.page_rows * shape.head_dim * dtype_bytes(shape.dtype);
+  return std::max<int64_t>(1, shape.layout().pages(shape.max_rows));
 }
 
 }  // namespace
@@ -21,30 +17,34 @@ int64_t page_bytes(const DeviceKv::Shape& shape) {
 DeviceKv::DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostKv>& heads)
     : backend_(&backend),
       shape_(shape),
-      memory_(backend, std::ssize(heads) * pages_for(shape) * page_bytes(shape)),
+      memory_(backend, std::ssize(heads) * pages_for(shape) * shape.layout().bytes()),
       pages_(backend, {std::ssize(heads), pages_for(shape)}),
       n_rows_(backend, {std::ssize(heads)}) {
-  const int64_t n_pages = pages_for(shape), d = shape.head_dim;
-  const auto page = static_cast<size_t>(page_bytes(shape));
+  const PageLayout layout = shape.layout();
+  const int64_t n_pages = pages_for(shape);
   for (int64_t i = 0; i < std::ssize(heads) * n_pages; ++i)
-    table_.push_back(static_cast<char*>(memory_.data()) + static_cast<size_t>(i) * page);
+    table_.push_back(static_cast<char*>(memory_.data()) + i * layout.bytes());
   std::shuffle(table_.begin(), table_.end(), std::mt19937_64(42));
 
   std::vector<int32_t> n_rows;
-  std::vector<char> bytes(page);
+  std::vector<char> bytes(static_cast<size_t>(layout.bytes()));
   for (size_t h = 0; h < heads.size(); ++h) {
-    const int64_t rows = heads[h].k.dim(0);
-    n_rows.push_back(static_cast<int32_t>(rows));
-    rows_bound_ = std::max(rows_bound_, rows);
+    n_rows.push_back(static_cast<int32_t>(heads[h].k.dim(0)));
+    rows_bound_ = std::max(rows_bound_, heads[h].k.dim(0));
     for (int64_t p = 0; p < n_pages; ++p) {
       std::fill(bytes.begin(), bytes.end(), '\xFF');  // NaN in every type
-      for (int64_t r = p * shape.page_rows; r < std::min(rows, (p + 1) * shape.page_rows); ++r)
-        for (int64_t c = 0; c < d; ++c) {
-          const int64_t at = (r - p * shape.page_rows) * d + c;
-          char* key = bytes.data() + at * dtype_bytes(shape.dtype);
-          encode(heads[h].k[r][c], shape.dtype, key);
-          encode(heads[h].v[r][c], shape.dtype, key + page / 2);
-        }
+      // The page's share of so many rows of each page, at row `to` of it.
+      const auto put = [&](const Matrix& values, int64_t per_page, int64_t to) {
+        for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
+          for (int64_t c = 0; c < layout.head_dim; ++c)
+            encode(values[r][c], layout.dtype,
+                   bytes.data() + (to + r - p * per_page) * layout.row_bytes() +
+                       c * dtype_bytes(layout.dtype));
+      };
+      put(heads[h].k, layout.rows, 0);
+      put(heads[h].v, layout.rows, layout.first_value());
+      put(heads[h].lowest, layout.n_blocks(), layout.first_lowest());
+      put(heads[h].highest, layout.n_blocks(), layout.first_highest());
       backend.copy_in(table_[h * static_cast<size_t>(n_pages) + static_cast<size_t>(p)],
                       bytes.data(), std::ssize(bytes));
     }
@@ -54,34 +54,38 @@ DeviceKv::DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostK
 }
 
 KvLayer DeviceKv::layer() const {
-  return {.dtype = shape_.dtype,
-          .head_dim = shape_.head_dim,
-          .page_rows = shape_.page_rows,
+  return {.layout = shape_.layout(),
           .pages = {pages_.view().data, pages_.view().dims},
           .n_rows = n_rows_.view(),
           .rows_bound = rows_bound_};
 }
 
 std::vector<HostKv> DeviceKv::heads() const {
+  const PageLayout layout = shape_.layout();
   const std::vector<int32_t> n_rows = n_rows_.to_host(*backend_);
-  const int64_t n_pages = pages_for(shape_), d = shape_.head_dim;
-  const auto page = static_cast<size_t>(page_bytes(shape_));
-  std::vector<char> bytes(page);
+  const int64_t d = layout.head_dim;
+  std::vector<char> bytes(static_cast<size_t>(layout.bytes()));
   std::vector<HostKv> heads;
-  for (size_t h = 0; h < n_rows.size(); ++h) {
-    heads.push_back({Matrix({n_rows[h], d}), Matrix({n_rows[h], d})});
+  for (int64_t h = 0; h < std::ssize(n_rows); ++h) {
+    const int64_t rows = n_rows[static_cast<size_t>(h)];
+    const int64_t blocks = layout.block == 0 ? 0 : (rows + layout.block - 1) / layout.block;
+    heads.push_back(
+        {Matrix({rows, d}), Matrix({rows, d}), Matrix({blocks, d}), Matrix({blocks, d})});
     HostKv& head = heads.back();
-    for (int64_t r = 0; r < n_rows[h]; ++r) {
-      if (r % shape_.page_rows == 0)
-        backend_->copy_out(
-            bytes.data(),
-            table_[h * static_cast<size_t>(n_pages) + static_cast<size_t>(r / shape_.page_rows)],
-            std::ssize(bytes));
-      for (int64_t c = 0; c < d; ++c) {
-        const char* key = bytes.data() + (r % shape_.page_rows * d + c) * dtype_bytes(shape_.dtype);
-        head.k[r][c] = decode(key, shape_.dtype);
-        head.v[r][c] = decode(key + page / 2, shape_.dtype);
-      }
+    for (int64_t p = 0; p < layout.pages(rows); ++p) {
+      backend_->copy_out(bytes.data(), table_[static_cast<size_t>(h * pages_for(shape_) + p)],
+                         std::ssize(bytes));
+      const auto take = [&](Matrix& values, int64_t per_page, int64_t from) {
+        for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
+          for (int64_t c = 0; c < d; ++c)
+            values[r][c] = decode(bytes.data() + (from + r - p * per_page) * layout.row_bytes() +
+                                      c * dtype_bytes(layout.dtype),
+                                  layout.dtype);
+      };
+      take(head.k, layout.rows, 0);
+      take(head.v, layout.rows, layout.first_value());
+      take(head.lowest, layout.n_blocks(), layout.first_lowest());
+      take(head.highest, layout.n_blocks(), layout.first_highest());
     }
   }
   return heads;

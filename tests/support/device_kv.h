@@ -5,12 +5,14 @@
 
 namespace ei::test {
 
-// What a head of a cache holds, on the host: [rows, d].
+// What a head of a cache holds, on the host: [rows, d] and, if the pages hold key bounds, [blocks
+// of these rows, d].
 struct HostKv {
   Matrix k, v;
+  Matrix lowest{}, highest{};
 };
 
-// K and V of one layer on a backend, in pages that lie in no order. Rows not held are NaN.
+// K and V of one layer on a backend, in pages that lie in no order. What is not held is NaN.
 class DeviceKv {
  public:
   struct Shape {
@@ -18,6 +20,11 @@ class DeviceKv {
     int64_t head_dim = 0;
     int64_t page_rows = 0;
     int64_t max_rows = 0;
+    int64_t block = 0;
+
+    PageLayout layout() const {
+      return {.dtype = dtype, .head_dim = head_dim, .rows = page_rows, .block = block};
+    }
   };
   DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostKv>& heads);
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
-    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [model]
+    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [restore] [model]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
 large bf16 product for arithmetic, a device-to-device copy for memory.
@@ -194,6 +194,15 @@ def bench_matmul(lib, flops, memory):
         print(row, flush=True)
 
 
+def bench_restore(lib, shape="llama-3.1-8b"):
+    print(f"\nprefix cache, {shape}: ms to remember a prefix and to restore it into another cache")
+    for n in (8192, 32768, 131072):
+        remember, restore = ctypes.c_double(), ctypes.c_double()
+        lib.call("ei_restore", shape.encode(), long(n), ctypes.c_int(7), ctypes.byref(remember),
+                 ctypes.byref(restore))
+        print(f"{n:>8}: {remember.value:7.2f} {restore.value:7.2f}", flush=True)
+
+
 def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), shape="llama-3.1-8b"):
     print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token; medians of three, in turn")
     lib.call("ei_load", shape.encode())
@@ -223,7 +232,7 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
 
 def main():
     lib = Library(sys.argv[1])
-    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "model"]
+    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "restore", "model"]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     flops, memory = ceilings()
     if "attention" in wanted:
@@ -232,6 +241,8 @@ def main():
         bench_decode(lib, memory)
     if "matmul" in wanted:
         bench_matmul(lib, flops, memory)
+    if "restore" in wanted:
+        bench_restore(lib)
     if "model" in wanted:
         bench_model(lib, memory)
 

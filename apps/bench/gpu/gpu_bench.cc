@@ -6,11 +6,13 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "ei/base/error.h"
 #include "ei/cache/kv_cache.h"
+#include "ei/cache/prefix_cache.h"
 #include "ei/cuda/cuda_backend.h"
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
@@ -117,10 +119,9 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
     }
     const ei::KvShape shape = {.n_layers = 1,
                                .n_kv_heads = n_kv_heads,
-                               .head_dim = d,
-                               .block = policy.block,
+                               .layout = {.head_dim = d, .block = policy.block},
                                .max_tokens = n};
-    ei::PagePool pool(bench.backend, shape.page_bytes());
+    ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
     ei::PrefillPlan plan(bench.backend, policy,
                          {.n_layers = 1,
@@ -172,8 +173,8 @@ int ei_decode(void* handle, int64_t n, int64_t n_sequences, int64_t n_heads, int
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     const ei::KvShape shape = {
-        .n_layers = 1, .n_kv_heads = n_kv_heads, .head_dim = d, .max_tokens = n};
-    ei::PagePool pool(bench.backend, shape.page_bytes());
+        .n_layers = 1, .n_kv_heads = n_kv_heads, .layout = {.head_dim = d}, .max_tokens = n};
+    ei::PagePool pool(bench.backend, shape.layout.bytes());
     std::vector<std::unique_ptr<ei::KvCache>> caches;
     std::vector<ei::KvLayer> kv;
     for (int64_t i = 0; i < n_sequences; ++i) {
@@ -231,6 +232,50 @@ int ei_matmul(void* handle, int64_t n, int64_t k, int64_t m, int n_weights, int 
   });
 }
 
+// What a prefix of n tokens of a model of this shape takes to be remembered and to be restored into
+// another cache: medians of `repeat`, host and device. Pages hold nothing: they are not looked
+// into.
+int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, double* remember_ms,
+               double* restore_ms) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    const ei::ModelConfig config = ei::named_shape(shape_name);
+    const ei::PrefillPolicy policy;
+    const ei::KvShape shape = {.n_layers = config.n_layers,
+                               .n_kv_heads = config.n_kv_heads,
+                               .layout = {.head_dim = config.head_dim, .block = policy.block},
+                               .max_tokens = n};
+    ei::PagePool pool(bench.backend, shape.layout.bytes());
+    ei::KvCache read(bench.backend, pool, shape);
+    const ei::PrefillPlan plan(bench.backend, policy,
+                               {.n_layers = config.n_layers,
+                                .n_heads = config.n_heads,
+                                .n_kv_heads = config.n_kv_heads,
+                                .head_dim = config.head_dim,
+                                .max_tokens = n,
+                                .chunk = policy.segment});
+    read.reserve(n);
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    std::iota(tokens.begin(), tokens.end(), 0);
+    bench.wait();
+    std::vector<double> remembering, restoring;
+    for (int i = 0; i < repeat; ++i) {
+      ei::PrefixCache prefixes(bench.backend, INT64_MAX);
+      auto start = Clock::now();
+      prefixes.remember(tokens, n, policy, read, plan.entropies());
+      remembering.push_back(ms_since(start));
+      ei::KvCache restored(bench.backend, pool, shape);
+      bench.wait();
+      start = Clock::now();
+      prefixes.restore(tokens, n, policy, restored, plan.entropies());
+      bench.wait();
+      restoring.push_back(ms_since(start));
+    }
+    *remember_ms = median(remembering);
+    *restore_ms = median(restoring);
+  });
+}
+
 int ei_load(void* handle, const char* shape) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
@@ -268,12 +313,12 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
       decode.gap = -1;
     }
     const int64_t most = n + 2 * n_steps + 1;
-    const ei::KvShape shape = {.n_layers = config.n_layers,
-                               .n_kv_heads = config.n_kv_heads,
-                               .head_dim = config.head_dim,
-                               .block = policy.is_dense() ? 0 : policy.block,
-                               .max_tokens = most};
-    ei::PagePool pool(bench.backend, shape.page_bytes());
+    const ei::KvShape shape = {
+        .n_layers = config.n_layers,
+        .n_kv_heads = config.n_kv_heads,
+        .layout = {.head_dim = config.head_dim, .block = policy.is_dense() ? 0 : policy.block},
+        .max_tokens = most};
+    ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
     ei::PrefillPlan plan(bench.backend, policy,
                          {.n_layers = config.n_layers,

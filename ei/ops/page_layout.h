@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+
+#include "ei/base/dtype.h"
+
+namespace ei {
+
+// What a page of a cache holds. All of it is rows of head_dim numbers of one type, contiguous, in
+// this order:
+//
+//   keys [rows], values [rows], lowest [n_blocks], highest [n_blocks]
+//
+// The last two are elementwise bounds of the keys of every block (METHOD.md 1.1): of keys as they
+// are stored, so that the keys' type holds them exactly. Behind them a page is filled up to whole
+// groups of 8 rows: in memory cut into pages, groups can be counted from its start.
+struct PageLayout {
+  DType dtype = DType::kBF16;  // kBF16 or kF32
+  int64_t head_dim = 0;
+  int64_t rows = 512;  // tokens: one segment
+  int64_t block = 0;   // tokens of a block, divides rows; 0: no bounds are kept
+
+  constexpr int64_t n_blocks() const { return block == 0 ? 0 : rows / block; }
+  // Where each begins, in rows; keys begin the page.
+  constexpr int64_t first_value() const { return rows; }
+  constexpr int64_t first_lowest() const { return 2 * rows; }
+  constexpr int64_t first_highest() const { return 2 * rows + n_blocks(); }
+  constexpr int64_t end() const { return (2 * (rows + n_blocks()) + 7) / 8 * 8; }
+
+  constexpr int64_t row_bytes() const { return head_dim * dtype_bytes(dtype); }
+  constexpr int64_t bytes() const { return end() * row_bytes(); }
+  // Pages that n tokens take.
+  constexpr int64_t pages(int64_t n) const { return (n + rows - 1) / rows; }
+};
+
+}  // namespace ei

@@ -1,0 +1,234 @@
+#include "ei/cache/prefix_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <random>
+
+#include "ei/cpu/backend.h"
+#include "ei/prefill/prefill.h"
+#include "tests/support/probed_backend.h"
+
+namespace ei::test {
+namespace {
+
+constexpr int64_t kSegment = 64, kMaxTokens = 24 * kSegment;
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.hidden = 64;
+  config.intermediate = 96;
+  config.n_layers = 3;
+  config.n_heads = 4;
+  config.n_kv_heads = 2;
+  config.head_dim = 16;
+  config.vocab_size = 97;
+  config.max_positions = kMaxTokens;
+  return config;
+}
+
+// Sparse from the third segment on, but for the first layer.
+PrefillPolicy sparse() {
+  PrefillPolicy policy;
+  policy.segment = kSegment;
+  policy.budget.base = 64;
+  policy.threshold_len = 2 * kSegment;
+  policy.dense_tail = 16;
+  return policy;
+}
+PrefillPolicy dense() {
+  PrefillPolicy policy = PrefillPolicy::dense();
+  policy.segment = kSegment;
+  return policy;
+}
+
+std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < n; ++i) tokens.push_back(int32_t(random() % 97));
+  return tokens;
+}
+
+class PrefixCacheTest : public testing::Test {
+ protected:
+  static KvShape shape(const PrefillPolicy& policy) {
+    return {.n_layers = 3,
+            .n_kv_heads = 2,
+            .layout = {.head_dim = 16, .rows = kSegment, .block = policy.is_dense() ? 0 : 8},
+            .max_tokens = kMaxTokens};
+  }
+
+  // Reads prompts segment by segment, so that every product has as many rows whatever was cached.
+  struct Reader {
+    Reader(PrefixCacheTest& test, const PrefillPolicy& policy)
+        : test(test),
+          cache(test.backend, test.pool, shape(policy)),
+          plan(test.backend, policy,
+               {.n_layers = 3,
+                .n_heads = 4,
+                .n_kv_heads = 2,
+                .head_dim = 16,
+                .max_tokens = kMaxTokens,
+                .chunk = kSegment}) {}
+
+    PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
+      return prefixes.restore(prompt, std::ssize(prompt) - 1, plan.policy(), cache,
+                              plan.entropies());
+    }
+    // The logits of the last token.
+    std::vector<float> read(const std::vector<int32_t>& prompt) {
+      const auto n = std::ssize(prompt);
+      Activations act(test.backend, test.model.config(), kSegment, 1);
+      QueryWindow window(test.backend, 3, 0, 64);
+      plan.begin(n, cache.n_tokens());
+      while (cache.n_tokens() < n)
+        prefill_chunk(test.backend, test.model, act, cache, window, plan, prompt, Hidden::kLast);
+      const Act logits = test.model.logits(act, act.rows() - 1, 1);
+      const auto* values = static_cast<const float*>(logits.data);
+      return {values, values + logits.cols};
+    }
+    void remember(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
+      prefixes.remember(prompt, plan.reusable(std::ssize(prompt)), plan.policy(), cache,
+                        plan.entropies());
+    }
+
+    PrefixCacheTest& test;
+    KvCache cache;
+    PrefillPlan plan;
+  };
+
+  ProbedBackend backend{make_cpu_backend(2)};
+  Model model = Model::random(backend, small_config(), 1);
+  PagePool pool{backend, shape(sparse()).layout.bytes()};
+};
+
+TEST_F(PrefixCacheTest, RestoredReadsOnAsIfAllHadBeenRead) {
+  const auto first = random_tokens(20 * kSegment + 30, 1);
+  auto second = random_tokens(17 * kSegment + 5, 2);
+  std::copy_n(first.begin(), 14 * kSegment + 7, second.begin());
+  for (const PrefillPolicy& policy : {sparse(), dense()}) {
+    PrefixCache prefixes(backend, int64_t{1} << 30);
+    {
+      Reader reader(*this, policy);
+      reader.read(first);
+      if (!policy.is_dense()) {
+        EXPECT_LT(reader.plan.stats().attended_pairs, 0.7 * reader.plan.stats().dense_pairs);
+      }
+      reader.remember(first, prefixes);
+      EXPECT_EQ(prefixes.n_segments(), 20);
+      reader.remember(first, prefixes);  // nothing new
+      EXPECT_EQ(prefixes.n_segments(), 20);
+    }
+    // The pages live on without the cache that they were read into.
+    EXPECT_EQ(pool.bytes_in_use(), 20 * 3 * 2 * pool.page_bytes());
+    EXPECT_GE(prefixes.bytes(), pool.bytes_in_use());
+    EXPECT_LT(prefixes.bytes(), 1.01 * double(pool.bytes_in_use()));
+
+    Reader anew(*this, policy), restored(*this, policy);
+    const auto want = anew.read(second);
+    const int64_t in_use = pool.bytes_in_use();
+    backend.n_copies = 0;
+    const PrefixCache::Hit hit = restored.restore(second, prefixes);
+    EXPECT_EQ(hit.n_tokens, 14 * kSegment);
+    EXPECT_EQ(hit.stopped_by, "the text differs from token 903 on");
+    EXPECT_LE(backend.n_copies, 3);  // of 14 segments of three layers
+    EXPECT_EQ(pool.bytes_in_use(), in_use);
+    EXPECT_EQ(restored.read(second), want);
+    EXPECT_EQ(restored.cache.bytes(), anew.cache.bytes());
+    // What it has read is as good as the first reading: others can be restored from it.
+    restored.remember(second, prefixes);
+    Reader third(*this, policy);
+    EXPECT_EQ(third.restore(second, prefixes).n_tokens, 17 * kSegment);
+    EXPECT_EQ(third.read(second), want);
+  }
+}
+
+TEST_F(PrefixCacheTest, KeepsPoliciesApart) {
+  const auto prompt = random_tokens(6 * kSegment + 20, 3);
+  PrefixCache prefixes(backend, int64_t{1} << 30);
+  Reader reader(*this, sparse());
+  reader.read(prompt);
+  reader.remember(prompt, prefixes);
+  const std::function<void(PrefillPolicy&)> changes[] = {
+      [](PrefillPolicy& p) { p.block = 16; },
+      [](PrefillPolicy& p) { p.budget.base = 65; },
+      [](PrefillPolicy& p) { p.budget.e_t *= 2; },
+      [](PrefillPolicy& p) { p.budget.delta_t = 0.5f; },
+      [](PrefillPolicy& p) { p.budget.alpha = 0; },
+      [](PrefillPolicy& p) { p.budget.max_factor = 2; },
+      [](PrefillPolicy& p) { p.budget.rigid_whole_prompt = true; },
+      [](PrefillPolicy& p) { p.budget.max_over_heads = true; },
+      [](PrefillPolicy& p) { p.threshold_len = kSegment; },
+      [](PrefillPolicy& p) { p.dense_layers = 0; },
+      [](PrefillPolicy& p) { p.dense_tail = 0; },
+      [](PrefillPolicy& p) { p.rank = Rank::kProbability; },
+      [](PrefillPolicy& p) { p.fusion = 0.5f; },
+      [](PrefillPolicy& p) { p.scale_scores = true; },
+      [](PrefillPolicy& p) { p.sink_blocks = 1; },
+      [](PrefillPolicy& p) { p.recent_blocks = 1; }};
+  for (size_t i = 0; i < std::size(changes); ++i) {
+    PrefillPolicy policy = sparse();
+    changes[i](policy);
+    Reader other(*this, policy);
+    const PrefixCache::Hit hit = other.restore(prompt, prefixes);
+    EXPECT_EQ(hit.n_tokens, 0) << i;
+    EXPECT_EQ(hit.stopped_by, "it was read under another policy") << i;
+  }
+  Reader same(*this, sparse());
+  EXPECT_EQ(same.restore(prompt, prefixes).n_tokens, 6 * kSegment);
+}
+
+TEST_F(PrefixCacheTest, EvictsWhatWasUsedLongestAgoAndItsEndsFirst) {
+  const auto a = random_tokens(5 * kSegment, 4), b = random_tokens(5 * kSegment, 5);
+  const int64_t segment_bytes = 3 * 2 * pool.page_bytes();
+  PrefixCache prefixes(backend, 7 * segment_bytes + segment_bytes / 2);
+  Reader of_a(*this, sparse()), of_b(*this, sparse());
+  of_a.read(a);
+  of_a.remember(a, prefixes);  // four segments: the fifth is the tail
+  of_b.read(b);
+  of_b.remember(b, prefixes);
+  EXPECT_EQ(prefixes.n_segments(), 7);
+  EXPECT_LE(prefixes.bytes(), 7 * segment_bytes + segment_bytes / 2);
+  of_a.cache.clear();
+  of_b.cache.clear();
+  EXPECT_EQ(pool.bytes_in_use(), 7 * segment_bytes);
+  const auto found = [&](const std::vector<int32_t>& prompt) {
+    Reader reader(*this, sparse());
+    return reader.restore(prompt, prefixes);
+  };
+  EXPECT_EQ(found(b).n_tokens, 4 * kSegment);
+  EXPECT_EQ(found(a).n_tokens, 3 * kSegment);
+  EXPECT_EQ(found(a).stopped_by, "evicted from token 192 on");
+  // Now a was used last: what comes next takes the place of b's end.
+  const auto c = random_tokens(2 * kSegment, 6);
+  Reader of_c(*this, sparse());
+  of_c.read(c);
+  of_c.remember(c, prefixes);
+  EXPECT_EQ(found(a).n_tokens, 3 * kSegment);
+  EXPECT_EQ(found(b).n_tokens, 3 * kSegment);
+  prefixes.clear();
+  of_c.cache.clear();
+  EXPECT_EQ(pool.bytes_in_use(), 0);
+}
+
+// A restore that fails leaves an empty cache, which can be read into or restored again.
+TEST_F(PrefixCacheTest, RestoreThatFailsChangesNothing) {
+  const auto prompt = random_tokens(6 * kSegment + 20, 7);
+  PrefixCache prefixes(backend, int64_t{1} << 30);
+  Reader reader(*this, sparse());
+  const auto want = reader.read(prompt);
+  reader.remember(prompt, prefixes);
+  for (const int64_t k : {0, 1, 2}) {
+    Reader again(*this, sparse());
+    backend.calls_left = k;
+    EXPECT_THROW(again.restore(prompt, prefixes), Error);
+    backend.calls_left = INT64_MAX;
+    EXPECT_EQ(again.cache.n_tokens(), 0);
+    EXPECT_EQ(again.cache.bytes(), 0);
+    EXPECT_EQ(again.restore(prompt, prefixes).n_tokens, 6 * kSegment);
+    EXPECT_EQ(again.read(prompt), want);
+  }
+}
+
+}  // namespace
+}  // namespace ei::test
