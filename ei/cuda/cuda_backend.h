@@ -47,6 +47,8 @@ class CudaBackend final : public Backend {
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
   void multiply(const Act& x, const MatMul::Part& part);
+  // By cuBLASLt; its bias is of the type of the output.
+  void multiply(const Act& x, const MatMul::Part& part, const void* bias, cudaStream_t stream);
 
   std::string name_;
   int n_sms_ = 0;
@@ -62,6 +64,6 @@ class CudaBackend final : public Backend {
 };
 
 inline constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA recommends for Hopper
-inline constexpr int64_t kCounters = 4096;
+inline constexpr int64_t kCounters = 16384;
 
 }  // namespace ei::cuda

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <tuple>
 
 #include "ei/base/error.h"
 #include "ei/cuda/cuda_backend.h"
@@ -125,27 +127,32 @@ void launch_few(const FewRows& p, int64_t n, unsigned grid, Stream& stream) {
   launch("MatMul", multiply_few<kN>, grid, 32 * kWarps, 0, stream, p);
 }
 
+uint64_t address(const void* data) { return reinterpret_cast<uint64_t>(data); }
+
+bool is_aligned(const Act& x, const MatMul::Part& part) {
+  return (address(x.data) | address(part.weight.data) | address(part.out.data)) % 16 == 0;
+}
+
+// What cuBLASLt's choice of a kernel depends on.
+std::tuple<int64_t, int64_t, int64_t, int> algorithm_key(const Act& x, const MatMul::Part& part) {
+  const int kind = (part.bias.data != nullptr ? 1 : 0) | (part.accumulate ? 2 : 0) |
+                   (part.out.elem_bytes == 4 ? 4 : 0) | (is_aligned(x, part) ? 8 : 0);
+  return {x.rows, part.weight.rows, x.cols, kind};
+}
+
 }  // namespace
 
 // Row-major out [n, m] = x [n, k] weight [m, k]^T is, column-major, out^T = weight^T^T x^T.
-void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
+void CudaBackend::multiply(const Act& x, const MatMul::Part& part, const void* bias,
+                           cudaStream_t stream) {
   const int64_t n = x.rows, k = x.cols, m = part.weight.rows;
-  const bool has_bias = part.bias.data != nullptr;
   const cudaDataType_t out_type = part.out.elem_bytes == 4 ? CUDA_R_32F : CUDA_R_16BF;
   Descriptors make;
   EI_CUBLAS(cublasLtMatmulDescCreate(&make.product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t transpose = CUBLAS_OP_T;
   EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
                                            sizeof(transpose)));
-  if (has_bias) {
-    // The epilogue takes a bias in the type of the output.
-    const void* bias = part.bias.data;
-    if (out_type == CUDA_R_16BF) {
-      void* rounded = scratch(m * 2);
-      launch("MatMul", round_bias, blocks_for(m, 256), 256, 0, stream_, part.bias.data,
-             static_cast<bf16*>(rounded), static_cast<int>(m));
-      bias = rounded;
-    }
+  if (bias != nullptr) {
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                              sizeof(epilogue)));
@@ -157,18 +164,14 @@ void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
   EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.x, CUDA_R_16BF, rows(k), rows(n), k));
   EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.out, out_type, rows(m), rows(n), m));
 
-  const auto address = [](const void* data) { return reinterpret_cast<uint64_t>(data); };
-  const bool aligned =
-      (address(x.data) | address(part.weight.data) | address(part.out.data)) % 16 == 0;
-  const int kind = (has_bias ? 1 : 0) | (part.accumulate ? 2 : 0) |
-                   (out_type == CUDA_R_32F ? 4 : 0) | (aligned ? 8 : 0);
-  auto it = algorithms_.find({n, m, k, kind});
+  const auto key = algorithm_key(x, part);
+  auto it = algorithms_.find(key);
   if (it == algorithms_.end()) {
     EI_CUBLAS(cublasLtMatmulPreferenceCreate(&make.preference));
     const auto bytes = static_cast<uint64_t>(kWorkspaceBytes);
     EI_CUBLAS(cublasLtMatmulPreferenceSetAttribute(
         make.preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)));
-    const uint32_t alignment = aligned ? 16 : 2;
+    const uint32_t alignment = is_aligned(x, part) ? 16 : 2;
     for (const auto attribute :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
@@ -180,13 +183,30 @@ void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
     EI_CUBLAS(cublasLtMatmulAlgoGetHeuristic(cublas_, make.product, make.weight, make.x, make.out,
                                              make.out, make.preference, 1, &best, &n_found));
     if (n_found == 0) throw Error("MatMul: cuBLASLt has no algorithm for this shape");
-    it = algorithms_.emplace(std::tuple{n, m, k, kind}, best.algo).first;
+    it = algorithms_.emplace(key, best.algo).first;
   }
   const float alpha = 1, beta = part.accumulate ? 1.0f : 0.0f;
   EI_CUBLAS(cublasLtMatmul(cublas_, make.product, &alpha, part.weight.data, make.weight, x.data,
                            make.x, &beta, part.out.data, make.out, part.out.data, make.out,
-                           &it->second, workspace_, static_cast<size_t>(kWorkspaceBytes),
-                           stream_.get()));
+                           &it->second, workspace_, static_cast<size_t>(kWorkspaceBytes), stream));
+}
+
+void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
+  const int64_t m = part.weight.rows;
+  const void* bias = part.bias.data;
+  if (bias != nullptr && part.out.elem_bytes == 2) {
+    void* rounded = scratch(m * 2);
+    launch("MatMul", round_bias, blocks_for(m, 256), 256, 0, stream_, part.bias.data,
+           static_cast<bf16*>(rounded), static_cast<int>(m));
+    bias = rounded;
+  }
+  // cuBLASLt loads a kernel when it is used first, which cannot be captured.
+  const auto algorithm = algorithm_key(x, part);
+  if (!algorithms_.contains(algorithm)) stream_.get();
+  const std::array<uint64_t, 8> key = {
+      address(x.data),  address(part.weight.data), address(bias), address(part.out.data),
+      uint64_t(x.rows), uint64_t(x.cols),          uint64_t(m),   uint64_t(std::get<3>(algorithm))};
+  stream_.call("MatMul", key, [=, this](cudaStream_t stream) { multiply(x, part, bias, stream); });
 }
 
 void CudaBackend::run(const MatMul& op) {

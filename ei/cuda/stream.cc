@@ -1,6 +1,8 @@
 #include "ei/cuda/stream.h"
 
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "ei/cuda/error.h"
 
@@ -8,6 +10,8 @@ namespace ei::cuda {
 namespace {
 
 constexpr size_t kParamAlignment = 64;  // of a tensor map, the strictest there is
+// A graph of a large model's step takes a few megabytes of the host.
+constexpr size_t kMaxGraphs = 32;
 
 bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 
@@ -17,7 +21,7 @@ Stream::Stream() { EI_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBloc
 
 Stream::~Stream() {
   cudaStreamSynchronize(stream_);
-  drop_graph();
+  graphs_.clear();
   cudaStreamDestroy(stream_);
 }
 
@@ -33,11 +37,29 @@ void Stream::start(const Launch& launch, void** params) {
 void Stream::launch(const Launch& launch, std::span<void* const> params,
                     std::span<const size_t> sizes) {
   if (!holding_) return start(launch, const_cast<void**>(params.data()));
+  hold_back(launch, params, sizes).call = nullptr;
+}
 
-  // What the graph has at this place is compared with and overwritten by what comes now.
-  if (n_held_ == held_.size()) held_.emplace_back();
-  Held& held = held_[n_held_];
-  fits_ = fits_ && n_held_ < nodes_.size() && held.launch.kernel == launch.kernel;
+void Stream::call(const char* name, std::span<const uint64_t> key, LibraryCall call) {
+  if (!holding_) return call(stream_);
+  const std::array<void*, 1> params = {const_cast<uint64_t*>(key.data())};
+  const std::array<size_t, 1> sizes = {key.size_bytes()};
+  hold_back({.name = name, .kernel = nullptr, .grid = {}, .block = {}, .shared_bytes = 0}, params,
+            sizes)
+      .call = std::move(call);
+}
+
+// What the graph has at this place is compared with and overwritten by what comes now.
+Stream::Held& Stream::hold_back(const Launch& launch, std::span<void* const> params,
+                                std::span<const size_t> sizes) {
+  if (n_held_ == 0) {
+    if (graphs_.size() == kMaxGraphs && !graphs_.contains(launch.grid.x)) graphs_.clear();
+    graph_ = &graphs_[launch.grid.x];
+    fits_ = graph_->exec != nullptr;
+  }
+  if (n_held_ == graph_->held.size()) graph_->held.emplace_back();
+  Held& held = graph_->held[n_held_];
+  fits_ = fits_ && n_held_ < graph_->nodes.size() && held.launch.kernel == launch.kernel;
   held.is_new = !fits_ || !same(held.launch.grid, launch.grid) ||
                 !same(held.launch.block, launch.block) ||
                 held.launch.shared_bytes != launch.shared_bytes;
@@ -58,6 +80,7 @@ void Stream::launch(const Launch& launch, std::span<void* const> params,
     std::memcpy(to, params[i], sizes[i]);
     held.is_new = true;
   }
+  return held;
 }
 
 std::byte* Stream::Held::first() {
@@ -79,69 +102,106 @@ cudaKernelNodeParams Stream::Held::node() {
 
 void Stream::hold() {
   holding_ = true;
-  fits_ = exec_ != nullptr;
   n_held_ = 0;
 }
 
 cudaStream_t Stream::get() {
-  if (holding_) {
-    holding_ = false;
-    for (size_t i = 0; i < n_held_; ++i) {
-      held_[i].node();
-      start(held_[i].launch, held_[i].pointers.data());
+  if (!std::exchange(holding_, false)) return stream_;
+  for (size_t i = 0; i < n_held_; ++i) {
+    Held& held = graph_->held[i];
+    held.node();
+    if (held.call) {
+      held.call(stream_);
+    } else {
+      start(held.launch, held.pointers.data());
     }
-    drop_graph();  // the parameters it was compared with are overwritten
   }
+  if (n_held_ > 0) graph_->drop();  // the parameters it was compared with are overwritten
   return stream_;
 }
 
 void Stream::drop_held() noexcept {
-  if (holding_) drop_graph();
+  if (holding_ && n_held_ > 0) graph_->drop();
   holding_ = false;
 }
 
 void Stream::release_held() {
-  if (!holding_) return;
-  holding_ = false;
-  if (n_held_ == 0) return;
-  if (fits_ && n_held_ == nodes_.size()) {
-    for (size_t i = 0; i < n_held_; ++i) {
-      if (!held_[i].is_new) continue;
-      const cudaKernelNodeParams params = held_[i].node();
-      if (cudaGraphExecKernelNodeSetParams(exec_, nodes_[i], &params) == cudaSuccess) continue;
-      cudaGetLastError();
-      build_graph();
-      break;
-    }
-  } else {
-    build_graph();
+  if (!std::exchange(holding_, false) || n_held_ == 0) return;
+  try {
+    bool is_ready = fits_ && n_held_ == graph_->nodes.size();
+    for (size_t i = 0; is_ready && i < n_held_; ++i)
+      is_ready = !graph_->held[i].is_new || renew(graph_->held[i], graph_->nodes[i]);
+    if (!is_ready) build();
+    EI_CUDA(cudaGraphLaunch(graph_->exec, stream_));
+  } catch (...) {
+    graph_->drop();  // some of its parameters may be renewed, others not
+    throw;
   }
-  EI_CUDA(cudaGraphLaunch(exec_, stream_));
 #ifdef EI_CUDA_SYNC
   EI_CUDA(cudaStreamSynchronize(stream_));
 #endif
 }
 
-void Stream::build_graph() {
-  drop_graph();
-  EI_CUDA(cudaGraphCreate(&graph_, 0));
-  for (size_t i = 0; i < n_held_; ++i) {
-    const cudaKernelNodeParams params = held_[i].node();
-    cudaGraphNode_t node = nullptr;
-    check_cuda(cudaGraphAddKernelNode(&node, graph_, i == 0 ? nullptr : &nodes_.back(),
-                                      i == 0 ? 0 : 1, &params),
-               held_[i].launch.name);
-    nodes_.push_back(node);
+// What the library launches, as a graph of its own.
+cudaGraph_t Stream::capture(const LibraryCall& call) {
+  cudaGraph_t graph = nullptr;
+  EI_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed));
+  try {
+    call(stream_);
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
   }
-  EI_CUDA(cudaGraphInstantiate(&exec_, graph_, 0));
+  EI_CUDA(cudaStreamEndCapture(stream_, &graph));
+  return graph;
 }
 
-void Stream::drop_graph() noexcept {
-  if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
-  if (graph_ != nullptr) cudaGraphDestroy(graph_);
-  exec_ = nullptr;
-  graph_ = nullptr;
-  nodes_.clear();
+// Whether the graph could be given what is held now.
+bool Stream::renew(Held& held, cudaGraphNode_t node) {
+  cudaError_t code = cudaSuccess;
+  if (held.call) {
+    const cudaGraph_t graph = capture(held.call);
+    code = cudaGraphExecChildGraphNodeSetParams(graph_->exec, node, graph);
+    cudaGraphDestroy(graph);
+  } else {
+    const cudaKernelNodeParams params = held.node();
+    code = cudaGraphExecKernelNodeSetParams(graph_->exec, node, &params);
+  }
+  if (code != cudaSuccess) cudaGetLastError();
+  return code == cudaSuccess;
+}
+
+void Stream::build() {
+  Graph& to = *graph_;
+  to.drop();
+  EI_CUDA(cudaGraphCreate(&to.graph, 0));
+  for (size_t i = 0; i < n_held_; ++i) {
+    Held& held = to.held[i];
+    cudaGraphNode_t node = nullptr;
+    const cudaGraphNode_t* before = i == 0 ? nullptr : &to.nodes.back();
+    const size_t n_before = i == 0 ? 0 : 1;
+    if (held.call) {
+      const cudaGraph_t graph = capture(held.call);
+      const cudaError_t code = cudaGraphAddChildGraphNode(&node, to.graph, before, n_before, graph);
+      cudaGraphDestroy(graph);  // the node has a copy
+      check_cuda(code, held.launch.name);
+    } else {
+      const cudaKernelNodeParams params = held.node();
+      check_cuda(cudaGraphAddKernelNode(&node, to.graph, before, n_before, &params),
+                 held.launch.name);
+    }
+    to.nodes.push_back(node);
+  }
+  EI_CUDA(cudaGraphInstantiate(&to.exec, to.graph, 0));
+}
+
+void Stream::Graph::drop() noexcept {
+  if (exec != nullptr) cudaGraphExecDestroy(exec);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  exec = nullptr;
+  graph = nullptr;
+  nodes.clear();
 }
 
 }  // namespace ei::cuda

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -12,14 +14,15 @@ namespace ei::cuda {
 // One launch of a kernel: `name` says what to blame.
 struct Launch {
   const char* name;
-  const void* kernel;
+  const void* kernel;  // null: a library's
   dim3 grid, block;
   size_t shared_bytes;
 };
 
 // The stream everything runs on. Between hold() and release_held() launches are held back and then
 // started as one graph, which is kept: when the same kernels come again, only the parameters that
-// differ are renewed.
+// differ are renewed. There is a graph for each grid that the first kernel came with, and so for
+// each size of a batch: it may change from one step to the next.
 class Stream {
  public:
   Stream();
@@ -29,7 +32,11 @@ class Stream {
 
   // The kernel's parameters: where each is and how large.
   void launch(const Launch& launch, std::span<void* const> params, std::span<const size_t> sizes);
-  // For what is no kernel launch: whatever is held is launched first, and no more is held.
+  // What a library launches on a stream it is given; the same whenever `key` is. Held back, it is
+  // captured, which the library must have been ready for: it has done the same before.
+  using LibraryCall = std::function<void(cudaStream_t)>;
+  void call(const char* name, std::span<const uint64_t> key, LibraryCall call);
+  // For what is neither: whatever is held is launched first, and no more is held.
   cudaStream_t get();
 
   void hold();
@@ -42,6 +49,7 @@ class Stream {
     Launch launch{};
     std::vector<std::byte> params;  // one behind the other, each aligned to kParamAlignment
     std::vector<size_t> offsets;
+    LibraryCall call;
     bool is_new = true;  // the graph has other parameters
 
     std::vector<void*> pointers;  // to each, once node() has been asked for
@@ -49,18 +57,29 @@ class Stream {
     std::byte* first();
     cudaKernelNodeParams node();
   };
+  // Kernels that were held back together, and the graph of those that were started last.
+  struct Graph {
+    ~Graph() { drop(); }
+    void drop() noexcept;
+
+    std::vector<Held> held;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    std::vector<cudaGraphNode_t> nodes;
+  };
+  Held& hold_back(const Launch& launch, std::span<void* const> params,
+                  std::span<const size_t> sizes);
   void start(const Launch& launch, void** params);
-  void build_graph();
-  void drop_graph() noexcept;
+  cudaGraph_t capture(const LibraryCall& call);
+  bool renew(Held& held, cudaGraphNode_t node);
+  void build();
 
   cudaStream_t stream_ = nullptr;
   bool holding_ = false;
-  size_t n_held_ = 0;
-  std::vector<Held> held_;  // the first n_held_; the others keep their memory
-  bool fits_ = false;       // held so far are the graph's first kernels
-  cudaGraph_t graph_ = nullptr;
-  cudaGraphExec_t exec_ = nullptr;
-  std::vector<cudaGraphNode_t> nodes_;
+  size_t n_held_ = 0;                 // the others of graph_->held keep their memory
+  bool fits_ = false;                 // held so far are the graph's first kernels
+  Graph* graph_ = nullptr;            // once something is held
+  std::map<unsigned, Graph> graphs_;  // by the first kernel's blocks
 };
 
 }  // namespace ei::cuda

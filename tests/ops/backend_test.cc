@@ -75,6 +75,34 @@ TEST_P(MemoryTest, RepeatedOpsComputeWhatSingleOnesDo) {
   }
 }
 
+// As a decode step does whose batch changes: few rows and many take other kernels, and a size that
+// comes back finds what was kept of it.
+TEST_P(MemoryTest, RepeatedOpsOfChangingBatchesComputeWhatSingleOnesDo) {
+  const HostWeight first(normal<2>({40, 64}, 1), DType::kBF16),
+      second(normal<2>({40, 64}, 2), DType::kBF16);
+  const Weight weights[] = {backend().place(first.weight()), backend().place(second.weight())};
+  const DeviceArray<float, 1> bias = upload<float>(normal<1>({40}, 3));
+  const DeviceArray<float, 1> norm = upload<float>(normal<1>({64}, 4));
+  uint64_t round = 0;
+  for (const int64_t rows : {12, 12, 12, 12, 9, 9, 9, 12, 3, 12, 64, 64, 64, 3, 12}) {
+    SCOPED_TRACE(round);
+    const DeviceAct x = act(normal<2>({rows, 64}, ++round));
+    const Weight& weight = weights[round % 4 == 3];
+    const auto compute = [&](const Act& normed, const Act& out) {
+      backend().run(RmsNorm{.x = x, .weight = norm.view(), .eps = 1e-5f, .out = normed});
+      backend().run(
+          MatMul{.x = normed, .parts = {{{.weight = weight, .bias = bias.view(), .out = out}}}});
+      backend().run(SwiGlu{.gate = out, .up = out, .out = out});
+    };
+    const DeviceAct normed = poisoned(rows, 64), got = poisoned(rows, 40),
+                    want = poisoned(rows, 40);
+    backend().repeat([&] { compute(normed, got); });
+    const Matrix values = got.values();
+    compute(normed, want);
+    EXPECT_EQ(values.v, want.values().v);
+  }
+}
+
 TEST_P(MemoryTest, NamesItself) { EXPECT_FALSE(backend().name().empty()); }
 
 }  // namespace
