@@ -28,7 +28,7 @@ compile() {  # SOURCE OUT INCLUDES FLAGS
 }
 export -f compile
 
-sources=$(ls tests/{ops,cuda,golden,model,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
+sources=$(ls tests/{ops,cuda,cache,decode,engine,golden,model,prefill,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
             apps/bench/gpu/gpu_bench.cc apps/eval/document.cc |
           grep -vE 'no_cuda|model/(config|model|rope)_test|support/files')
 start=$SECONDS
@@ -40,20 +40,23 @@ links="-L$deps/lib -L$cuda/lib64 -L$cuda/lib -L$cuda/targets/x86_64-linux/lib
 bench=$(ls "$out"/o/ei_{base,policy,ops,io,model,cache,prefill,decode,cuda}_*.o 2>/dev/null)
 g++ "$out"/o/{tests,ei,apps_eval}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
   $links -o "$out/gpu_test" >>"$out/build.log" 2>&1 &&
-  g++ -shared "$out"/o/{apps_bench_gpu_gpu_bench,ei_engine_named_shapes}.cc.o $bench $links \
+  g++ -shared "$out"/o/{apps_bench_gpu_gpu_bench,ei_engine_named_shapes}.cc.o $bench -lutf8proc $links \
     -o "$out/libgpu_bench.so" >>"$out/build.log" 2>&1 ||
   { grep -E "undefined|cannot" "$out/build.log" | head -20; exit 1; }
 echo "built in $((SECONDS - start)) s"
 
 summary() {  # LOGS
   cat "$@" | grep -E "FAILED|Failure|PASSED|what\(\)|rror" | sort | uniq -c | sort -rn | head -40
+  for log in "$@"; do  # one that ran out of time or crashed: what it did last
+    grep -qE "PASSED|FAILED" "$log" || { echo "$log did not end:"; tail -n 4 "$log"; }
+  done
 }
 
 tests() {
   local n=8 i
   # Those of whole engines keep all cores busy, and one takes all memory: they are run alone.
   for i in $(seq 0 $((n - 1))); do
-    GTEST_TOTAL_SHARDS=$n GTEST_SHARD_INDEX=$i timeout 200 "$out/gpu_test" --gtest_brief=1 \
+    GTEST_TOTAL_SHARDS=$n GTEST_SHARD_INDEX=$i timeout 200 "$out/gpu_test" \
       --gtest_filter="*/cuda:AttentionTiles*:DecodeSplits*:-*CudaTest*" >"$out/test$i.log" 2>&1 &
   done
   wait
