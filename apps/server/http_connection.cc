@@ -71,12 +71,13 @@ class Connection::Reply final : public Exchange {
     if (begun_.exchange(true)) return;
     ended_ = true;
     add_own_headers(reply);
-    std::string body = request_.method != "HEAD" ? reply.body : "";
-    connection_->post([reply = std::move(reply), body = std::move(body)](Connection& c) mutable {
+    const bool has_body = request_.method != "HEAD";
+    connection_->post([reply = std::move(reply), has_body](Connection& c) mutable {
       std::string head = reply_head(reply, BodyEnd::kLength, c.keep_);
-      if (body.size() <= kReadBytes) return c.send(head + body, true);
+      if (!has_body) return c.send(std::move(head), true);
+      if (reply.body.size() <= kReadBytes) return c.send(head + reply.body, true);
       c.send(std::move(head), false);
-      c.send(std::move(body), true);
+      c.send(std::move(reply.body), true);
     });
   }
   void begin(HttpReply head) override {

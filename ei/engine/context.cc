@@ -13,7 +13,8 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
   validate(request.decode);
   const int64_t context = engine_.model->config().max_positions;
   require(n_prompt > 0, "the prompt is empty; give some text");
-  require(n_prompt < context,
+  // Whatever is only read may fill it.
+  require(n_prompt + (request.max_tokens > 0) <= context,
           "the prompt has {} tokens, the model's context is {}; shorten the prompt", n_prompt,
           context);
   const KvShape shape = kv_shape(request.prefill);

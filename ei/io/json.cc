@@ -90,6 +90,8 @@ class Builder final : public Json::json_sax_t {
 Json parse_json(std::string_view text, std::string_view where, JsonLimits limits) {
   require(text.size() <= limits.max_bytes, "{}: {} bytes of JSON, at most {} are read", where,
           text.size(), limits.max_bytes);
+  // The parser would take it for the end of the text.
+  require(text.find('\0') == text.npos, "{}: not valid JSON: it holds a zero byte", where);
   Builder builder(where, limits.max_depth);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();

@@ -24,8 +24,8 @@ def pytest_addoption(parser):
 class Server:
     """A running server; what it logs is in `log` once it has stopped."""
 
-    def __init__(self, *flags):
-        self.process = subprocess.Popen([PROGRAM, 'serve', MODEL, '--port', '0', '-t', '1', '--log-json', *flags],
+    def __init__(self, *flags, model=MODEL):
+        self.process = subprocess.Popen([PROGRAM, 'serve', model, '--port', '0', '-t', '1', '--log-json', *flags],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         # Read beside the test: a pipe that nobody empties would stop the server.
         self.log = []
@@ -82,11 +82,11 @@ def server():
 
 @pytest.fixture
 def start():
-    """Starts servers with flags of their own."""
+    """Starts servers with flags, or a model, of their own."""
     servers = []
 
-    def make(*flags):
-        servers.append(Server(*flags))
+    def make(*flags, **more):
+        servers.append(Server(*flags, **more))
         return servers[-1]
     yield make
     for server in servers:
