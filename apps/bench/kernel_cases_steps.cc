@@ -57,12 +57,12 @@ class Step {
     Sampler sampler(backend_, config_.vocab_size, 1);
     SamplerState greedy(backend_, {}, {}, kDecoded, {});
     const Sampler::Row row = {.state = &greedy};
-    const DecodePolicy policy = DecodePolicy::full();
-    Compressor compressor(policy, kTokens);
     backend_.reset();
-    Running running = {&cache_, &window_, &compressor, 1};
-    for (int64_t i = 0; i < kDecoded; ++i)
+    Running running = {&cache_, &window_, 1};
+    for (int64_t i = 0; i < kDecoded; ++i) {
       running.token = sampler.draw(decoder.step(act_, {&running, 1}), {&row, 1})[0];
+      cache_.advance(1);
+    }
   }
 
   // Seconds since the last reset(), of these ops or of all.

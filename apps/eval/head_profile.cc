@@ -5,6 +5,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "ei/engine/batch.h"
 #include "ei/engine/context.h"
 #include "ei/engine/engine_impl.h"
 #include "ei/engine/sequence.h"
@@ -112,20 +113,13 @@ Profile profile(Engine& engine, const Request& request, const Callbacks& callbac
                    std::vector<Profile::Head>(static_cast<size_t>(config.n_kv_heads)));
   Context context(e);
   Sequence sequence(e, context, watched);
+  sequence.begin();
   context.plan().observe([&](int layer, const Chunk& chunk, const PrefillPlan::Choice& choice) {
     add_selection(*e.backend, context.plan(), chunk, choice, out.heads[static_cast<size_t>(layer)]);
   });
-  Activations act(*e.backend, config, context.chunk_rows(), 1);
-  Decoder decoder(*e.backend, *e.model, 1);
-  while (sequence.reading() && !cancel.stop_requested()) {
-    sequence.read_chunk(act);
+  Batch(e, 1).run(sequence, cancel, [&] {
     if (callbacks.on_prefill) callbacks.on_prefill(sequence.n_read(), sequence.n_prompt(), 0);
-  }
-  while (sequence.writing() && !cancel.stop_requested()) {
-    const Running running = sequence.running();
-    sequence.accept(decoder.step(act, {&running, 1}));
-  }
-  sequence.cancel();  // if it has not ended by itself
+  });
   out.generation = sequence.result();
   for (auto& layer : out.heads)
     for (Profile::Head& head : layer) finish(head, request.prefill);

@@ -8,8 +8,8 @@
 
 #include "apps/server/log.h"
 #include "apps/server/page.h"
-#include "ei/engine/engine_impl.h"
 #include "ei/io/json.h"
+#include "ei/text/chat_template.h"
 
 namespace ei::server {
 namespace {
@@ -24,27 +24,44 @@ HttpReply to_reply(const ApiError& error) {
   return error_reply(error.status, error.type, error.what(), error.param, error.code);
 }
 
+int64_t mib(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
+
 // `param`: the field that the prompt came in.
 HttpReply to_reply(const Refusal& refusal, const std::string& param) {
   switch (refusal.kind) {
-    case Refusal::Kind::kTooLong: {
-      std::vector<std::pair<std::string, int64_t>> numbers;  // by which clients shorten prompts
-      if (refusal.n_prompt > 0)
-        numbers = {{"n_prompt_tokens", refusal.n_prompt}, {"n_ctx", refusal.n_context}};
-      return error_reply(400, "invalid_request_error", refusal.what(), param,
-                         "context_length_exceeded", numbers);
-    }
+    case Refusal::Kind::kTooLong:
+      return error_reply(
+          400, "invalid_request_error",
+          fmt::format("This model's maximum context length is {} tokens. However, your prompt "
+                      "contains {} tokens and asks for {} of output. Please reduce the length of "
+                      "the prompt.",
+                      refusal.n_context, refusal.n_prompt, refusal.n_answer),
+          param, "context_length_exceeded",
+          {{"n_prompt_tokens", refusal.n_prompt}, {"n_ctx", refusal.n_context}});
     case Refusal::Kind::kTooLarge:
-      return error_reply(400, "invalid_request_error", refusal.what(), param, "kv_memory_exceeded");
+      return error_reply(
+          400, "invalid_request_error",
+          fmt::format(
+              "The KV cache of {} prompt tokens and {} of output needs {} MiB; this server "
+              "has {} MiB for it. Shorten the prompt, lower max_tokens, or start the server "
+              "with a larger --kv-memory.",
+              refusal.n_prompt, refusal.n_answer, mib(refusal.bytes), mib(refusal.bytes_max)),
+          param, "kv_memory_exceeded");
     case Refusal::Kind::kBusy: {
-      HttpReply reply = error_reply(429, "rate_limit_error", refusal.what(), "", "server_busy");
+      HttpReply reply = error_reply(
+          429, "rate_limit_error",
+          fmt::format("The server is busy: {} requests with {} prompt tokens are waiting, at most "
+                      "{} with {} may. Try again in {} s.",
+                      refusal.n_waiting, refusal.n_tokens, refusal.n_waiting_max,
+                      refusal.n_tokens_max, refusal.retry_after_s),
+          "", "server_busy");
       reply.headers.emplace_back("Retry-After", std::to_string(refusal.retry_after_s));
       return reply;
     }
     case Refusal::Kind::kDraining:
       break;
   }
-  return error_reply(503, "unavailable_error", refusal.what());
+  return error_reply(503, "unavailable_error", "The server is shutting down.");
 }
 
 constexpr int kThreads = 2;          // for reading requests, and as many for writing answers
@@ -111,8 +128,8 @@ void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults
                  .count();
   defaults_ = std::move(defaults);
   defaults_.sampling = engine.default_sampling();
-  defaults_.tools = engine.impl().chat && engine.impl().chat->knows_tools();
-  const Tokenizer& tokenizer = *engine.impl().tokenizer;
+  defaults_.tools = !info_.chat_template.empty() && engine.chat_template().knows_tools();
+  const Tokenizer& tokenizer = engine.tokenizer();
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
     max_token_bytes_ = std::max(max_token_bytes_, tokenizer.token_bytes(id).size());
   scheduler_ = std::make_unique<Scheduler>(engine, options);
@@ -327,24 +344,24 @@ HttpReply Api::models(const std::string& id) const {
 }
 
 // So many bytes cannot be few enough tokens: not worth tokenizing.
-void Api::check_bytes(size_t n_bytes) const {
+void Api::check_bytes(size_t n_bytes, const char* param) const {
   if (n_bytes / std::max<size_t>(1, max_token_bytes_) <= static_cast<size_t>(info_.max_context))
     return;
-  throw Refusal(
-      Refusal::Kind::kTooLong,
-      fmt::format("This model's maximum context length is {} tokens. However, your prompt "
-                  "has {} bytes of text, at least {} tokens.",
-                  info_.max_context, n_bytes, n_bytes / max_token_bytes_));
+  throw ApiError(400, "invalid_request_error",
+                 fmt::format("This model's maximum context length is {} tokens. However, your "
+                             "prompt has {} bytes of text, at least {} tokens.",
+                             info_.max_context, n_bytes, n_bytes / max_token_bytes_),
+                 param, "context_length_exceeded");
 }
 
 std::vector<int32_t> Api::encode(const Conversation& conversation) const {
-  const ChatTemplate& chat = engine_->impl().chat_template();
+  const ChatTemplate& chat = engine_->chat_template();
   return chat.encode(conversation.messages, {.variables = conversation.variables});
 }
 
 std::string Api::rendered(const Conversation& conversation) const {
   std::string text;
-  for (const TextPiece& piece : engine_->impl().chat_template().render(
+  for (const TextPiece& piece : engine_->chat_template().render(
            conversation.messages, {.variables = conversation.variables}))
     text += piece.text;
   return text;
@@ -379,7 +396,9 @@ std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, He
   const bool is_long =
       body->size() / std::max<size_t>(1, max_token_bytes_) > static_cast<size_t>(info_.max_context);
   body.reset();
-  if (is_long) check_bytes(rendered(request.conversation).size());  // a template may leave much out
+  if (is_long)
+    check_bytes(rendered(request.conversation).size(),
+                "messages");  // a template may leave much out
   std::vector<int32_t> prompt = encode(request.conversation);
   request.conversation = {};
   start(exchange, std::move(request), {std::move(prompt)});
@@ -396,7 +415,7 @@ std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchan
       continue;
     }
     const auto& text = std::get<std::string>(prompt);
-    check_bytes(text.size());
+    check_bytes(text.size(), "prompt");
     prompts.push_back(engine_->tokenize(text));
   }
   request.prompts = {};

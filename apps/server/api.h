@@ -58,7 +58,7 @@ class Api final : public HttpHandler {
 
   HttpReply health() const;
   HttpReply models(const std::string& id) const;
-  void check_bytes(size_t n_bytes) const;
+  void check_bytes(size_t n_bytes, const char* param) const;
   std::string rendered(const Conversation& conversation) const;
   std::vector<int32_t> encode(const Conversation& conversation) const;
   std::optional<HttpReply> tokenize(const std::shared_ptr<Exchange>& exchange, Held body);

@@ -1,6 +1,7 @@
 #include "ei/cache/kv_cache.h"
 
 #include <numeric>
+#include <utility>
 
 #include "ei/base/fail.h"
 
@@ -34,7 +35,7 @@ void KvCache::clear() {
   for (Layer& layer : layers_) {
     layer.pages.assign(static_cast<size_t>(shape_.n_kv_heads), {});
     layer.rows.assign(static_cast<size_t>(shape_.n_kv_heads), 0);
-    layer.rows_bound = 0;
+    layer.rows_bound = layer.n_tokens = 0;
   }
   n_tokens_ = 0;
   compacted_ = false;
@@ -117,7 +118,17 @@ KvLayer KvCache::grow(int l, int64_t n) {
   Layer& layer = layers_[static_cast<size_t>(l)];
   for (int64_t& rows : layer.rows) rows += n;
   layer.rows_bound += n;
+  layer.n_tokens += n;
   return this->layer(l);
+}
+
+void KvCache::rewind() {
+  for (Layer& layer : layers_) {
+    const int64_t n = std::exchange(layer.n_tokens, n_tokens_) - n_tokens_;
+    for (int64_t& rows : layer.rows) rows -= n;
+    layer.rows_bound -= n;
+  }
+  upload(0, shape_.n_layers);
 }
 
 KvLayer KvCache::layer(int l) const {
@@ -145,18 +156,52 @@ void KvCache::adopt(std::span<const std::span<const PageRef>> pages) {
         for (const auto& page : pages) layer.pages[h].push_back(page[l * n_heads + h]);
       }
       std::fill(layer.rows.begin(), layer.rows.end(), n);
-      layer.rows_bound = n;
+      layer.rows_bound = layer.n_tokens = n;
     }
     upload(0, shape_.n_layers);
   } catch (...) {
     for (Layer& layer : layers_) {
       for (auto& of_head : layer.pages) of_head.clear();
       std::fill(layer.rows.begin(), layer.rows.end(), 0);
-      layer.rows_bound = 0;
+      layer.rows_bound = layer.n_tokens = 0;
     }
     throw;
   }
   n_tokens_ = n;
+}
+
+void KvCache::fork(const KvCache& from) {
+  const int64_t n_full = from.n_tokens_ / shape_.layout.rows;
+  const int64_t first = n_full * shape_.layout.rows, n_last = from.n_tokens_ - first;
+  require(!from.compacted_, "KV cache: a compacted cache cannot be forked");
+  std::vector<std::vector<PageRef>> full(static_cast<size_t>(n_full));
+  for (int64_t i = 0; i < n_full; ++i)
+    for (int l = 0; l < shape_.n_layers; ++l)
+      for (int64_t h = 0; h < shape_.n_kv_heads; ++h)
+        full[static_cast<size_t>(i)].push_back(from.page(l, h, i));
+  adopt(std::vector<std::span<const PageRef>>(full.begin(), full.end()));
+  if (n_last == 0) return;
+
+  reserve(n_last);
+  std::vector<int32_t> rows;
+  for (int64_t h = 0; h < shape_.n_kv_heads; ++h)
+    for (int64_t i = first; i < from.n_tokens_; ++i) rows.push_back(static_cast<int32_t>(i));
+  const std::vector<int32_t> count(static_cast<size_t>(shape_.n_kv_heads),
+                                   static_cast<int32_t>(n_last));
+  const DeviceArray<int32_t, 1> kept(backend_, rows), counts(backend_, count);
+  const DeviceArray<int32_t, 1> n_rows(backend_, {shape_.n_kv_heads});
+  for (int l = 0; l < shape_.n_layers; ++l) {
+    KvLayer last = layer(l);  // as if the last pages were all
+    last.pages.data += n_full;
+    last.n_rows = n_rows.view();
+    last.rows_bound = n_last;
+    backend_.run(CompactKv{.from = from.layer(l),
+                           .keep = {{kept.view().data, {shape_.n_kv_heads, n_last}}, counts.view()},
+                           .to = last});
+    grow(l, n_last);
+  }
+  advance(n_last);
+  upload(0, shape_.n_layers);
 }
 
 void KvCache::truncate(int64_t n) {
@@ -166,7 +211,7 @@ void KvCache::truncate(int64_t n) {
   for (Layer& layer : layers_) {
     for (auto& pages : layer.pages) pages.resize(static_cast<size_t>(shape_.layout.pages(n)));
     std::fill(layer.rows.begin(), layer.rows.end(), n);
-    layer.rows_bound = n;
+    layer.rows_bound = layer.n_tokens = n;
   }
   n_tokens_ = n;
   upload(0, shape_.n_layers);
@@ -178,6 +223,7 @@ void KvCache::compact(int l, const Keep& keep) {
   backend_.copy_out(count.data(), keep.count.data, n_heads * int64_t{sizeof(int32_t)});
 
   Layer kept;
+  kept.n_tokens = n_tokens_;
   kept.rows.assign(count.begin(), count.end());
   kept.rows_bound = *std::max_element(count.begin(), count.end());
   kept.pages.resize(count.size());

@@ -59,6 +59,9 @@ class KvCache {
   // Counts n rows more in a layer, for an AppendKv of the caller's that gets what this returns.
   KvLayer grow(int layer, int64_t n);
   void advance(int64_t n) { n_tokens_ += n; }
+  // Takes back what was appended since the last advance(). Throws Error when the device cannot be
+  // told; the cache is then good for nothing but clear().
+  void rewind();
 
   KvLayer layer(int layer) const;
 
@@ -70,6 +73,9 @@ class KvCache {
   // Fills an empty cache with full pages of another: pages[i] are page i of every layer and head,
   // [n_layers, n_kv_heads]. Throws Error when they do not fit; the cache is then still empty.
   void adopt(std::span<const std::span<const PageRef>> pages);
+  // Fills an empty cache with all tokens of another that is not compacted, to be written on from:
+  // full pages are shared, the last is copied without its key bounds.
+  void fork(const KvCache& from);
 
   // Keeps the first n tokens, a multiple of page_rows, of a cache that is not compacted.
   void truncate(int64_t n);
@@ -85,6 +91,7 @@ class KvCache {
     std::vector<std::vector<PageRef>> pages;  // [n_heads][pages]
     std::vector<int64_t> rows;                // [n_heads], as n_rows on the device
     int64_t rows_bound = 0;
+    int64_t n_tokens = 0;  // appended, which the cache counts once all layers have them
     int64_t n_heads() const { return static_cast<int64_t>(rows.size()); }
   };
   // Tells the device where the pages of n layers from `first` on are, and how many rows they hold.

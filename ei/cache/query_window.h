@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "ei/ops/backend.h"
@@ -26,8 +27,18 @@ class QueryWindow {
   // q [n, n_heads * d] of positions begin, begin + 1, ...
   void save(int layer, const Act& q, int64_t begin) {
     if (n_rows_ == 0) return;
-    const Act to = ring(layer);
-    backend_->run(SaveQueries{.q = q, .rings = {&to, 1}, .positions = {&begin, 1}});
+    const SaveQueries::Entry entry = {q, begin, ring(layer)};
+    backend_->run(SaveQueries{{&entry, 1}});
+  }
+
+  // The newest of another sequence's queries, of a window no smaller, after its first n tokens.
+  void copy(const QueryWindow& from, int64_t n) {
+    for (int l = 0; l < static_cast<int>(rings_.size()); ++l) {
+      for (int64_t p = std::max<int64_t>(0, n - n_rows_), end = 0; p < n; p = end) {
+        end = std::min(n, p + from.n_rows_ - p % from.n_rows_);
+        save(l, from.ring(l).slice(p % from.n_rows_, end - p), p);
+      }
+    }
   }
 
  private:

@@ -9,25 +9,25 @@ namespace ei::cuda {
 namespace {
 
 struct Params {
-  struct Ring {
-    void* data;
-    int64_t rows;
-    int64_t position;  // of the sequence's first row of q
+  struct Entry {
+    const void* q;
+    int64_t n;         // rows of q
+    int64_t position;  // of the first
+    void* ring;
+    int64_t rows;  // of the ring
   };
-  Ring rings[kMaxSequences];
-  const void* q;
-  int64_t share;
+  Entry entries[kMaxSequences];
   int64_t cols;
 };
 
-// blockIdx: one of the last rows of a sequence's share, the sequence. Rows are of p.cols T.
+// blockIdx: one of the last rows of an entry's queries, the entry. Rows are of p.cols T.
 template <class T>
 __global__ void save(const __grid_constant__ Params p) {
-  const Params::Ring& ring = p.rings[blockIdx.y];
-  const int64_t i = p.share - 1 - blockIdx.x;
-  if (i < 0 || blockIdx.x >= ring.rows) return;  // older rows would only be overwritten
-  const T* from = static_cast<const T*>(p.q) + (blockIdx.y * p.share + i) * p.cols;
-  T* to = static_cast<T*>(ring.data) + (ring.position + i) % ring.rows * p.cols;
+  const Params::Entry& entry = p.entries[blockIdx.y];
+  const int64_t i = entry.n - 1 - blockIdx.x;
+  if (i < 0 || blockIdx.x >= entry.rows) return;  // older rows would only be overwritten
+  const T* from = static_cast<const T*>(entry.q) + i * p.cols;
+  T* to = static_cast<T*>(entry.ring) + (entry.position + i) % entry.rows * p.cols;
   for (int64_t c = threadIdx.x; c < p.cols; c += blockDim.x) to[c] = from[c];
 }
 
@@ -35,22 +35,21 @@ __global__ void save(const __grid_constant__ Params p) {
 
 void CudaBackend::run(const SaveQueries& op) {
   check(op);
-  if (op.q.rows == 0) return;
-  const int64_t share = op.q.rows / std::ssize(op.rings);
-  for (size_t s = 0; s < op.rings.size(); s += kMaxSequences) {
-    const size_t n = std::min(kMaxSequences, op.rings.size() - s);
+  for (size_t first = 0; first < op.entries.size(); first += kMaxSequences) {
+    const auto entries =
+        op.entries.subspan(first, std::min(kMaxSequences, op.entries.size() - first));
     Params p{};
     int64_t most = 0;
-    for (size_t i = 0; i < n; ++i) {
-      const Act& ring = op.rings[s + i];
-      p.rings[i] = {ring.data, ring.rows, op.positions[s + i]};
-      most = std::max(most, ring.rows);
+    for (size_t i = 0; i < entries.size(); ++i) {
+      const auto& [q, position, ring] = entries[i];
+      p.entries[i] = {q.data, q.rows, position, ring.data, ring.rows};
+      most = std::max(most, std::min(q.rows, ring.rows));
     }
-    p.q = static_cast<const bf16*>(op.q.data) + static_cast<int64_t>(s) * share * op.q.cols;
-    p.share = share;
-    const bool in_eights = op.q.cols % 8 == 0;
-    p.cols = in_eights ? op.q.cols / 8 : op.q.cols;
-    const dim3 grid(static_cast<unsigned>(std::min(share, most)), static_cast<unsigned>(n));
+    if (most == 0) continue;
+    const int64_t cols = entries[0].q.cols;
+    const bool in_eights = cols % 8 == 0;
+    p.cols = in_eights ? cols / 8 : cols;
+    const dim3 grid(static_cast<unsigned>(most), static_cast<unsigned>(entries.size()));
     launch("SaveQueries", in_eights ? save<uint4> : save<bf16>, grid, 256, 0, stream_, p);
   }
 }

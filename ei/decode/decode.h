@@ -5,7 +5,6 @@
 
 #include "ei/cache/kv_cache.h"
 #include "ei/cache/query_window.h"
-#include "ei/decode/compress.h"
 #include "ei/model/model.h"
 
 namespace ei {
@@ -14,7 +13,6 @@ namespace ei {
 struct Running {
   KvCache* cache = nullptr;
   QueryWindow* window = nullptr;
-  Compressor* compressor = nullptr;
   int32_t token = 0;  // to be read by the next step
 };
 
@@ -23,18 +21,18 @@ class Decoder {
  public:
   Decoder(Backend& backend, const Model& model, int64_t max_sequences);
 
-  // One step: every sequence reads its token, all in one batch, and those that are due are
-  // compressed afterwards. Returns the logits of the next tokens, [n_sequences, vocab_size], valid
-  // until `act` is used again.
+  // One step: every sequence reads its token, all in one batch. Returns the logits of the next
+  // tokens, [n_sequences, vocab_size], valid until `act` is used again. The caches have the tokens'
+  // rows but do not count them: that is for KvCache::advance() or, if anything was thrown here or
+  // is not to be, for rewind().
   Act step(Activations& act, std::span<const Running> running);
 
  private:
   Backend& backend_;
   const Model& model_;
   std::vector<int32_t> tokens_, positions_;
-  std::vector<int64_t> at_;
   std::vector<KvLayer> kv_;
-  std::vector<Act> rings_;
+  std::vector<SaveQueries::Entry> queries_;
 };
 
 }  // namespace ei

@@ -45,9 +45,14 @@ int64_t Context::own_prefix(int64_t window_rows) const {
   return std::min<int64_t>(common.first - tokens_.begin(), reusable_);
 }
 
+std::unique_ptr<QueryWindow> Context::make_window(int64_t n_rows) const {
+  const ModelConfig& config = engine_.model->config();
+  return std::make_unique<QueryWindow>(*engine_.backend, config.n_layers, n_rows,
+                                       config.n_heads * config.head_dim);
+}
+
 void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
                     const DecodePolicy& decode, Hidden wanted) {
-  const ModelConfig& config = engine_.model->config();
   Backend& backend = *engine_.backend;
   const int64_t window_rows = Compressor::window_rows(decode);
   if (!plan_ || !(plan_->policy() == prefill)) {
@@ -60,15 +65,14 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   }
   prompt_ = std::move(prompt);
   wanted_ = wanted;
+  stats_.reset();
   const int64_t n = n_prompt();
   // The window's queries and the last token's logits are made anew.
   const int64_t limit = wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
   int64_t cached = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit));
   cached = cached / prefill.segment * prefill.segment;
 
-  if (!window_ || window_->n_rows() != window_rows)
-    window_ = std::make_unique<QueryWindow>(backend, config.n_layers, window_rows,
-                                            config.n_heads * config.head_dim);
+  if (!window_ || window_->n_rows() != window_rows) window_ = make_window(window_rows);
   if (cached > 0) {
     cache_->truncate(cached);
   } else {
@@ -86,14 +90,25 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   plan_->begin(n, cached);
 }
 
-Chunk Context::read_chunk(Activations& act, int64_t max_rows,
-                          const std::function<void()>& between_layers) {
-  const Chunk chunk = prefill_chunk(*engine_.backend, *engine_.model, act, *cache_, *window_,
-                                    *plan_, prompt_, wanted_, max_rows, between_layers);
+void Context::fork(Context& read, const DecodePolicy& decode) {
+  cache_ = std::make_unique<KvCache>(*engine_.backend, *pool_, kv_shape(read.plan_->policy()));
+  cache_->fork(*read.cache_);
+  window_ = make_window(Compressor::window_rows(decode));
+  window_->copy(*read.window_, read.n_read());
+  prompt_ = read.prompt_;
+  tokens_ = prompt_;
+  stats_ = read.stats();
+}
+
+ChunkReader Context::next_chunk(Activations& act, int64_t max_rows) {
+  return {*engine_.backend, *engine_.model, act,     *cache_, *window_,
+          *plan_,           prompt_,        wanted_, max_rows};
+}
+
+void Context::end_chunk() {
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_read());
   reusable_ = std::min(n_read(), plan_->reusable(n_prompt()));
-  if (n_read() == n_prompt()) keep_prefix();
-  return chunk;
+  keep_prefix();
 }
 
 void Context::keep_prefix() {
@@ -103,7 +118,7 @@ void Context::keep_prefix() {
 
 void Context::finish_answer() {
   // Answers of a dense conversation can be reused as well: they were read as a prompt would be.
-  if (plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());
+  if (plan_ && plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());
 }
 
 void Context::clear() {

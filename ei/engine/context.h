@@ -1,7 +1,7 @@
 #pragma once
 
-#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -33,20 +33,23 @@ class Context {
   // already is n_read() then. Hidden::kAll: all of it is to be read, whatever is known.
   void begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill, const DecodePolicy& decode,
              Hidden wanted);
+  // The same for a prompt that another context has just read: goes on from a copy of its cache,
+  // which shares all full pages, and of its window, which must be no smaller.
+  void fork(Context& read, const DecodePolicy& decode);
 
-  // Reads the next chunk, of max_rows tokens if it can; whole segments. Its hidden states, if they
-  // are wanted, stay in `act`. As prefill_chunk().
-  Chunk read_chunk(Activations& act, int64_t max_rows = INT64_MAX,
-                   const std::function<void()>& between_layers = {});
+  // The next chunk, of max_rows tokens if it can; whole segments. Its hidden states, if they are
+  // wanted, stay in `act`. Once its layers are read, end_chunk().
+  ChunkReader next_chunk(Activations& act, int64_t max_rows);
+  void end_chunk();
   void wrote(int32_t token) { tokens_.push_back(token); }  // the decode loop has read it
   void finish_answer();  // what can be reused of the answer, now that it is complete
-  // Lets other requests reuse what was read of the prompt. Done by itself once all of it is.
+  // Lets other requests reuse what was read of the prompt.
   void keep_prefix();
   void clear();  // forgets everything and frees its memory
 
-  const std::vector<int32_t>& prompt() const { return prompt_; }
   int64_t n_prompt() const { return static_cast<int64_t>(prompt_.size()); }
   int64_t n_read() const { return cache_ ? cache_->n_tokens() : 0; }
+  const std::vector<int32_t>& prompt() const { return prompt_; }
   // Why begin() found no more of the prompt in the prefix cache; empty if it did.
   const std::string& lost_prefix() const { return lost_; }
   // Rows that Activations need for this prompt's chunks.
@@ -55,10 +58,16 @@ class Context {
   KvCache& cache() { return *cache_; }
   QueryWindow& window() { return *window_; }
   PrefillPlan& plan() { return *plan_; }
+  // Of a prompt that is read. Waits for the device.
+  const PrefillStats& stats() {
+    if (!stats_) stats_ = plan_->stats();
+    return *stats_;
+  }
 
  private:
   KvShape kv_shape(const PrefillPolicy& prefill) const;
   int64_t own_prefix(int64_t window_rows) const;
+  std::unique_ptr<QueryWindow> make_window(int64_t n_rows) const;
 
   Engine::Impl& engine_;
   PagePool* pool_ = nullptr;
@@ -73,7 +82,8 @@ class Context {
   std::unique_ptr<PagePool> own_pool_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<QueryWindow> window_;
-  std::unique_ptr<PrefillPlan> plan_;
+  std::unique_ptr<PrefillPlan> plan_;  // null in a fork
+  std::optional<PrefillStats> stats_;
 };
 
 }  // namespace ei

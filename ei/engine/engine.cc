@@ -177,6 +177,9 @@ std::vector<int32_t> Engine::tokenize(std::span<const Message> messages, bool th
   return impl_->encode_chat(messages, thinking);
 }
 
+const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer; }
+const ChatTemplate& Engine::chat_template() const { return impl_->chat_template(); }
+
 std::string Engine::detokenize(std::span<const int32_t> tokens) const {
   return impl_->tokenizer->decode(tokens, /*skip_special=*/false);
 }

@@ -19,6 +19,9 @@
 
 namespace ei {
 
+class ChatTemplate;
+class Tokenizer;
+
 enum class Device { kAuto, kCpu, kCuda };  // kAuto: CUDA where there is a GPU that can be used
 
 struct EngineOptions {
@@ -76,6 +79,9 @@ class Engine {
   // when the checkpoint has none.
   std::vector<int32_t> tokenize(std::span<const Message> messages, bool thinking = true) const;
   std::string detokenize(std::span<const int32_t> tokens) const;
+  // The parts that do it (ei/text), for more than that. chat_template() throws as tokenize() does.
+  const Tokenizer& tokenizer() const;
+  const ChatTemplate& chat_template() const;
 
   struct Impl;
   Impl& impl() const { return *impl_; }

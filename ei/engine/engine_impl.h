@@ -28,7 +28,6 @@ struct Engine::Impl {
   std::mutex mutex;  // held by the session that runs
 
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
-  // Throws Error when the checkpoint has none.
   const ChatTemplate& chat_template() const;
   // Of a cache and a plan with room for max_tokens.
   KvShape kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const;

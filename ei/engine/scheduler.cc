@@ -10,12 +10,21 @@
 namespace ei {
 namespace {
 
+// So short that it needs none.
+constexpr const char* kOutOfMemory = "out of memory";
+
 double ms_between(std::chrono::steady_clock::time_point from,
                   std::chrono::steady_clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
-int64_t mib(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
+// Nobody is left to be told that a last callback failed.
+void tell(const std::function<void(Outcome)>& on_end, Outcome outcome) noexcept {
+  try {
+    on_end(std::move(outcome));
+  } catch (...) {
+  }
+}
 
 SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& engine) {
   validate(options.prefill);
@@ -28,6 +37,18 @@ SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& eng
   if (options.kv_bytes == 0) options.kv_bytes = free / 2;
   if (options.prefix_bytes < 0) options.prefix_bytes = free / 4;
   return options;
+}
+
+std::string what(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "unknown error";
+  }
 }
 
 int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
@@ -45,23 +66,62 @@ int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) 
 }  // namespace
 
 struct Scheduler::Active {
+  explicit Active(Job j) : job(std::move(j)) {
+    for (const int32_t token : job.request.tokens)
+      hash = (hash ^ static_cast<uint32_t>(token)) * 0x100000001B3ull;  // FNV-1a
+  }
+
   Job job;
-  int64_t bytes = 0;
-  Clock::time_point since, started;
-  std::unique_ptr<Context> context;
-  std::unique_ptr<Sequence> sequence;
+  int64_t bytes = 0;                       // planned
+  uint64_t hash = 0xCBF29CE484222325ull;   // of the prompt
+  Clock::time_point since = Clock::now();  // waiting
+  std::optional<Clock::time_point> started;
+  std::optional<Context> context;
+  std::optional<Sequence> sequence;
+  const Active* leader = nullptr;  // reads the same prompt, from which this one goes on
+  int64_t n_read = 0;              // of the prompt, as far as was told
+  std::exception_ptr error;        // why there is no sequence
+
+  bool over() const { return job.cancel.stop_requested() || Clock::now() >= job.deadline; }
+  // Whether it could go on from what `other` reads.
+  bool can_follow(const Active& other) const {
+    const Request &mine = job.request, &theirs = other.job.request;
+    return hash == other.hash && mine.tokens == theirs.tokens && mine.prefill == theirs.prefill &&
+           !job.options.score_prompt &&
+           Compressor::window_rows(mine.decode) <= Compressor::window_rows(theirs.decode);
+  }
+  Outcome outcome() const noexcept;
 };
+
+Outcome Scheduler::Active::outcome() const noexcept try {
+  Outcome outcome;
+  outcome.queue_ms = ms_between(since, started.value_or(Clock::now()));
+  if (context) outcome.lost_prefix = context->lost_prefix();
+  if (const std::exception_ptr failure = sequence ? sequence->error() : error) {
+    outcome.error = what(failure);
+  } else if (sequence) {
+    outcome.generation = sequence->result();
+  } else {
+    outcome.generation.finish_reason = FinishReason::kCancelled;
+  }
+  return outcome;
+} catch (...) {
+  Outcome outcome;
+  outcome.error = kOutOfMemory;
+  return outcome;
+}
 
 Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
     : engine_(engine.impl()),
       options_(with_defaults(options, engine_)),
       pool_(*engine_.backend, page_bytes(options_, engine_)),
       prefixes_(*engine_.backend, options_.prefix_bytes),
-      act_(*engine_.backend, engine_.model->config(), chunk_rows(options_, engine_),
-           Sequence::kScoreRows),
-      step_act_(*engine_.backend, engine_.model->config(), options_.max_sequences,
-                options_.max_sequences),
-      decoder_(*engine_.backend, *engine_.model, options_.max_sequences) {
+      batch_(engine_, options_.max_sequences, chunk_rows(options_, engine_), Sequence::kScoreRows),
+      reader_(active_.end()) {
+  const auto n = static_cast<size_t>(options_.max_sequences);
+  plan_.compress.reserve(n);
+  plan_.write.reserve(n);
+  plan_.read.followers.reserve(n);
   stats_.kv_bytes_max = options_.kv_bytes;
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
@@ -106,26 +166,21 @@ void Scheduler::check(const Job& job) const {
 
   const int64_t context = engine_.model->config().max_positions;
   const auto n_prompt = static_cast<int64_t>(request.tokens.size());
-  const int64_t n_answer = std::max<int64_t>(1, request.max_tokens);
   if (n_prompt + (request.max_tokens > 0 ? 1 : 0) > context) {
-    Refusal refusal(
-        Refusal::Kind::kTooLong,
-        fmt::format("This model's maximum context length is {} tokens. However, your prompt "
-                    "contains {} tokens and asks for {} of output. Please reduce the length of "
-                    "the prompt.",
-                    context, n_prompt, n_answer));
+    Refusal refusal(Refusal::Kind::kTooLong);
     refusal.n_prompt = n_prompt;
+    refusal.n_answer = std::max<int64_t>(1, request.max_tokens);
     refusal.n_context = context;
     throw refusal;
   }
-  const int64_t bytes = planned_bytes(request);
-  if (bytes > options_.kv_bytes)
-    throw Refusal(
-        Refusal::Kind::kTooLarge,
-        fmt::format("The KV cache of {} prompt tokens and {} of output needs {} MiB; this "
-                    "server has {} MiB for it. Shorten the prompt, lower max_tokens, or "
-                    "start the server with a larger --kv-memory.",
-                    n_prompt, request.max_tokens, mib(bytes), mib(options_.kv_bytes)));
+  if (const int64_t bytes = planned_bytes(request); bytes > options_.kv_bytes) {
+    Refusal refusal(Refusal::Kind::kTooLarge);
+    refusal.n_prompt = n_prompt;
+    refusal.n_answer = request.max_tokens;
+    refusal.bytes = bytes;
+    refusal.bytes_max = options_.kv_bytes;
+    throw refusal;
+  }
 }
 
 void Scheduler::submit(Job job) {
@@ -135,36 +190,34 @@ void Scheduler::submit(Job job) {
 }
 
 void Scheduler::submit(std::vector<Job> jobs, const std::function<void()>& accepted) {
+  Actives taken;
   int64_t n_tokens = 0;
-  for (const Job& job : jobs) {
+  for (Job& job : jobs) {
     check(job);
-    n_tokens += static_cast<int64_t>(job.request.tokens.size());
+    n_tokens += std::ssize(job.request.tokens);
+    Active& active = taken.emplace_back(std::move(job));
+    active.bytes = planned_bytes(active.job.request);
   }
   const std::lock_guard lock(mutex_);
-  if (draining_) throw Refusal(Refusal::Kind::kDraining, "The server is shutting down.");
+  if (draining_) throw Refusal(Refusal::Kind::kDraining);
   // An idle server takes any one request.
   const bool idle = waiting_.empty() && n_active_ < options_.max_sequences;
-  const int64_t n_waiting = static_cast<int64_t>(waiting_.size() + jobs.size());
+  const int64_t n_waiting = std::ssize(waiting_) + std::ssize(taken);
   const int64_t n_waiting_tokens = waiting_tokens_ + n_tokens;
   if (!idle &&
       (n_waiting > options_.max_waiting || n_waiting_tokens > options_.max_waiting_tokens)) {
     const double rate = stats_.read_tps > 0 ? stats_.read_tps : 1000;
-    const int retry_s =
+    Refusal refusal(Refusal::Kind::kBusy);
+    refusal.n_waiting = std::ssize(waiting_);
+    refusal.n_waiting_max = options_.max_waiting;
+    refusal.n_tokens = waiting_tokens_;
+    refusal.n_tokens_max = options_.max_waiting_tokens;
+    refusal.retry_after_s =
         static_cast<int>(std::clamp(std::ceil(double(waiting_tokens_) / rate), 1.0, 600.0));
-    throw Refusal(
-        Refusal::Kind::kBusy,
-        fmt::format("The server is busy: {} requests with {} prompt tokens are waiting, at "
-                    "most {} with {} may. Try again in {} s.",
-                    waiting_.size(), waiting_tokens_, options_.max_waiting,
-                    options_.max_waiting_tokens, retry_s),
-        retry_s);
+    throw refusal;
   }
   if (accepted) accepted();
-  const auto now = Clock::now();
-  for (Job& job : jobs) {
-    const int64_t bytes = planned_bytes(job.request);
-    waiting_.push_back({std::move(job), now, bytes});
-  }
+  waiting_.splice(waiting_.end(), taken);
   waiting_tokens_ += n_tokens;
   changed_.notify_all();
 }
@@ -204,39 +257,56 @@ void Scheduler::run(const std::stop_token& stop) {
       if (!changed_.wait(lock, stop, [&] { return !waiting_.empty() || n_active_ > 0; })) return;
     }
     const std::lock_guard engine_lock(engine_.mutex);
-    end_cancelled();
-    admit();
-    read_next();
-    write_all();
-    publish();
+    step();
   }
 }
 
+void Scheduler::step() {
+  end_cancelled();
+  admit();
+  decide();
+  const auto begin = Clock::now();
+  batch_.execute(plan_);
+  if (plan_.read.sequence != nullptr && batch_.mid_chunk() == nullptr) {
+    const Sequence& sequence = *plan_.read.sequence;
+    const double n_tokens = double(sequence.n_read() - sequence.n_cached() - n_computed_);
+    const double tps = n_tokens * 1000 / std::max(1e-3, ms_between(chunk_begun_, Clock::now()));
+    if (n_tokens > 0) read_tps_ = read_tps_ == 0 ? tps : 0.9 * read_tps_ + 0.1 * tps;
+    chunk_ended_ = true;
+    active_.splice(active_.end(), active_, std::exchange(reader_, active_.end()));
+  }
+  for (auto it = active_.begin(); it != active_.end();) {
+    const auto next = std::next(it);
+    deliver(*it);
+    if (it->sequence->finished()) end(it);
+    it = next;
+  }
+  if (wrote_) {
+    const auto now = Clock::now();
+    next_write_ = now + std::max<Clock::duration>(options_.step_interval, now - begin);
+  }
+  publish();
+}
+
 void Scheduler::end_cancelled() {
-  std::deque<Waiting> gone;
+  Actives gone;
   bool all = false;
   {
     const std::lock_guard lock(mutex_);
     all = cancel_all_;
     for (auto it = waiting_.begin(); it != waiting_.end();) {
-      if (!all && !over(it->job)) {
-        ++it;
-        continue;
+      const auto next = std::next(it);
+      if (all || it->over()) {
+        waiting_tokens_ -= std::ssize(it->job.request.tokens);
+        gone.splice(gone.end(), waiting_, it);
       }
-      waiting_tokens_ -= static_cast<int64_t>(it->job.request.tokens.size());
-      gone.push_back(std::move(*it));
-      it = waiting_.erase(it);
+      it = next;
     }
   }
-  for (Waiting& waiting : gone) {
-    Outcome outcome;
-    outcome.generation.finish_reason = FinishReason::kCancelled;
-    outcome.queue_ms = ms_between(waiting.since, Clock::now());
-    waiting.job.on_end(std::move(outcome));
-  }
+  for (Active& waiting : gone) tell(waiting.job.on_end, waiting.outcome());
   for (auto it = active_.begin(); it != active_.end();) {
     const auto next = std::next(it);
-    if (all || over(it->job)) {
+    if (all || it->over()) {
       it->sequence->cancel();
       end(it);
     }
@@ -244,148 +314,141 @@ void Scheduler::end_cancelled() {
   }
 }
 
-// Strictly in order: a large request that waits for memory is not overtaken for ever.
+// Strictly in order: a large request that waits for memory is not overtaken for ever. What is
+// admitted is read next.
 void Scheduler::admit() {
+  const auto others = active_.begin();
   while (true) {
-    Waiting next;
     {
       const std::lock_guard lock(mutex_);
       if (waiting_.empty() || n_active_ >= options_.max_sequences) return;
-      if (stats_.kv_bytes_planned + waiting_.front().bytes > options_.kv_bytes) return;
-      next = std::move(waiting_.front());
-      waiting_.pop_front();
-      waiting_tokens_ -= static_cast<int64_t>(next.job.request.tokens.size());
+      const Active& next = waiting_.front();
+      if (stats_.kv_bytes_planned + next.bytes > options_.kv_bytes) return;
+      waiting_tokens_ -= std::ssize(next.job.request.tokens);
       stats_.kv_bytes_planned += next.bytes;
       ++n_active_;
+      active_.splice(others, waiting_, waiting_.begin());
     }
-    Active& active = active_.emplace_front();  // its first chunk comes next
-    active.job = std::move(next.job);
-    active.bytes = next.bytes;
-    active.since = next.since;
-    active.started = Clock::now();
+    const auto it = std::prev(others);
+    it->started = Clock::now();
     try {
-      const Request& request = active.job.request;
-      const auto n_prompt = static_cast<int64_t>(request.tokens.size());
-      const int64_t n_total = std::min(n_prompt + std::max<int64_t>(0, request.max_tokens),
-                                       engine_.model->config().max_positions);
-      active.context = std::make_unique<Context>(engine_, pool_, &prefixes_, n_total);
-      active.sequence =
-          std::make_unique<Sequence>(engine_, *active.context, request, active.job.options);
-      if (!active.job.options.score_prompt) {
-        const std::lock_guard lock(mutex_);
-        stats_.prefix_queries += n_prompt;
-        stats_.prefix_hits += active.sequence->n_cached();
-      }
-    } catch (const std::exception& error) {
-      end(active_.begin(), error.what());
-    }
-  }
-}
-
-// A chunk of the prompt whose turn it is.
-void Scheduler::read_next() {
-  const auto it = std::ranges::find_if(active_, [](Active& a) { return a.sequence->reading(); });
-  if (it == active_.end()) return;
-  const bool others_write =
-      std::ranges::any_of(active_, [](Active& a) { return a.sequence->writing(); });
-  const int64_t max_rows = others_write ? options_.prefill.segment : act_.max_rows();
-  try {
-    Sequence& sequence = *it->sequence;
-    const auto begin = Clock::now();
-    const int64_t at = sequence.n_read();
-    sequence.read_chunk(act_, max_rows, [&] {
-      if (Clock::now() >= next_step_) write_all();
-    });
-    const auto now = Clock::now();
-    const double tps =
-        double(sequence.n_read() - at) * 1000 / std::max(1e-3, ms_between(begin, now));
-    read_tps_ = read_tps_ == 0 ? tps : 0.9 * read_tps_ + 0.1 * tps;
-    if (it->job.on_prefill)
-      it->job.on_prefill(std::min(sequence.n_read(), sequence.n_prompt()), sequence.n_prompt(),
-                         sequence.n_cached(), ms_between(it->started, now));
-    deliver(*it);
-    if (sequence.finished()) return end(it);
-    active_.splice(active_.end(), active_, it);
-  } catch (const std::exception& error) {
-    end(it, error.what());
-  }
-}
-
-// One token of every answer.
-void Scheduler::write_all() {
-  std::vector<Running> running;
-  std::vector<std::list<Active>::iterator> batch;
-  for (auto it = active_.begin(); it != active_.end();) {
-    const auto next = std::next(it);
-    if (it->sequence->writing() && over(it->job)) {
-      it->sequence->cancel();
+      const Request& request = it->job.request;
+      const int64_t n_total =
+          std::min(std::ssize(request.tokens) + std::max<int64_t>(0, request.max_tokens),
+                   engine_.model->config().max_positions);
+      it->context.emplace(engine_, pool_, &prefixes_, n_total);
+      it->sequence.emplace(engine_, *it->context, request, it->job.options);
+    } catch (...) {
+      it->error = std::current_exception();
       end(it);
-    } else if (it->sequence->writing()) {
-      try {
-        running.push_back(it->sequence->running());
-        batch.push_back(it);
-      } catch (const std::exception& error) {
-        end(it, error.what());  // no memory for one is no reason to stop the others
-      }
     }
-    it = next;
   }
-  if (batch.empty()) return;
-  const auto begin = Clock::now();
+}
+
+// What the next step does: all answers write, or a prompt is read.
+void Scheduler::decide() {
+  plan_.compress.clear();
+  plan_.write.clear();
+  plan_.read.followers.clear();
+  plan_.read.sequence = nullptr;
+  const bool begins = batch_.mid_chunk() == nullptr;
+  if (begins) reader_ = next_to_read();
+  const bool reads = reader_ != active_.end();
+  const bool writes =
+      std::ranges::any_of(active_, [](const Active& a) { return a.sequence->writing(); });
+  wrote_ = writes && (!reads || (!wrote_ && (chunk_ended_ || Clock::now() >= next_write_)));
+  if (wrote_) {
+    chunk_ended_ = false;
+    for (Active& active : active_) {
+      if (!active.sequence->writing()) continue;
+      plan_.write.push_back(&*active.sequence);
+      if (active.sequence->compression_due()) plan_.compress.push_back(&*active.sequence);
+    }
+  } else if (reads) {
+    Sequence& sequence = *reader_->sequence;
+    if (begins) {
+      chunk_begun_ = Clock::now();
+      n_computed_ = sequence.n_read() - sequence.n_cached();
+    }
+    find_followers(*reader_);
+    plan_.read.sequence = &sequence;
+    plan_.read.max_rows = writes ? options_.prefill.segment : INT64_MAX;
+    plan_.read.n_layers = writes ? 1 : INT64_MAX;  // then the clock is looked at again
+  }
+}
+
+Scheduler::Actives::iterator Scheduler::next_to_read() {
+  return std::ranges::find_if(
+      active_, [](const Active& a) { return a.sequence->reading() && a.leader == nullptr; });
+}
+
+void Scheduler::find_followers(const Active& leader) {
+  for (Active& active : active_) {
+    Sequence& sequence = *active.sequence;
+    if (&active == &leader || sequence.begun() || sequence.finished()) continue;
+    if (active.leader == nullptr && active.can_follow(leader)) active.leader = &leader;
+    if (active.leader == &leader) plan_.read.followers.push_back(&sequence);
+  }
+}
+
+void Scheduler::deliver(Active& active) noexcept {
+  Sequence& sequence = *active.sequence;
+  const Job& job = active.job;
   try {
-    const Act logits = decoder_.step(step_act_, running);
-    for (size_t i = 0; i < batch.size(); ++i)
-      batch[i]->sequence->accept(logits.slice(static_cast<int64_t>(i), 1));
-  } catch (const std::exception& error) {
-    for (const auto it : batch) end(it, error.what());
-    return;
+    const int64_t n_read = sequence.n_read();
+    if (batch_.mid_chunk() != &sequence && n_read != std::exchange(active.n_read, n_read)) {
+      if (n_read == sequence.n_prompt() && !job.options.score_prompt) {
+        const std::lock_guard lock(mutex_);
+        stats_.prefix_queries += n_read;
+        stats_.prefix_hits += sequence.n_cached();
+      }
+      if (job.on_prefill)
+        job.on_prefill(n_read, sequence.n_prompt(), sequence.n_cached(),
+                       ms_between(*active.started, Clock::now()));
+    }
+    Delta delta = sequence.take_delta();
+    if (job.on_delta &&
+        (delta.n_tokens > 0 || !delta.text.empty() || !delta.prompt_reports.empty()))
+      job.on_delta(std::move(delta));
+  } catch (...) {
+    sequence.fail(std::current_exception());
   }
-  for (const auto it : batch) {
-    deliver(*it);
-    if (it->sequence->finished()) end(it);
-  }
-  const auto now = Clock::now();
-  next_step_ = now + std::max<Clock::duration>(options_.step_interval, now - begin);
-  const std::lock_guard lock(mutex_);
-  ++stats_.n_steps;
-  stats_.n_step_tokens += static_cast<int64_t>(batch.size());
 }
 
-void Scheduler::deliver(Active& active) {
-  Delta delta = active.sequence->take_delta();
-  if (active.job.on_delta &&
-      (delta.n_tokens > 0 || !delta.text.empty() || !delta.prompt_reports.empty()))
-    active.job.on_delta(std::move(delta));
-}
-
-void Scheduler::end(std::list<Active>::iterator it, std::optional<std::string> error) {
-  Outcome outcome;
-  outcome.queue_ms = ms_between(it->since, it->started);
-  if (it->context) outcome.lost_prefix = it->context->lost_prefix();
-  if (!error && it->sequence) {
+void Scheduler::end(Actives::iterator it) noexcept {
+  if (it->sequence) {
     deliver(*it);
-    outcome.generation = it->sequence->result();
+    batch_.drop(*it->sequence);
   }
-  outcome.error = std::move(error);
+  if (reader_ == it) reader_ = active_.end();
+  for (Active& other : active_)
+    if (other.leader == &*it) other.leader = nullptr;
+  Outcome outcome = it->outcome();
   const auto on_end = std::move(it->job.on_end);
   const int64_t bytes = it->bytes;
-  active_.erase(it);
+  active_.erase(it);  // memory is given back before anybody hears of it
   {
     const std::lock_guard lock(mutex_);
     --n_active_;
     stats_.kv_bytes_planned -= bytes;
+    stats_.kv_bytes_used = pool_.bytes_in_use();
+    stats_.prefix_bytes = prefixes_.bytes();
   }
-  on_end(std::move(outcome));
+  tell(on_end, std::move(outcome));
 }
 
 void Scheduler::publish() {
   const std::lock_guard lock(mutex_);
   stats_.n_reading =
-      std::ranges::count_if(active_, [](Active& a) { return a.sequence->reading(); });
+      std::ranges::count_if(active_, [](const Active& a) { return a.sequence->reading(); });
   stats_.n_writing = static_cast<int64_t>(active_.size()) - stats_.n_reading;
   stats_.kv_bytes_used = pool_.bytes_in_use();
   stats_.prefix_bytes = prefixes_.bytes();
   stats_.read_tps = read_tps_;
+  if (wrote_) {
+    ++stats_.n_steps;
+    stats_.n_step_tokens += std::ssize(plan_.write);
+  }
   if (waiting_.empty() && n_active_ == 0) changed_.notify_all();
 }
 

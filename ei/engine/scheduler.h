@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
@@ -13,6 +12,7 @@
 #include <thread>
 
 #include "ei/cache/prefix_cache.h"
+#include "ei/engine/batch.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/sequence.h"
 
@@ -30,7 +30,7 @@ struct SchedulerOptions {
   std::chrono::milliseconds step_interval{50};
 };
 
-// Why a request was not taken.
+// Why a request was not taken, and the numbers that say so.
 class Refusal : public Error {
  public:
   enum class Kind {
@@ -39,11 +39,14 @@ class Refusal : public Error {
     kBusy,      // too much waits already: try again in retry_after_s
     kDraining,  // nothing is taken any more
   };
-  Refusal(Kind kind, const std::string& what, int retry_after_s = 0)
-      : Error(what), kind(kind), retry_after_s(retry_after_s) {}
+  explicit Refusal(Kind kind) : Error("the request was refused"), kind(kind) {}
   Kind kind;
-  int retry_after_s;
-  int64_t n_prompt = 0, n_context = 0;  // of kTooLong, in tokens, if they are known
+  int64_t n_prompt = 0, n_answer = 0;        // kTooLong, kTooLarge: tokens, of the answer at most
+  int64_t n_context = 0;                     // kTooLong
+  int64_t bytes = 0, bytes_max = 0;          // kTooLarge: of the cache
+  int64_t n_waiting = 0, n_waiting_max = 0;  // kBusy: requests
+  int64_t n_tokens = 0, n_tokens_max = 0;    // kBusy: of their prompts
+  int retry_after_s = 0;                     // kBusy
 };
 
 struct Outcome {
@@ -53,12 +56,12 @@ struct Outcome {
   std::string lost_prefix;  // why not more of the prompt was found in the prefix cache
 };
 
-// A request and whoever waits for it. The callbacks run on the scheduler's thread and must neither
-// block nor throw.
+// A request and whoever waits for it. The callbacks run on the scheduler's thread and must not
+// block. One that throws ends its request.
 struct Job {
   Request request;  // with tokens
   SequenceOptions options;
-  // Of this request alone; they are looked at before every chunk and step.
+  // Of this request alone; they are looked at before every step.
   std::stop_token cancel;
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   std::function<void(int64_t done, int64_t total, int64_t cached, double ms)> on_prefill;
@@ -77,10 +80,12 @@ struct SchedulerStats {
   double read_tps = 0;                          // prompt tokens a second, lately
 };
 
-// Runs many requests on one engine with one thread: all answers being written go through each
-// decode step together, and between two steps at most one chunk of one prompt is read, of one
-// segment while anybody waits for a token, or as many of its layers as the step interval has time
-// for. Prompts take turns, first come first served as long as the caches planned fit the memory.
+// Runs many requests on one engine with one thread, which decides what every step of a Batch does:
+// all answers being written write together, and between two such steps at most one chunk of one
+// prompt is read, of one segment while anybody waits for a token, or as many of its layers as the
+// step interval has time for. Prompts take turns, first come first served as long as the caches
+// planned fit the memory; a prompt that another is reading already waits for it and goes on from a
+// copy. What fails ends the request that it fails for, and no other.
 class Scheduler {
  public:
   // Throws Error when there is no memory, or the policy cannot be read in chunks.
@@ -106,24 +111,21 @@ class Scheduler {
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct Waiting {
-    Job job;
-    Clock::time_point since;
-    int64_t bytes = 0;
-  };
+  // A request that was taken: one node, which moves from the list of those that wait to the list of
+  // those that run, so that neither this nor its end needs memory.
   struct Active;
+  using Actives = std::list<Active>;
 
-  static bool over(const Job& job) {
-    return job.cancel.stop_requested() || Clock::now() >= job.deadline;
-  }
   void check(const Job& job) const;
   void run(const std::stop_token& stop);
-  void admit();
+  void step();
   void end_cancelled();
-  void read_next();
-  void write_all();
-  void end(std::list<Active>::iterator it, std::optional<std::string> error = {});
-  void deliver(Active& active);
+  void admit();
+  void decide();
+  Actives::iterator next_to_read();
+  void find_followers(const Active& leader);
+  void deliver(Active& active) noexcept;
+  void end(Actives::iterator it) noexcept;
   void publish();
 
   Engine::Impl& engine_;
@@ -131,16 +133,20 @@ class Scheduler {
   // The thread's own.
   PagePool pool_;
   PrefixCache prefixes_;
-  Activations act_;       // of the chunk being read
-  Activations step_act_;  // of a decode step, which may come between two layers of a chunk
-  Decoder decoder_;
-  std::list<Active> active_;     // the next to be read first
-  double read_tps_ = 0;          // prompt tokens a second, lately
-  Clock::time_point next_step_;  // not before, while a chunk is read
+  Batch batch_;
+  Actives active_;  // the next to be read first
+  StepPlan plan_;
+  Actives::iterator reader_;  // whose prompt is read; end(): nobody's
+  Clock::time_point chunk_begun_;
+  int64_t n_computed_ = 0;        // tokens of that prompt, when its chunk began
+  double read_tps_ = 0;           // prompt tokens a second, lately
+  Clock::time_point next_write_;  // not before, while a chunk is read
+  bool wrote_ = false;            // in the last step
+  bool chunk_ended_ = false;      // since answers were last written
 
   mutable std::mutex mutex_;  // guards all that follows
   std::condition_variable_any changed_;
-  std::deque<Waiting> waiting_;
+  Actives waiting_;
   int64_t waiting_tokens_ = 0;
   bool draining_ = false;
   bool cancel_all_ = false;

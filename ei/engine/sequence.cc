@@ -21,13 +21,14 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
       context_(context),
       options_(std::move(options)),
       start_(Clock::now()),
-      sampler_(*engine.backend, engine.tokenizer->vocab_size(), /*max_rows=*/1),
+      prompt_(request.messages.empty() ? request.tokens
+                                       : engine.encode_chat(request.messages, request.thinking)),
+      prefill_(request.prefill),
+      decode_(request.decode),
+      compressor_(request.decode, std::ssize(prompt_)),
       text_(*engine.tokenizer, /*skip_special=*/true),
       filter_(request.stop) {
-  std::vector<int32_t> prompt = request.messages.empty()
-                                    ? request.tokens
-                                    : engine.encode_chat(request.messages, request.thinking);
-  const auto n_prompt = static_cast<int64_t>(prompt.size());
+  const int64_t n_prompt = std::ssize(prompt_);
   const int64_t context_size = engine.model->config().max_positions;
   max_new_ =
       std::clamp<int64_t>(request.max_tokens, 0, std::max<int64_t>(0, context_size - n_prompt));
@@ -35,30 +36,36 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
 
   if (!request.ignore_eos) ends_ = engine.eos;
   ends_.insert(options_.stop_tokens.begin(), options_.stop_tokens.end());
-  compressor_.emplace(request.decode, n_prompt);
-  sampler_state_.emplace(*engine.backend, request.sampling.value_or(engine.default_sampling),
-                         prompt, max_new_,
-                         SamplerState::Options{.biases = options_.logit_bias,
-                                               .ends = {ends_.begin(), ends_.end()},
-                                               .min_tokens = options_.min_tokens});
-  context.begin(std::move(prompt), request.prefill, request.decode,
-                options_.score_prompt ? Hidden::kAll : Hidden::kLast);
-  n_cached_ = context.n_read();
+  sampling_.emplace(*engine.backend, request.sampling.value_or(engine.default_sampling), prompt_,
+                    max_new_,
+                    SamplerState::Options{.biases = options_.logit_bias,
+                                          .ends = {ends_.begin(), ends_.end()},
+                                          .min_tokens = options_.min_tokens});
   result_.prompt_tokens = n_prompt;
-  result_.cached_tokens = n_cached_;
 }
 
-void Sequence::read_chunk(Activations& act, int64_t max_rows,
-                          const std::function<void()>& between_layers) {
-  const Chunk chunk = context_.read_chunk(act, max_rows, between_layers);
-  if (options_.score_prompt) report_prompt(act, chunk);
-  if (reading()) return;
-  if (max_new_ == 0) return finish(FinishReason::kLength);
-  const Act logits = engine_.model->logits(act, act.rows() - 1, 1);
-  if (compressor_->due(context_.cache()))
-    compressor_->run(*engine_.backend, context_.cache(), context_.window(),
-                     engine_.model->config().n_heads);
-  draw(logits);
+void Sequence::begin() {
+  if (begun_) return;
+  context_.begin(std::move(prompt_), prefill_, decode_, all_rows() ? Hidden::kAll : Hidden::kLast);
+  result_.cached_tokens = context_.n_read();
+  begun_ = true;
+}
+
+void Sequence::fork(Sequence& read) {
+  context_.fork(read.context_, decode_);
+  result_.cached_tokens = n_prompt();
+  begun_ = read_ = true;
+}
+
+void Sequence::end_chunk(Activations& act, const Chunk& chunk) {
+  context_.end_chunk();
+  if (all_rows()) report_prompt(act, chunk);
+  read_ = context_.n_read() == n_prompt();
+}
+
+void Sequence::compress() {
+  compressor_.run(*engine_.backend, context_.cache(), context_.window(),
+                  engine_.model->config().n_heads);
 }
 
 // What the chunk's rows say of the tokens that follow them.
@@ -66,9 +73,10 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
   const std::vector<int32_t>& prompt = context_.prompt();
   for (int64_t i = 0; i < chunk.size; i += kScoreRows) {
     const int64_t at = chunk.begin + i;
-    const int64_t n_rows = std::min({kScoreRows, chunk.size - i, context_.n_prompt() - 1 - at});
-    if (n_rows <= 0) break;
-    const Act logits = engine_.model->logits(act, i, n_rows);
+    const Act logits = engine_.model->logits(act, i, std::min(kScoreRows, chunk.size - i));
+    if (options_.on_logits) options_.on_logits(logits, at);
+    const int64_t n_rows = std::min(logits.rows, n_prompt() - 1 - at);
+    if (!options_.score_prompt || n_rows <= 0) continue;
     const LogitRows rows(*engine_.backend, logits);
     for (int64_t r = 0; r < n_rows; ++r)
       delta_.prompt_reports.push_back(rows.report(r, prompt[static_cast<size_t>(at + 1 + r)],
@@ -77,34 +85,39 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
   }
 }
 
-Running Sequence::running() {
-  context_.cache().reserve(1);
-  return {&context_.cache(), &context_.window(), &*compressor_, token_};
-}
-
-void Sequence::accept(const Act& logits) {
-  context_.wrote(token_);
-  draw(logits);
-}
-
-void Sequence::draw(const Act& logits) {
-  const auto n_drawn = static_cast<int64_t>(result_.tokens.size());
-  const Sampler::Row row = {.state = &*sampler_state_};
-  const int32_t drawn = sampler_.draw(logits, {&row, 1})[0];
-  check_drawn(drawn);
-  token_ = drawn;
-
-  result_.tokens.push_back(token_);
+void Sequence::accept(int32_t token, const Act& logits) {
+  const auto n_drawn = std::ssize(result_.tokens);
+  if (options_.on_logits && n_drawn > 0) options_.on_logits(logits, context_.n_read() - 1);
+  if (n_drawn < std::ssize(options_.given)) {
+    token = options_.given[static_cast<size_t>(n_drawn)];
+  } else {
+    check_drawn(token);
+  }
+  token_ = token;
+  result_.tokens.push_back(token);
   ++delta_.n_tokens;
   if (n_drawn == 0) result_.timings.prefill_ms = ms(Clock::now() - start_);
-  if (ends_.contains(token_)) return finish(FinishReason::kStop);
+  if (ends_.contains(token)) return finish(FinishReason::kStop);
   if (options_.top_logprobs >= 0)
     delta_.reports.push_back(
         LogitRows(*engine_.backend, logits)
-            .report(0, token_, options_.top_logprobs, engine_.tokenizer->vocab_size()));
-  emit(filter_.push(text_.push(token_)));
+            .report(0, token, options_.top_logprobs, engine_.tokenizer->vocab_size()));
+  emit(filter_.push(text_.push(token)));
   if (filter_.stopped()) return finish(FinishReason::kStop);
   if (n_drawn + 1 == max_new_) finish(FinishReason::kLength);
+}
+
+void Sequence::cancel() noexcept {
+  try {
+    finish(FinishReason::kCancelled);
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
+void Sequence::fail(std::exception_ptr error) noexcept {
+  error_ = std::move(error);
+  finished_ = true;
 }
 
 void Sequence::finish(FinishReason reason) {
@@ -116,24 +129,24 @@ void Sequence::finish(FinishReason reason) {
   const double total_ms = ms(Clock::now() - start_);
   if (n_drawn == 0) t.prefill_ms = total_ms;
   t.decode_ms = total_ms - t.prefill_ms;
-  t.prefill_tps = per_second(std::min(n_read(), n_prompt()) - n_cached_, t.prefill_ms);
+  t.prefill_tps = per_second(n_read() - n_cached(), t.prefill_ms);
   t.decode_tps = per_second(std::max<int64_t>(0, n_drawn - 1), t.decode_ms);
-  if (!reading()) {
-    const PrefillStats stats = context_.plan().stats();
+  if (read_) {
+    const PrefillStats& stats = context_.stats();
     result_.sparsity = {.density = stats.attended_pairs / stats.dense_pairs,
                         .kept_blocks_mean = stats.kept_blocks_mean,
                         .rigid_heads = stats.rigid_heads,
                         .dynamic_heads = stats.dynamic_heads};
     context_.finish_answer();
-  } else {
-    context_.keep_prefix();
   }
-  const KvCache& cache = context_.cache();
-  result_.kv = {.bytes = cache.bytes(),
-                .bytes_full = cache.full_bytes(),
-                .entry_bytes = cache.entry_bytes(),
-                .entry_bytes_full = cache.shape().entry_bytes(cache.n_tokens()),
-                .compressed = cache.compacted()};
+  if (begun_) {
+    const KvCache& cache = context_.cache();
+    result_.kv = {.bytes = cache.bytes(),
+                  .bytes_full = cache.full_bytes(),
+                  .entry_bytes = cache.entry_bytes(),
+                  .entry_bytes_full = cache.shape().entry_bytes(cache.n_tokens()),
+                  .compressed = cache.compacted()};
+  }
   result_.finish_reason = reason;
   finished_ = true;
 }

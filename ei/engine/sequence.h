@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <chrono>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <set>
@@ -8,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "ei/decode/decode.h"
+#include "ei/decode/compress.h"
 #include "ei/decode/sampler.h"
 #include "ei/engine/context.h"
 #include "ei/engine/engine.h"
@@ -17,13 +19,18 @@
 
 namespace ei {
 
-// What servers are asked for beyond a Request.
+// What servers and evaluations are asked for beyond a Request.
 struct SequenceOptions {
   int64_t top_logprobs = -1;  // report so many likeliest tokens beside each token; -1: no report
   bool score_prompt = false;  // report the prompt's tokens as well; all of it is read then
   std::vector<LogitBias> logit_bias;
   std::vector<int32_t> stop_tokens;  // end the answer as the model's own do
   int64_t min_tokens = 0;            // no end before so many tokens
+  // The answer, as if it had been drawn: what is asked for is how likely it was.
+  std::vector<int32_t> given;
+  // The logits [n, vocab_size] of the tokens after `position` and the n - 1 that follow it. All of
+  // the prompt is read then.
+  std::function<void(const Act& logits, int64_t position)> on_logits;
 };
 
 // What has become known of an answer since it was last asked for.
@@ -34,13 +41,11 @@ struct Delta {
   std::vector<TokenReport> prompt_reports;  // of the prompt's tokens but the first, with the last
 };
 
-// One answer: reads a prompt in chunks, then writes tokens, one per decode step, in a batch with
-// others or alone:
-//   while (sequence.reading()) sequence.read_chunk(act);
-//   while (sequence.writing()) sequence.accept(decoder.step(act, {sequence.running()}));
+// One answer: a prompt to be read and the tokens written after it. A Batch does both; what failed
+// meanwhile is the sequence's own error and ends it.
 class Sequence {
  public:
-  // Rows of logits that the Activations passed to read_chunk() need when the prompt is scored.
+  // Rows of the prompt whose logits are made at a time, if they are wanted.
   static constexpr int64_t kScoreRows = 64;
 
   // Throws Error when the prompt is empty, does not fit, or a setting is out of range; `context` is
@@ -48,33 +53,41 @@ class Sequence {
   Sequence(Engine::Impl& engine, Context& context, const Request& request,
            SequenceOptions options = {});
 
-  bool reading() const { return !finished_ && context_.n_read() < context_.n_prompt(); }
-  bool writing() const { return !finished_ && !reading(); }
+  bool begun() const { return begun_; }
+  bool reading() const { return !finished_ && !read_; }
+  bool writing() const { return !finished_ && read_; }
   bool finished() const { return finished_; }
+  // Whether its cache is to be compressed before it writes on.
+  bool compression_due() const { return writing() && compressor_.due(context_.cache()); }
+  // What ended it before its time; null: nothing did.
+  const std::exception_ptr& error() const { return error_; }
 
-  // With the last chunk comes the first token.
-  void read_chunk(Activations& act, int64_t max_rows = INT64_MAX,
-                  const std::function<void()>& between_layers = {});
-  // The next token, for Decoder::step. Throws Error when there is no memory for it; the sequence is
-  // then as it was.
-  Running running();
-  // Draws a token of logits [1, vocab_size].
-  void accept(const Act& logits);
+  // Finds what is known of the prompt; a batch does it before the first chunk.
+  void begin();
   // Ends the answer where it is.
-  void cancel() { finish(FinishReason::kCancelled); }
+  void cancel() noexcept;
+  // Ends it for something that went wrong.
+  void fail(std::exception_ptr error) noexcept;
 
-  int64_t n_prompt() const { return context_.n_prompt(); }
-  int64_t n_read() const { return context_.n_read(); }
-  int64_t n_cached() const { return n_cached_; }
+  int64_t n_prompt() const { return result_.prompt_tokens; }
+  int64_t n_read() const { return begun_ ? std::min(context_.n_read(), n_prompt()) : 0; }
+  int64_t n_cached() const { return result_.cached_tokens; }  // of them, not read for this one
   Delta take_delta() { return std::exchange(delta_, {}); }
-  // Once finished: everything, and how it went.
+  // Once finished without an error: everything, and how it went.
   const Generation& result() const { return result_; }
 
  private:
+  friend class Batch;
   using Clock = std::chrono::steady_clock;
-
+  bool all_rows() const { return options_.score_prompt || options_.on_logits; }
+  // Goes on from what another has read: its prompt is this one's.
+  void fork(Sequence& read);
+  // The chunk that the context was reading is in `act`.
+  void end_chunk(Activations& act, const Chunk& chunk);
+  void compress();
+  // Takes the token drawn from logits [1, vocab_size], or what `given` has in its place.
+  void accept(int32_t token, const Act& logits);
   void report_prompt(Activations& act, const Chunk& chunk);
-  void draw(const Act& logits);
   void finish(FinishReason reason);
   void emit(const std::string& text);
 
@@ -82,16 +95,18 @@ class Sequence {
   Context& context_;
   SequenceOptions options_;
   Clock::time_point start_;
+  std::vector<int32_t> prompt_;  // until the context has it
+  PrefillPolicy prefill_;
+  DecodePolicy decode_;
   std::set<int32_t> ends_;
   int64_t max_new_ = 0;
-  int64_t n_cached_ = 0;
-  std::optional<Compressor> compressor_;
-  Sampler sampler_;
-  std::optional<SamplerState> sampler_state_;
+  Compressor compressor_;
+  std::optional<SamplerState> sampling_;
   StreamDecoder text_;
   StopFilter filter_;
   int32_t token_ = 0;  // the next step reads
-  bool finished_ = false;
+  bool begun_ = false, read_ = false, finished_ = false;
+  std::exception_ptr error_;
   Delta delta_;
   Generation result_;
 };

@@ -6,13 +6,12 @@ namespace ei {
 
 void check(const SaveQueries& op) {
   constexpr const char* kOp = "SaveQueries";
-  expect_multiple(kOp, "n", op.q.rows, std::ssize(op.rings));
-  expect_dim(kOp, "the number of positions", std::ssize(op.positions), std::ssize(op.rings));
-  for (const Act& ring : op.rings) {
-    expect_at_least(kOp, "the window", ring.rows, 1);
-    expect_dim(kOp, "the width of a ring", ring.cols, op.q.cols);
+  for (const SaveQueries::Entry& entry : op.entries) {
+    expect_at_least(kOp, "the window", entry.ring.rows, 1);
+    expect_dim(kOp, "the width of a ring", entry.ring.cols, entry.q.cols);
+    expect_dim(kOp, "the width of a query", entry.q.cols, op.entries[0].q.cols);
+    expect_at_least(kOp, "a position", entry.position, 0);
   }
-  for (const int64_t position : op.positions) expect_at_least(kOp, "a position", position, 0);
 }
 
 }  // namespace ei

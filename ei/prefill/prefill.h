@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 
 #include "ei/cache/kv_cache.h"
@@ -14,18 +13,46 @@ namespace ei {
 // Of which of a prompt's tokens the hidden states are wanted, to make logits of.
 enum class Hidden { kLast, kAll };
 
-// Reads the next chunk of a prompt that `plan` has begun: the keys and values of
-// tokens[cache.n_tokens() : ...] go into `cache`, the last queries into `window`, and the chunk's
-// hidden states stay in `act`, so that its logits can be had: with Hidden::kLast only those of the
-// prompt's last chunk, as the last layer's attention and MLP serve nothing else. max_rows: the most
-// that should be read now; one segment is the least. between_layers: called after every layer but
-// the last; it may use the backend for something else.
+// Reads one chunk of a prompt that `plan` has begun, as many layers at a time as one likes: the
+// keys and values of tokens[cache.n_tokens() : ...] go into `cache`, the last queries into
+// `window`, and the chunk's hidden states stay in `act`, so that its logits can be had: with
+// Hidden::kLast only those of the prompt's last chunk, as the last layer's attention and MLP serve
+// nothing else.
 //
 //   plan.begin(n, cache.n_tokens());
 //   while (cache.n_tokens() < n) report(prefill_chunk(...));   // and look at cancellation
-Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCache& cache,
-                    QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
-                    Hidden wanted, int64_t max_rows = INT64_MAX,
-                    const std::function<void()>& between_layers = {});
+class ChunkReader {
+ public:
+  // max_rows: the most that should be read now; one segment is the least. Everything must outlive
+  // the reader. Throws Error when there is no memory for the chunk.
+  ChunkReader(Backend& backend, const Model& model, Activations& act, KvCache& cache,
+              QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
+              Hidden wanted, int64_t max_rows = INT64_MAX);
+
+  const Chunk& chunk() const { return chunk_; }
+  // Reads so many layers more, or all that are left. True once the chunk is read, and counted in
+  // the cache. Between two calls the backend may be used for something else.
+  bool read(int64_t n_layers = INT64_MAX);
+
+ private:
+  Backend& backend_;
+  const Model& model_;
+  Activations& act_;
+  KvCache& cache_;
+  QueryWindow& window_;
+  PrefillPlan& plan_;
+  Chunk chunk_;
+  bool hidden_wanted_;
+  int layer_ = 0;  // to be read next
+};
+
+// Reads the next chunk at once.
+inline Chunk prefill_chunk(Backend& backend, const Model& model, Activations& act, KvCache& cache,
+                           QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,
+                           Hidden wanted, int64_t max_rows = INT64_MAX) {
+  ChunkReader reader(backend, model, act, cache, window, plan, tokens, wanted, max_rows);
+  reader.read();
+  return reader.chunk();
+}
 
 }  // namespace ei

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "ei/decode/compress.h"
 #include "ei/decode/decode.h"
 #include "ei/engine/context.h"
 #include "tests/support/probed_backend.h"
@@ -46,14 +47,18 @@ Peak measure(Engine::Impl& engine, test::ProbedBackend& backend, const PrefillPo
     for (int64_t i = 0; i < n_prompt; ++i) prompt.push_back(int32_t(i * i % 97));
     context.begin(prompt, prefill, decode, Hidden::kLast);
     Activations act(backend, engine.model->config(), context.chunk_rows(), 1);
-    while (context.n_read() < n_prompt) context.read_chunk(act);
+    while (context.n_read() < n_prompt) {
+      context.next_chunk(act, INT64_MAX).read();
+      context.end_chunk();
+    }
     Compressor compressor(decode, n_prompt);
-    if (compressor.due(context.cache()))
-      compressor.run(backend, context.cache(), context.window(), engine.model->config().n_heads);
     Decoder decoder(backend, *engine.model, 1);
     while (context.n_read() < n_total) {
-      const Running running = {&context.cache(), &context.window(), &compressor, 7};
+      if (compressor.due(context.cache()))
+        compressor.run(backend, context.cache(), context.window(), engine.model->config().n_heads);
+      const Running running = {&context.cache(), &context.window(), 7};
       decoder.step(act, {&running, 1});
+      context.cache().advance(1);
     }
   }
   backend.on_call = {};

@@ -7,36 +7,46 @@ namespace {
 
 EI_BACKEND_TEST(SaveQueriesTest);
 
+// Windows of any size side by side, of queries that lie anywhere.
 TEST_P(SaveQueriesTest, EveryPositionHasItsRow) {
-  for (const int64_t window : {1, 5, 32})
-    for (const int64_t share : {0, 1, 4, 33, 100})
-      for (const int64_t sequences : {1, 3})
-        for (const int64_t width : {6, 64}) {
-          SCOPED_TRACE(testing::Message() << sequences << " x " << share << " rows, " << window);
-          const DeviceAct q = act(normal<2>({sequences * share, width}, 1), 1);
-          std::vector<DeviceAct> rings;
-          std::vector<Act> acts;
-          std::vector<int64_t> positions;
-          std::vector<Matrix> want;
-          for (int64_t s = 0; s < sequences; ++s) {
-            rings.push_back(act(normal<2>({window, width}, 2 + uint64_t(s))));
-            acts.push_back(rings.back());
-            positions.push_back(7 * s + 3);
-            want.push_back(rings.back().values());
-            for (int64_t i = 0; i < share; ++i)
-              for (int64_t c = 0; c < width; ++c)
-                want.back()[(positions.back() + i) % window][c] = q.values()[s * share + i][c];
-          }
-          backend().run(SaveQueries{.q = q, .rings = acts, .positions = positions});
-          for (size_t s = 0; s < rings.size(); ++s) EXPECT_EQ(rings[s].values().v, want[s].v);
+  for (const std::vector<int64_t>& shares :
+       {std::vector<int64_t>{0}, {1}, {100}, {1, 1, 1}, {4, 0, 33}, std::vector<int64_t>(70, 1)})
+    for (const int64_t window : {1, 5, 32})
+      for (const int64_t width : {6, 64}) {
+        SCOPED_TRACE(testing::Message() << testing::PrintToString(shares) << ", " << window);
+        const int64_t between = 2;  // rows of sequences that remember nothing
+        int64_t n_rows = 0;
+        for (const int64_t share : shares) n_rows += share + between;
+        const DeviceAct q = act(normal<2>({n_rows, width}, 1), 1);
+        std::vector<DeviceAct> rings;
+        std::vector<SaveQueries::Entry> entries;
+        std::vector<Matrix> want;
+        int64_t row = 0;
+        for (size_t s = 0; s < shares.size(); ++s) {
+          const int64_t position = 7 * int64_t(s) + 3, size = window + int64_t(s) % 3;
+          rings.push_back(act(normal<2>({size, width}, 2 + s)));
+          entries.push_back({q.act().slice(row, shares[s]), position, rings.back()});
+          want.push_back(rings.back().values());
+          for (int64_t i = 0; i < shares[s]; ++i)
+            for (int64_t c = 0; c < width; ++c)
+              want.back()[(position + i) % size][c] = q.values()[row + i][c];
+          row += shares[s] + between;
         }
+        backend().run(SaveQueries{entries});
+        for (size_t s = 0; s < rings.size(); ++s) EXPECT_EQ(rings[s].values().v, want[s].v);
+      }
 }
 
-TEST_P(SaveQueriesTest, RejectsUnequalShares) {
-  const DeviceAct q = poisoned(3, 4), ring = poisoned(8, 4);
-  const std::vector<Act> rings = {ring, ring};
-  const std::vector<int64_t> positions = {0, 0};
-  EXPECT_THROW(backend().run(SaveQueries{.q = q, .rings = rings, .positions = positions}), Error);
+TEST_P(SaveQueriesTest, RejectsWhatDoesNotFit) {
+  const DeviceAct q = poisoned(3, 4), narrow = poisoned(3, 2), ring = poisoned(8, 4);
+  const auto refuses = [&](const SaveQueries::Entry& entry) {
+    const SaveQueries::Entry entries[] = {{q, 0, ring}, entry};
+    EXPECT_THROW(backend().run(SaveQueries{entries}), Error);
+  };
+  refuses({q, -1, ring});
+  refuses({narrow, 0, ring});
+  refuses({narrow, 0, poisoned(8, 2)});
+  refuses({q, 0, Act{nullptr, 0, 4, backend().act_bytes()}});
 }
 
 }  // namespace
