@@ -67,6 +67,16 @@ HttpReply to_reply(const Refusal& refusal, const std::string& param) {
 constexpr int kThreads = 2;          // for reading requests, and as many for writing answers
 constexpr size_t kMaxUnread = 1024;  // requests whose turn to be read has not come
 
+// What was parsed of a long body and is gone leaves holes, which the allocator would keep for
+// later.
+struct Trimmed {
+  explicit Trimmed(size_t n) : n_bytes(n) {}
+  ~Trimmed() {
+    if (n_bytes >= size_t{1} << 20) malloc_trim(0);
+  }
+  size_t n_bytes;
+};
+
 // As long for every token of one length, wherever it differs.
 bool same_secret(const std::string& secret, const std::string& given) {
   unsigned differ = secret.size() != given.size();
@@ -184,16 +194,13 @@ void Api::on_head(Exchange& exchange) {
 
 void Api::on_request(std::shared_ptr<Exchange> exchange) {
   const auto work = [this, exchange] {
-    size_t n_bytes = 0;
     answer(*exchange, [&] {
       const auto endpoint =
           std::ranges::find(kEndpoints, exchange->request().path, &Endpoint::path);
       Held body = exchange->take_body();
-      n_bytes = body->size();
+      const Trimmed trimmed(body->size());
       return (this->*endpoint->run)(exchange, std::move(body));
     });
-    // What was parsed and is gone leaves holes, which the allocator would keep for later.
-    if (n_bytes >= size_t{1} << 20) malloc_trim(0);
   };
   if (!readers_.post(work))
     answer(*exchange, [] { return unavailable("Too many requests wait to be read.", 1); });

@@ -88,10 +88,10 @@ def test_bodies_share_their_memory(start):
 def test_memory_comes_back(start):
     """Long bodies of many kinds, read and gone; the parser may take some times their length meanwhile, not more."""
     server = start('--prefix-memory', '0')
-    n = 1_000_000
+    n = 400_000
     bodies = [json.dumps({**body, 'temperature': -1}).encode() for body in (  # refused, once all of it was parsed
         {'content': 'x ' * n}, {'messages': [{'role': 'user', 'content': 'x'}] * 20000},
-        {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}] * 50000}]},
+        {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}] * 20000}]},
         {'prompt': [1] * n}, {'prompt': 'x', 'stop': ['x'] * n}, {'messages': [], 'tools': [{}] * n})]
 
     def all_kinds():
@@ -100,8 +100,8 @@ def test_memory_comes_back(start):
                 assert server.post(path, body)[0] in (200, 400)
     all_kinds()
     before = resident_mib(server)
-    for _ in range(4):
-        all_kinds()
+    all_kinds()
+    all_kinds()
     assert resident_mib(server) < 1.1 * before + 4
 
 
