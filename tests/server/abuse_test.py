@@ -152,20 +152,20 @@ def test_who_has_said_all_still_gets_an_answer(server, stream):
 
 
 def test_a_slow_reader_is_waited_for(server):
-    """Twenty megabytes of an answer, read only when all of it was written, and not held as text meanwhile."""
-    n = 6000
-    body = {'prompt': 'Once', 'max_tokens': n, 'ignore_eos': True, 'stream': True, 'logprobs': 20, 'decode': 'full'}
+    """Megabytes of an answer, read only when all of it was written, and not held as text meanwhile."""
+    n, n_tokens = 8, 700
+    body = {'prompt': 'Once', 'n': n, 'max_tokens': n_tokens, 'ignore_eos': True, 'stream': True, 'logprobs': 20, 'decode': 'full'}
     alive(server)
     before = resident_mib(server)
     with connect(server) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         sock.sendall(request_bytes(body, 'Connection: close', path='/v1/completions'))
         wait_for(lambda: server.metric('num_requests_running') == 1, 'does not run')
         all_gone(server)
         assert resident_mib(server) < before + 64
         reply = read_all(sock)
-    events = [json.loads(x) for x in re.findall(rb'^data: (\{.*\})$', reply, re.MULTILINE)]
-    assert sum(len(e['choices'][0]['logprobs']['tokens']) for e in events if e['choices'][0].get('logprobs')) == n
+    events = [json.loads(x) for x in re.findall(rb'data: (\{.*\})\n\n', reply, re.MULTILINE)]
+    assert sum(len(e['choices'][0]['logprobs']['tokens']) for e in events if e['choices'][0].get('logprobs')) == n * n_tokens
     assert b'[DONE]' in reply
 
 
