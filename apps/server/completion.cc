@@ -115,9 +115,11 @@ class Completion : public std::enable_shared_from_this<Completion> {
   std::deque<Choice> choices_;
   size_t n_ended_ = 0;
 
-  std::mutex mutex_;         // guards news and these
-  bool is_woken_ = false;    // render() is running or about to
-  bool is_stalled_ = false;  // there is news for a client that has not taken what it was sent
+  std::mutex mutex_;       // guards news and these
+  bool is_woken_ = false;  // render() is running or about to
+  // This, while there is news for a client that has not taken what it was sent: nobody else may be
+  // left to hold it.
+  std::shared_ptr<Completion> stalled_;
 };
 
 void Completion::start(std::vector<std::vector<int32_t>> prompts) {
@@ -154,7 +156,7 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
     const auto self = weak.lock();
     if (!self) return;
     const std::lock_guard lock(self->mutex_);
-    if (std::exchange(self->is_stalled_, false)) self->wake();
+    if (self->stalled_) self->wake();
   });
   context_.scheduler.submit(std::move(jobs), [this] {
     if (request_.stream) begin_stream();  // a refusal has a status of its own
@@ -192,8 +194,8 @@ void Completion::tell(size_t i, F f) {
 
 // Has the news rendered, or once the client has taken what it was sent. Under the mutex.
 void Completion::wake() {
-  is_stalled_ = !exchange_->has_room();
-  if (is_stalled_) return;
+  stalled_ = exchange_->has_room() ? nullptr : shared_from_this();
+  if (stalled_) return;
   is_woken_ = context_.renderers.post([self = shared_from_this()] { self->render(); });
 }
 
