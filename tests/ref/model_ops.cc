@@ -114,7 +114,8 @@ std::vector<double> distribution(std::vector<double> logits, const SamplingParam
   }
   std::erase_if(order, [&](size_t id) { return weight(id) < params.min_p; });
   std::vector<double> probability(logits.size(), 0.0);
-  for (const size_t id : order) probability[id] = weight(id) / total();
+  const double left = total();
+  for (const size_t id : order) probability[id] = weight(id) / left;
   return probability;
 }
 
