@@ -6,7 +6,7 @@
 #include <set>
 
 #include "ei/base/fail.h"
-#include "ei/jinja/text.h"
+#include "ei/base/utf8.h"
 
 namespace ei::eval {
 namespace {
@@ -15,7 +15,7 @@ using Words = std::vector<std::string>;
 
 std::vector<std::string> split_at_spaces(std::string_view text) {
   Words words;
-  jinja::split_at_spaces(text, -1, [&](std::string_view word) { words.emplace_back(word); });
+  ei::split_at_spaces(text, -1, [&](std::string_view word) { words.emplace_back(word); });
   return words;
 }
 
@@ -26,7 +26,7 @@ Words answer_words(std::string_view text) {
     kept += word == "a" || word == "an" || word == "the" ? " " : word;
     word.clear();
   };
-  jinja::for_each_char(jinja::lower(text), [&](char32_t c, std::string_view bytes) {
+  for_each_char(lower(text), [&](char32_t c, std::string_view bytes) {
     if (bytes.size() == 1 && kPunctuation.find(bytes[0]) != std::string_view::npos) return;
     if (is_word(c)) {
       word += bytes;
@@ -71,7 +71,7 @@ void add_common(const Words& a, const Words& b, std::set<std::string>& out) {
 
 std::vector<Words> sentences(std::string_view text) {
   std::vector<Words> out;
-  jinja::split(text, ".", -1, [&](std::string_view sentence) {
+  split(text, ".", -1, [&](std::string_view sentence) {
     if (sentence.empty()) return;
     out.push_back(split_at_spaces(sentence));
     if (out.back().empty()) out.back().emplace_back();  // blanks make one empty word
@@ -103,7 +103,7 @@ double share_of_numbers(std::string_view answer, std::string_view right) {
 
 std::vector<char32_t> characters(std::string_view text) {
   std::vector<char32_t> out;
-  jinja::for_each_char(text, [&](char32_t c, std::string_view) { out.push_back(c); });
+  for_each_char(text, [&](char32_t c, std::string_view) { out.push_back(c); });
   return out;
 }
 
@@ -162,7 +162,7 @@ double code_similarity(std::string_view answer, std::string_view truth) {
   while (answer.starts_with('\n')) answer.remove_prefix(1);
   std::string_view line;
   bool found = false;
-  jinja::split(answer, "\n", -1, [&](std::string_view candidate) {
+  split(answer, "\n", -1, [&](std::string_view candidate) {
     if (found || candidate.find_first_of("`#") != std::string_view::npos ||
         candidate.find("//") != std::string_view::npos)
       return;

@@ -1,5 +1,6 @@
 #include "ei/base/utf8.h"
 
+#include <string.h>
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -15,6 +16,29 @@ namespace {
 constexpr std::string_view kReplacement = "\uFFFD";
 
 utf8proc_int32_t as_utf8proc(char32_t c) { return static_cast<utf8proc_int32_t>(c); }
+
+bool is_python_space(char32_t c) { return (c >= 0x1C && c <= 0x1F) || is_space(c); }
+
+std::string_view last_char(std::string_view text) {
+  size_t begin = text.size() - 1;
+  while (begin > 0 && (static_cast<uint8_t>(text[begin]) & 0xC0) == 0x80) --begin;
+  return text.substr(begin);
+}
+
+template <class Unwanted>
+std::string_view strip_if(std::string_view text, Side side, const Unwanted& unwanted) {
+  while (side != Side::kRight && !text.empty()) {
+    const Utf8Char c = decode_utf8(text);
+    if (!unwanted(c.value)) break;
+    text.remove_prefix(c.n_bytes);
+  }
+  while (side != Side::kLeft && !text.empty()) {
+    const std::string_view last = last_char(text);
+    if (!unwanted(decode_utf8(last).value)) break;
+    text.remove_suffix(last.size());
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -73,6 +97,67 @@ bool is_word(char32_t c) {
   }
 }
 
+void append_char(std::string& out, char32_t c) {
+  std::array<utf8proc_uint8_t, 4> bytes;
+  const auto n = utf8proc_encode_char(as_utf8proc(c), bytes.data());
+  out.append(bytes.begin(), bytes.begin() + n);
+}
+
+std::string lower(std::string_view text) {
+  std::string out;
+  for_each_char(text, [&](char32_t c, std::string_view) {
+    append_char(out, static_cast<char32_t>(utf8proc_tolower(as_utf8proc(c))));
+  });
+  return out;
+}
+
+size_t find_text(std::string_view text, std::string_view wanted, size_t from) {
+  if (from > text.size()) return text.npos;
+  if (wanted.empty()) return from;
+  // glibc's memmem is linear in the worst case, unlike std::string_view::find.
+  const char* begin = text.data() + from;
+  const void* found = memmem(begin, text.size() - from, wanted.data(), wanted.size());
+  if (found == nullptr) return text.npos;
+  return from + static_cast<size_t>(static_cast<const char*>(found) - begin);
+}
+
+void split(std::string_view text, std::string_view separator, int64_t limit, const Emit& emit) {
+  size_t at = 0;
+  while (limit-- != 0) {
+    const size_t end = find_text(text, separator, at);
+    if (end == text.npos) break;
+    emit(text.substr(at, end - at));
+    at = end + separator.size();
+  }
+  emit(text.substr(at));
+}
+
+void split_at_spaces(std::string_view text, int64_t limit, const Emit& emit) {
+  while (!(text = strip(text, Side::kLeft)).empty()) {
+    if (limit-- == 0) return emit(text);
+    size_t end = 0;
+    while (end < text.size()) {
+      const Utf8Char c = decode_utf8(text.substr(end));
+      if (is_python_space(c.value)) break;
+      end += c.n_bytes;
+    }
+    emit(text.substr(0, end));
+    text.remove_prefix(end);
+  }
+}
+
+std::string_view strip(std::string_view text, Side side) {
+  return strip_if(text, side, is_python_space);
+}
+
+std::string_view strip(std::string_view text, Side side, std::string_view chars) {
+  std::u32string set;
+  for_each_char(chars, [&](char32_t c, std::string_view) { set += c; });
+  std::sort(set.begin(), set.end());
+  return strip_if(text, side,
+                  [&](char32_t c) { return std::binary_search(set.begin(), set.end(), c); });
+}
+
 std::string nfc(std::string_view text) {
   // Nothing below U+0300 composes or reorders; those code points have lead bytes up to 0xCB.
   if (std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 0xCC; }))
@@ -107,11 +192,8 @@ std::string nfc(std::string_view text) {
                                static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
   std::string out;
   out.reserve(text.size());
-  for (utf8proc_ssize_t i = 0; i < n_points; ++i) {
-    std::array<utf8proc_uint8_t, 4> bytes;
-    const auto n = utf8proc_encode_char(points[static_cast<size_t>(i)], bytes.data());
-    out.append(bytes.begin(), bytes.begin() + n);
-  }
+  for (utf8proc_ssize_t i = 0; i < n_points; ++i)
+    append_char(out, static_cast<char32_t>(points[static_cast<size_t>(i)]));
   return out;
 }
 

@@ -16,15 +16,12 @@ using ExpressionPtr = std::unique_ptr<const Expression>;
 struct Arguments {
   std::vector<ExpressionPtr> positional;
   std::vector<std::pair<std::string, ExpressionPtr>> named;
-  ExpressionPtr rest;        // *rest, or null
-  ExpressionPtr named_rest;  // **named_rest, or null
 };
 
 struct Expression {
   enum class Kind {
     kConstant,
     kName,
-    kCaptured,   // what a filter block or a block assignment has put out
     kList,       // parts: the items
     kTuple,      // parts: the items
     kDict,       // parts: key, value, key, value, ...
@@ -35,7 +32,6 @@ struct Expression {
     kFilter,     // parts[0] | name(arguments)
     kTest,       // parts[0] is name(arguments)
     kNegate,
-    kPlus,
     kNot,
     kAnd,
     kOr,
@@ -73,28 +69,23 @@ struct Parameter {
   ExpressionPtr fallback;  // or null
 };
 
-// A macro, or the body that a call block hands to one as caller().
 struct MacroDefinition {
   std::string name;
   std::vector<Parameter> parameters;
   Body body;
-  bool uses_varargs = false, uses_kwargs = false, uses_caller = false;
 };
 
 struct Statement {
   enum class Kind {
     kText,      // text
-    kPrint,     // expressions
+    kPrint,     // expressions[0]
     kIf,        // bodies[i] if expressions[i]; one body more for else
     kFor,       // targets[0] in expressions[0], those for which expressions[1] (if there) holds:
                 // bodies[0], else bodies[1] (if there)
     kSet,       // targets[0] = expressions[0]
-    kSetBlock,  // targets[0] = expressions[0], in which kCaptured is bodies[0]
-    kFilter,    // prints expressions[0], in which kCaptured is bodies[0]
-    kWith,      // bodies[0] with targets[i] = expressions[i]
+    kSetBlock,  // targets[0] = what bodies[0] prints
     kScope,     // bodies[0] with its own variables
     kMacro,     // defines `macro`
-    kCall,      // prints expressions[0], a kCall that gets `macro` as caller
     kBreak,
     kContinue,
   };

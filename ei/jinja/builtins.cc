@@ -22,30 +22,7 @@ Value make_range(Meter& meter, Args& args) {
     items.push(i);
     if (__builtin_add_overflow(i, step, &i)) break;
   }
-  return std::move(items).finish(List::Form::kRange,
-                                 step == 1 ? fmt::format("range({}, {})", start, stop)
-                                           : fmt::format("range({}, {}, {})", start, stop, step));
-}
-
-// dict() of a dict or of pairs, and of keyword arguments.
-Value make_dict_of(Meter& meter, Args& args) {
-  require(args.positional.size() <= 1, "dict expected at most 1 argument, got {}",
-          args.positional.size());
-  std::vector<std::pair<Value, Value>> items;
-  if (!args.positional.empty()) {
-    require_defined(args.positional[0]);
-    if (const Dict* dict = args.positional[0].dict()) {
-      items = dict->items;
-    } else {
-      for (const Value& pair : iterate(meter, args.positional[0])) {
-        const Items parts = iterate(meter, pair);
-        require(parts.size() == 2, "dict() needs pairs, not {} items", parts.size());
-        items.emplace_back(parts[0], parts[1]);
-      }
-    }
-  }
-  for (auto& [name, value] : args.named) items.emplace_back(make_string(meter, name), value);
-  return make_dict(meter, std::move(items));
+  return std::move(items).finish();
 }
 
 }  // namespace
@@ -115,9 +92,8 @@ Value make_function(Meter& meter, std::function<Value(Meter&, Args&)> run) {
   return ObjectPtr(std::move(function));
 }
 
-Value replace(Meter& meter, const String& text, std::string_view from, std::string_view to,
+Value replace(Meter& meter, std::string_view source, std::string_view from, std::string_view to,
               int64_t limit) {
-  const std::string_view source = text.text;
   meter.work(source.size());
   StringBuilder out(meter);
   size_t at = 0;
@@ -135,7 +111,7 @@ Value replace(Meter& meter, const String& text, std::string_view from, std::stri
     at = next;
   }
   out.append(source.substr(at));
-  return std::move(out).finish(text.safe);
+  return std::move(out).finish();
 }
 
 Value join(Meter& meter, std::string_view separator, const Items& items) {
@@ -151,21 +127,16 @@ std::map<std::string_view, Value> make_globals(Meter& meter, const Options& opti
                                                Namespaces& namespaces) {
   std::map<std::string_view, Value> globals;
   globals["range"] = make_function(meter, make_range);
-  globals["dict"] = make_function(meter, make_dict_of);
   globals["namespace"] = make_function(meter, [&namespaces](Meter& m, Args& args) {
-    const Value dict = make_dict_of(m, args);
     auto made = std::make_shared<Namespace>(m);
     namespaces.push_back(made);
-    for (const auto& [key, value] : dict.dict()->items)
-      made->set(text_of(key, "a name in a namespace"), value);
+    for (const Value& given : args.positional) {
+      require(given.dict() != nullptr, "namespace() takes dicts, not '{}'", type_name(given));
+      for (const auto& [key, value] : given.dict()->items)
+        made->set(text_of(key, "a name in a namespace"), value);
+    }
+    for (auto& [name, value] : args.named) made->set(name, std::move(value));
     return Value(ObjectPtr(made));
-  });
-  globals["joiner"] = make_function(meter, [](Meter& m, Args& args) {
-    const Parameters p(args, "joiner", {"sep"}, 0);
-    const Value separator = p[0] ? *p[0] : make_string(m, ", ");
-    return make_function(m, [separator, used = std::make_shared<bool>()](Meter& m2, Args&) {
-      return std::exchange(*used, true) ? separator : make_string(m2, "");
-    });
   });
   globals["raise_exception"] = make_function(meter, [](Meter& m, Args& args) -> Value {
     const Parameters p(args, "raise_exception", {"message"}, 1);

@@ -14,14 +14,26 @@ namespace ei::jinja {
 
 using Function = Value (*)(Meter&, Args&);
 Function find_filter(std::string_view name);  // null when there is none
-Function find_test(std::string_view name);    // gives a boolean
+Function find_list_filter(std::string_view name);
+Function find_test(std::string_view name);  // gives a boolean
+
+struct NamedFunction {
+  std::string_view name;
+  Function run;
+};
+template <size_t kSize>
+Function find_function(const NamedFunction (&functions)[kSize], std::string_view name) {
+  for (const NamedFunction& function : functions)
+    if (function.name == name) return function.run;
+  return nullptr;
+}
 
 // value.name for the methods that Python's str, dict, list and tuple have and that change nothing.
 std::optional<Value> bind_method(Meter& meter, const Value& value, std::string_view name);
 // Whether `name` is a method that would change a list or dict.
 bool changes_value(const Value& value, std::string_view name);
 
-// range, dict, namespace, joiner, raise_exception, and strftime_now where it is given.
+// range, namespace, raise_exception, and strftime_now where it is given.
 // `namespaces` holds those made, for their owner to clear at the end: they may hold themselves.
 class Namespace;
 using Namespaces = std::vector<std::shared_ptr<Namespace>>;
@@ -72,7 +84,7 @@ struct NativeFunction : Object {
 Value make_function(Meter& meter, std::function<Value(Meter&, Args&)> run);
 
 // str.replace(): at most `limit` times when it is not negative.
-Value replace(Meter& meter, const String& text, std::string_view from, std::string_view to,
+Value replace(Meter& meter, std::string_view text, std::string_view from, std::string_view to,
               int64_t limit);
 // str.join() over printed values.
 Value join(Meter& meter, std::string_view separator, const Items& items);

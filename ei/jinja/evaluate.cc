@@ -13,8 +13,6 @@ Value Interpreter::evaluate(const Expression& node, const ScopePtr& scope) {
       return node.constant;
     case Kind::kName:
       return evaluate_name(node, *scope);
-    case Kind::kCaptured:
-      return std::exchange(captured_, {});
     case Kind::kList:
     case Kind::kTuple:
       return evaluate_list(node, scope);
@@ -29,13 +27,12 @@ Value Interpreter::evaluate(const Expression& node, const ScopePtr& scope) {
     case Kind::kSlice:
       return evaluate_slice(node, scope);
     case Kind::kCall:
-      return evaluate_call(node, scope, /*caller=*/nullptr);
+      return evaluate_call(node, scope);
     case Kind::kFilter:
     case Kind::kTest:
       return evaluate_function(node, scope);
     case Kind::kNegate:
-    case Kind::kPlus:
-      return negate(part(0), node.kind == Kind::kNegate);
+      return negate(part(0));
     case Kind::kNot:
       return !truthy(part(0));
     case Kind::kAnd:
@@ -93,34 +90,17 @@ void Interpreter::evaluate_arguments(const Arguments& arguments, const ScopePtr&
                                      Args& args) {
   for (const auto& argument : arguments.positional)
     args.positional.push_back(evaluate(*argument, scope));
-  const auto add_named = [&](std::string_view name, Value value) {
+  for (const auto& [name, argument] : arguments.named) {
     for (const auto& other : args.named)
       require(other.first != name, "several values for the keyword argument '{}'", name);
-    args.named.emplace_back(name, std::move(value));
-  };
-  for (const auto& [name, value] : arguments.named) add_named(name, evaluate(*value, scope));
-  if (arguments.rest) {
-    const Items rest = iterate(meter_, evaluate(*arguments.rest, scope));
-    meter_.work(rest.size() * sizeof(Value));
-    args.positional.insert(args.positional.end(), rest.begin(), rest.end());
-  }
-  if (arguments.named_rest) {
-    const Value rest = evaluate(*arguments.named_rest, scope);
-    require_defined(rest);
-    constexpr size_t kMaxNamed = 1000;
-    require(rest.dict() != nullptr && rest.dict()->items.size() <= kMaxNamed,
-            "** needs a dict of at most {} items, not '{}'", kMaxNamed, type_name(rest));
-    for (const auto& [key, value] : rest.dict()->items)
-      add_named(text_of(key, "a keyword argument's name"), value);
+    args.named.emplace_back(name, evaluate(*argument, scope));
   }
 }
 
-Value Interpreter::evaluate_call(const Expression& node, const ScopePtr& scope,
-                                 const Value* caller) {
+Value Interpreter::evaluate_call(const Expression& node, const ScopePtr& scope) {
   const Value callee = evaluate(*node.parts[0], scope);
   Args args;
   evaluate_arguments(node.arguments, scope, args);
-  if (caller != nullptr) args.named.emplace_back("caller", *caller);
   line_ = node.line;
   require_defined(callee);
   require(callee.object() != nullptr, "'{}' object is not callable", type_name(callee));

@@ -1,8 +1,6 @@
-#include "ei/jinja/filters.h"
-
 #include <cmath>
 
-#include "ei/jinja/python.h"
+#include "ei/jinja/builtins.h"
 #include "ei/jinja/text.h"
 
 namespace ei::jinja {
@@ -26,22 +24,15 @@ Value map_text(Meter& meter, Args& args) {
   const Parameters p(args, "filter", {"s"}, 1);
   const Value text = to_string(meter, p.get(0));
   meter.work(text.string()->text.size());
-  return make_string(meter, kMapping(text.string()->text), text.string()->safe);
+  return make_string(meter, kMapping(text.string()->text));
 }
 
 // As the method of the same name, on whatever prints as text.
-Value as_method(Meter& meter, Args& args, std::string_view name) {
-  require(!args.positional.empty(), "{} needs a value", name);
+Value trim(Meter& meter, Args& args) {
+  require(!args.positional.empty(), "trim needs a value");
   const Value text = to_string(meter, args.positional[0]);
   args.positional.erase(args.positional.begin());
-  return bind_method(meter, text, name)->object()->call(meter, std::move(args));
-}
-
-Value trim(Meter& meter, Args& args) { return as_method(meter, args, "strip"); }
-
-Value center(Meter& meter, Args& args) {
-  if (args.positional.size() == 1 && args.named.empty()) args.positional.push_back(int64_t{80});
-  return as_method(meter, args, "center");
+  return bind_method(meter, text, "strip")->object()->call(meter, std::move(args));
 }
 
 Value replace_filter(Meter& meter, Args& args) {
@@ -49,44 +40,23 @@ Value replace_filter(Meter& meter, Args& args) {
   const Value text = to_string(meter, p.get(0));
   const Value from = to_string(meter, p.get(1)), to = to_string(meter, p.get(2));
   const bool limited = p[3] != nullptr && !p[3]->is<None>();
-  return replace(meter, *make_string(meter, text.string()->text).string(), from.string()->text,
-                 to.string()->text, limited ? p.integer(3, -1) : -1);
-}
-
-Value escape(Meter& meter, Args& args) {
-  const Parameters p(args, "escape", {"s"}, 1);
-  const Value text = to_string(meter, p.get(0));
-  meter.work(text.string()->text.size());
-  return text.string()->safe ? text
-                             : make_string(meter, escape_html(text.string()->text), /*safe=*/true);
-}
-
-Value force_escape(Meter& meter, Args& args) {
-  const Parameters p(args, "forceescape", {"value"}, 1);
-  const Value text = to_string(meter, p.get(0));
-  meter.work(text.string()->text.size());
-  return make_string(meter, escape_html(text.string()->text), /*safe=*/true);
-}
-
-Value safe(Meter& meter, Args& args) {
-  const Parameters p(args, "safe", {"value"}, 1);
-  return make_string(meter, to_string(meter, p.get(0)).string()->text, /*safe=*/true);
+  return replace(meter, text.string()->text, from.string()->text, to.string()->text,
+                 limited ? p.integer(3, -1) : -1);
 }
 
 Value int_filter(Meter&, Args& args) {
-  const Parameters p(args, "int", {"value", "default", "base"}, 1);
+  const Parameters p(args, "int", {"value", "default"}, 1);
   const Value& value = p.get(0);
-  const Value fallback = p[1] ? *p[1] : Value(int64_t{0});
   require_defined(value);
   if (value.integer()) return *value.integer();
   std::optional<double> number = value.number();
   if (const String* text = value.string()) {
-    const int64_t base = p.integer(2, 10);
-    require(base == 0 || (base >= 2 && base <= 36), "int(): base must be 0 or 2 to 36");
-    if (const auto whole = parse_integer(text->text, static_cast<int>(base))) return *whole;
+    if (const auto whole = parse_integer(text->text)) return *whole;
     number = parse_float(text->text);
   }
-  return number && std::isfinite(*number) ? Value(to_integer(*number)) : fallback;
+  return number && std::isfinite(*number) ? Value(to_integer(*number))
+         : p[1]                           ? *p[1]
+                                          : Value(int64_t{0});
 }
 
 Value float_filter(Meter&, Args& args) {
@@ -97,40 +67,24 @@ Value float_filter(Meter&, Args& args) {
   return number ? Value(*number) : p[1] ? *p[1] : Value(0.0);
 }
 
-Value abs_filter(Meter&, Args& args) {
-  const Parameters p(args, "abs", {"x"}, 1);
-  const Value& value = p.get(0);
-  const bool negative =
-      value.number() && (value.integer() ? *value.integer() < 0 : std::signbit(*value.number()));
-  return negate(value, negative);
+bool ends_line(char32_t c) {
+  return (c >= '\n' && c <= '\r') || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 ||
+         c == 0x2029;
 }
 
-Value round_filter(Meter&, Args& args) {
-  const Parameters p(args, "round", {"value", "precision", "method"}, 1);
-  const int64_t precision = p.integer(1, 0);
-  const std::string_view method = p.text(2).value_or("common");
-  require_defined(p.get(0));
-  if (method == "common") return round_number(p.get(0), precision);
-  require(method == "ceil" || method == "floor", "round(): method must be common, ceil or floor");
-  require(p.get(0).number().has_value(), "'{}' cannot be rounded", type_name(p.get(0)));
-  const double scale = std::pow(10.0, static_cast<double>(precision));
-  const double scaled = *p.get(0).number() * scale;
-  require(std::isfinite(scaled) && scale > 0, "round(): {} digits are too many", precision);
-  return (method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / scale;
-}
-
-Value format(Meter& meter, Args& args) {
-  require(!args.positional.empty(), "format needs a value");
-  const Value text = to_string(meter, args.positional[0]);
-  args.positional.erase(args.positional.begin());
-  require(args.positional.empty() || args.named.empty(),
-          "format() takes positional or keyword arguments, not both");
-  if (args.named.empty())
-    return format_percent(meter, text.string()->text,
-                          make_list(meter, std::move(args.positional), List::Form::kTuple));
-  std::vector<std::pair<Value, Value>> named;
-  for (auto& [name, value] : args.named) named.emplace_back(make_string(meter, name), value);
-  return format_percent(meter, text.string()->text, make_dict(meter, std::move(named)));
+// str.splitlines() of the text and one more end of a line.
+void split_lines(std::string_view text, const Emit& emit) {
+  size_t begin = 0;
+  for (size_t at = 0; at < text.size();) {
+    const Utf8Char c = decode_utf8(text.substr(at));
+    const size_t next = at + (text.substr(at).starts_with("\r\n") ? 2 : c.n_bytes);
+    if (ends_line(c.value)) {
+      emit(text.substr(begin, at - begin));
+      begin = next;
+    }
+    at = next;
+  }
+  emit(text.substr(begin));
 }
 
 Value indent(Meter& meter, Args& args) {
@@ -145,48 +99,13 @@ Value indent(Meter& meter, Args& args) {
   meter.work(text.size());
   StringBuilder out(meter);
   bool is_first = true;
-  const auto add = [&](std::string_view line) {
+  split_lines(text, [&](std::string_view line) {
     if (!is_first) out.append("\n");
-    const bool indented = is_first ? p.flag(2, false) : p.flag(3, false) || !line.empty();
-    if (indented) out.append(margin.text());
+    if (is_first ? p.flag(2, false) : p.flag(3, false) || !line.empty()) out.append(margin.text());
     out.append(line);
     is_first = false;
-  };
-  StringBuilder whole(meter);
-  whole.append(text);
-  whole.append("\n");  // so that a text that ends in a line's end has an empty last line
-  split_lines(whole.text(), /*keep_ends=*/false, add);
-  return std::move(out).finish(p.get(0).string()->safe);
-}
-
-Value truncate(Meter& meter, Args& args) {
-  const Parameters p(args, "truncate", {"s", "length", "killwords", "end", "leeway"}, 1);
-  const std::string_view end = p.text(3).value_or("...");
-  const int64_t size = p.integer(1, 255), leeway = p[4] ? p.integer(4, 5) : 5;
-  const int64_t n_end = count_chars(end);
-  require(size >= n_end && leeway >= 0, "truncate(): length or leeway is too small");
-  const int64_t n = length(meter, p.get(0));
-  if (n <= leeway || n - leeway <= size) return p.get(0);
-  const std::string_view text = text_of(p.get(0), "s");
-  std::string_view kept = text.substr(0, char_offset(text, size - n_end));
-  if (!p.flag(2, false)) kept = kept.substr(0, std::min(kept.rfind(' '), kept.size()));
-  StringBuilder out(meter);
-  out.append(kept);
-  out.append(end);
-  return std::move(out).finish();
-}
-
-Value word_count(Meter& meter, Args& args) {
-  const Parameters p(args, "wordcount", {"s"}, 1);
-  const Value text = to_string(meter, p.get(0));
-  meter.work(text.string()->text.size());
-  int64_t n = 0;
-  bool in_word = false;
-  for_each_char(text.string()->text, [&](char32_t c, std::string_view) {
-    n += is_word(c) && !in_word;
-    in_word = is_word(c);
   });
-  return n;
+  return std::move(out).finish();
 }
 
 Value to_json_filter(Meter& meter, Args& args) {
@@ -212,37 +131,26 @@ Value to_json_filter(Meter& meter, Args& args) {
 }
 
 constexpr NamedFunction kFilters[] = {
-    {"abs", abs_filter},
     {"capitalize", map_text<capitalize>},
-    {"center", center},
     {"d", default_value},
     {"default", default_value},
-    {"e", escape},
-    {"escape", escape},
     {"float", float_filter},
-    {"forceescape", force_escape},
-    {"format", format},
     {"indent", indent},
     {"int", int_filter},
     {"lower", map_text<lower>},
     {"replace", replace_filter},
-    {"round", round_filter},
-    {"safe", safe},
+    {"safe", string},  // nothing is escaped, so that everything is safe
     {"string", string},
     {"title", map_text<title_words>},
     {"tojson", to_json_filter},
     {"trim", trim},
-    {"truncate", truncate},
     {"upper", map_text<upper>},
-    {"wordcount", word_count},
 };
 
 }  // namespace
 
-Function find_text_filter(std::string_view name) { return find_function(kFilters, name); }
-
 Function find_filter(std::string_view name) {
-  const Function of_text = find_text_filter(name);
+  const Function of_text = find_function(kFilters, name);
   return of_text != nullptr ? of_text : find_list_filter(name);
 }
 

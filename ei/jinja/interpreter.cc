@@ -71,7 +71,7 @@ Interpreter::Flow Interpreter::execute(const Statement& statement, const ScopePt
       put(statement.text);
       return Flow::kNext;
     case Kind::kPrint:
-      for (const auto& expression : statement.expressions) put(evaluate(*expression, scope));
+      put(evaluate(*statement.expressions[0], scope));
       return Flow::kNext;
     case Kind::kIf:
       return execute_if(statement, scope);
@@ -81,17 +81,11 @@ Interpreter::Flow Interpreter::execute(const Statement& statement, const ScopePt
       assign(statement.targets[0], evaluate(*statement.expressions[0], scope), *scope);
       return Flow::kNext;
     case Kind::kSetBlock:
-    case Kind::kFilter:
-      return execute_captured(statement, scope);
-    case Kind::kWith:
-      return execute_with(statement, scope);
+      return execute_set_block(statement, scope);
     case Kind::kScope:
       return execute(statement.bodies[0], inner(scope));
     case Kind::kMacro:
       scope->set(statement.macro->name, make_macro(*statement.macro, scope));
-      return Flow::kNext;
-    case Kind::kCall:
-      execute_call(statement, scope);
       return Flow::kNext;
     case Kind::kBreak:
       return Flow::kBreak;
@@ -117,18 +111,18 @@ Interpreter::Flow Interpreter::execute_for(const Statement& statement, const Sco
       assign(target, item, *own);
       return truthy(evaluate(*statement.expressions[1], own));
     };
-  const Items items = iterate(meter_, evaluate(*statement.expressions[0], scope));
-  const auto loop = std::make_shared<Loop>(meter_, items.list, accepts);
+  const auto loop = std::make_shared<Loop>(
+      meter_, iterate(meter_, evaluate(*statement.expressions[0], scope)), accepts);
   struct End {  // the template may keep the loop, but its filter ends with this function
     Loop& loop;
     ~End() { loop.end(); }
   } const end{*loop};
 
   bool completes_one = false;
-  while (loop->advance()) {
+  while (const Value* item = loop->advance()) {
     const ScopePtr own = inner(scope);
     own->set("loop", ObjectPtr(loop));
-    assign(target, loop->item(), *own);
+    assign(target, *item, *own);
     const Flow flow = execute(statement.bodies[0], own);
     if (flow == Flow::kBreak) break;
     if (flow == Flow::kNext) completes_one = true;
@@ -139,28 +133,12 @@ Interpreter::Flow Interpreter::execute_for(const Statement& statement, const Sco
   return Flow::kNext;
 }
 
-Interpreter::Flow Interpreter::execute_with(const Statement& statement, const ScopePtr& scope) {
-  const ScopePtr own = inner(scope);
-  for (size_t i = 0; i < statement.targets.size(); ++i)
-    assign(statement.targets[i], evaluate(*statement.expressions[i], scope), *own);
-  return execute(statement.bodies[0], own);
-}
-
-Interpreter::Flow Interpreter::execute_captured(const Statement& statement, const ScopePtr& scope) {
+Interpreter::Flow Interpreter::execute_set_block(const Statement& statement,
+                                                 const ScopePtr& scope) {
   Flow flow = Flow::kNext;
-  captured_ = capture(statement.bodies[0], inner(scope), flow);
-  if (flow != Flow::kNext) return flow;
-  const Value value = evaluate(*statement.expressions[0], scope);
-  if (statement.kind == Statement::Kind::kFilter)
-    put(value);
-  else
-    assign(statement.targets[0], value, *scope);
+  const Value text = capture(statement.bodies[0], inner(scope), flow);
+  if (flow == Flow::kNext) assign(statement.targets[0], text, *scope);
   return flow;
-}
-
-void Interpreter::execute_call(const Statement& statement, const ScopePtr& scope) {
-  const Value caller = make_macro(*statement.macro, scope);
-  put(evaluate_call(*statement.expressions[0], scope, &caller));
 }
 
 Value Interpreter::capture(const Body& body, const ScopePtr& scope, Flow& flow) {
@@ -219,10 +197,11 @@ Value Interpreter::call_macro(const Macro& macro, Args&& args) {
   };
 
   const size_t n_parameters = definition.parameters.size();
-  bool has_caller = false;
+  require(args.positional.size() <= n_parameters,
+          "macro '{}' takes not more than {} arguments, {} given", definition.name, n_parameters,
+          args.positional.size());
   for (size_t i = 0; i < n_parameters; ++i) {
     const Parameter& parameter = definition.parameters[i];
-    has_caller |= parameter.name == "caller";
     std::optional<Value> value;
     if (i < args.positional.size())
       value = args.positional[i];
@@ -234,26 +213,8 @@ Value Interpreter::call_macro(const Macro& macro, Args&& args) {
           make_undefined(meter_, fmt::format("parameter '{}' was not provided", parameter.name));
     scope->set(parameter.name, *std::move(value));
   }
-  if (definition.uses_caller && !has_caller) {
-    const auto caller = take_named("caller");
-    scope->set("caller", caller ? *caller : make_undefined(meter_, "No caller defined"));
-  }
-
-  if (definition.uses_kwargs) {
-    std::vector<std::pair<Value, Value>> named;
-    for (auto& [name, value] : args.named)
-      named.emplace_back(make_string(meter_, name), std::move(value));
-    scope->set("kwargs", make_dict(meter_, std::move(named)));
-  } else {
-    require(args.named.empty(), "macro '{}' takes no keyword argument '{}'", definition.name,
-            args.named.empty() ? "" : args.named[0].first);
-  }
-  ListBuilder rest(meter_);
-  for (size_t i = n_parameters; i < args.positional.size(); ++i) rest.push(args.positional[i]);
-  require(definition.uses_varargs || rest.size() == 0,
-          "macro '{}' takes not more than {} arguments, {} given", definition.name, n_parameters,
-          args.positional.size());
-  if (definition.uses_varargs) scope->set("varargs", std::move(rest).finish(List::Form::kTuple));
+  require(args.named.empty(), "macro '{}' takes no keyword argument '{}'", definition.name,
+          args.named.empty() ? "" : args.named[0].first);
 
   Flow flow = Flow::kNext;
   return capture(definition.body, scope, flow);

@@ -68,9 +68,7 @@ class Interpreter {
   Flow execute(const Statement& statement, const ScopePtr& scope);
   Flow execute_if(const Statement& statement, const ScopePtr& scope);
   Flow execute_for(const Statement& statement, const ScopePtr& scope);
-  Flow execute_with(const Statement& statement, const ScopePtr& scope);
-  Flow execute_captured(const Statement& statement, const ScopePtr& scope);
-  void execute_call(const Statement& statement, const ScopePtr& scope);
+  Flow execute_set_block(const Statement& statement, const ScopePtr& scope);
   Value make_macro(const MacroDefinition& definition, const ScopePtr& scope);
   Value capture(const Body& body, const ScopePtr& scope, Flow& flow);
   void assign(const Target& target, const Value& value, Scope& scope);
@@ -82,7 +80,7 @@ class Interpreter {
   Value evaluate_list(const Expression& node, const ScopePtr& scope);
   Value evaluate_dict(const Expression& node, const ScopePtr& scope);
   Value evaluate_slice(const Expression& node, const ScopePtr& scope);
-  Value evaluate_call(const Expression& node, const ScopePtr& scope, const Value* caller);
+  Value evaluate_call(const Expression& node, const ScopePtr& scope);
   Value evaluate_function(const Expression& node, const ScopePtr& scope);
   Value evaluate_concat(const Expression& node, const ScopePtr& scope);
   Value evaluate_compare(const Expression& node, const ScopePtr& scope);
@@ -96,7 +94,6 @@ class Interpreter {
   std::vector<ScopePtr> kept_;  // those with macros
   StringBuilder output_;        // innermost: of the template, or of the block being captured
   int captures_ = 0;            // around output_
-  Value captured_;
   int line_ = 1;
 };
 

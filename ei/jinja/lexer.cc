@@ -10,11 +10,10 @@
 namespace ei::jinja {
 namespace {
 
-constexpr size_t npos = std::string_view::npos;
 // Longest first.
-constexpr std::string_view kOperators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/",
-                                           "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
-                                           ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
+constexpr std::string_view kOperators[] = {"//", "==", "!=", ">=", "<=", "+", "-", "/", "*",
+                                           "%",  "~",  "[",  "]",  "(",  ")", "{", "}", ">",
+                                           "<",  "=",  ".",  ":",  "|",  ",", ";"};
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -36,7 +35,7 @@ class Lexer {
   std::vector<Token> run() && {
     while (at_ < source_.size()) {
       const size_t tag = find_tag();
-      if (tag == npos) {
+      if (tag == source_.npos) {
         add_data(rest());
         at_ = source_.size();
       } else {
@@ -70,9 +69,11 @@ class Lexer {
   }
 
   size_t find_tag() const {
-    for (size_t i = at_; (i = source_.find('{', i)) != npos; ++i)
-      if (i + 1 < source_.size() && std::string_view("%{#").find(source_[i + 1]) != npos) return i;
-    return npos;
+    for (size_t i = at_; (i = source_.find('{', i)) != source_.npos; ++i)
+      if (i + 1 < source_.size() &&
+          std::string_view("%{#").find(source_[i + 1]) != std::string_view::npos)
+        return i;
+    return source_.npos;
   }
 
   void skip_space() { at_ = source_.size() - strip(rest(), Side::kLeft).size(); }
@@ -104,8 +105,8 @@ class Lexer {
     // lstrip_blocks: what is between the line's begin and the tag, when it is all space.
     const size_t newline = text.rfind('\n');
     const bool starts_line = begin == 0 || source_[begin - 1] == '\n';
-    if (newline == npos && !starts_line) return text;
-    const size_t line_begin = newline == npos ? 0 : newline + 1;
+    if (newline == source_.npos && !starts_line) return text;
+    const size_t line_begin = newline == source_.npos ? 0 : newline + 1;
     return strip(text.substr(line_begin), Side::kLeft).empty() ? text.substr(0, line_begin) : text;
   }
 
@@ -119,51 +120,16 @@ class Lexer {
     add_data(before);
     at_ = inside;
     if (kind == '#') return skip_comment();
-    if (kind == '%' && skip_word("raw")) return read_raw();
     add(kind == '%' ? Token::Kind::kBlockBegin : Token::Kind::kPrintBegin, "tag");
     read_expression(kind == '%');
   }
 
   void skip_comment() {
     const size_t end = source_.find("#}", at_);
-    if (end == npos) fail_here("Missing end of comment tag");
+    if (end == source_.npos) fail_here("Missing end of comment tag");
     const bool has_sign = end > at_ && (source_[end - 1] == '-' || source_[end - 1] == '+');
     at_ = has_sign ? end - 1 : end;
     skip_end("#}", /*may_keep=*/true);
-  }
-
-  // If this is a tag of one word up to and with its end, skips it.
-  bool skip_word(std::string_view word) {
-    const size_t begin = at_;
-    skip_space();
-    if (looking_at(word)) {
-      at_ += word.size();
-      skip_space();
-      // Nothing after {% raw %} is trimmed, and it has no "+" form.
-      if (word == "raw" && looking_at("%}")) {
-        at_ += 2;
-        return true;
-      }
-      if (!(word == "raw" && looking_at("+")) && skip_end("%}", /*may_keep=*/true)) return true;
-    }
-    at_ = begin;
-    return false;
-  }
-
-  void read_raw() {
-    const size_t begin = at_;
-    for (size_t tag = begin; (tag = source_.find("{%", tag)) != npos; ++tag) {
-      at_ = tag + 2;
-      const char sign = take_sign();
-      if (skip_word("endraw")) {
-        const size_t end = std::exchange(at_, begin);
-        add_data(trimmed(begin, tag, sign, /*is_block=*/true));
-        at_ = end;
-        return;
-      }
-      at_ = begin;
-    }
-    fail_here("Missing end of raw directive");
   }
 
   void read_expression(bool is_block) {
@@ -189,47 +155,32 @@ class Lexer {
     }
   }
 
-  size_t digits_end(size_t at, bool (*accepts)(char)) const {
-    while (at < source_.size() &&
-           (accepts(source_[at]) ||
-            (source_[at] == '_' && at + 1 < source_.size() && accepts(source_[at + 1]))))
-      ++at;
+  char char_at(size_t at) const { return at < source_.size() ? source_[at] : '\0'; }
+
+  size_t digits_end(size_t at) const {
+    while (is_digit(char_at(at))) ++at;
     return at;
   }
 
-  char char_at(size_t at) const { return at < source_.size() ? source_[at] : '\0'; }
-
   void read_number() {
     const size_t begin = at_;
-    const char second = static_cast<char>(char_at(begin + 1) | 0x20);
-    size_t end = digits_end(begin, is_digit);
+    size_t end = digits_end(begin);
     bool is_float = false;
-    if (source_[begin] == '0' && (second == 'x' || second == 'o' || second == 'b')) {
-      const auto hex = [](char c) { return std::isxdigit(static_cast<unsigned char>(c)) != 0; };
-      end = digits_end(begin + 2, hex);
-    } else if (begin == 0 || source_[begin - 1] != '.') {  // as in items.0.1
+    if (begin == 0 || source_[begin - 1] != '.') {  // unlike items.0.1
       if (char_at(end) == '.' && is_digit(char_at(end + 1))) {
-        end = digits_end(end + 1, is_digit);
+        end = digits_end(end + 1);
         is_float = true;
       }
-      if ((char_at(end) | 0x20) == 'e') {
-        const char sign = char_at(end + 1);
-        const size_t exponent = end + 1 + (sign == '+' || sign == '-');
-        if (is_digit(char_at(exponent))) {
-          end = digits_end(exponent, is_digit);
-          is_float = true;
-        }
+      const char sign = char_at(end + 1);
+      const size_t exponent = end + 1 + (sign == '+' || sign == '-');
+      if ((char_at(end) | 0x20) == 'e' && is_digit(char_at(exponent))) {
+        end = digits_end(exponent);
+        is_float = true;
       }
     }
     const std::string_view text = std::string_view(source_).substr(begin, end - begin);
-    Value number;
-    if (is_float)
-      number = *parse_float(text);
-    else if (const auto integer = parse_integer(text, 0))
-      number = *integer;
-    else
-      fail_here(fmt::format("'{}' is not a number", text));
-    add(Token::Kind::kNumber, text, std::move(number));
+    add(Token::Kind::kNumber, text,
+        is_float ? Value(*parse_float(text)) : Value(*parse_integer(text)));
     at_ = end;
   }
 
@@ -253,9 +204,9 @@ class Lexer {
       fail_here("unexpected character " + quote(rest().substr(0, decode_utf8(rest()).n_bytes)));
     const char c = found->front();
     constexpr std::string_view kOpening = "([{", kClosing = ")]}";
-    if (const size_t i = kOpening.find(c); i != npos) {
+    if (const size_t i = kOpening.find(c); i != std::string_view::npos) {
       open += kClosing[i];
-    } else if (kClosing.find(c) != npos) {
+    } else if (kClosing.find(c) != std::string_view::npos) {
       if (open.empty() || open.back() != c) fail_here(fmt::format("unexpected '{}'", c));
       open.pop_back();
     }
@@ -281,28 +232,22 @@ class Lexer {
   size_t read_escape(size_t at, std::string& out) {
     const char c = char_at(at);
     constexpr std::string_view kNames = "\\'\"abfnrtv", kValues = "\\'\"\a\b\f\n\r\t\v";
-    if (const size_t i = kNames.find(c); i != npos) {
+    if (const size_t i = kNames.find(c); i != std::string_view::npos) {
       out += kValues[i];
       return at + 1;
     }
     if (c == '\n') return at + 1;
-    if (c >= '0' && c <= '7') {
-      size_t n = 1;
-      while (n < 3 && char_at(at + n) >= '0' && char_at(at + n) <= '7') ++n;
-      return add_code(at, n, 8, out);
-    }
     const size_t n = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
-    if (n > 0) return add_code(at + 1, n, 16, out);
-    if (c == 'N') fail_here("character names (\\N) are not supported");
+    if (n > 0) return add_code(at + 1, n, out);
     out += '\\';
     return at;
   }
 
-  size_t add_code(size_t at, size_t n, int base, std::string& out) {
+  size_t add_code(size_t at, size_t n, std::string& out) {
     uint32_t code = 0;
     const char* begin = source_.data() + std::min(at, source_.size());
     const char* end = source_.data() + std::min(at + n, source_.size());
-    if (std::from_chars(begin, end, code, base).ptr != begin + n) fail_here("truncated escape");
+    if (std::from_chars(begin, end, code, 16).ptr != begin + n) fail_here("truncated escape");
     if (code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF))
       fail_here(fmt::format("the escape {:x} is not a character", code));
     append_char(out, static_cast<char32_t>(code));

@@ -34,7 +34,7 @@ class SyntaxError : public Error {
   int line;
 };
 
-// The template as tokens, the last one kEnd. Comments are gone, raw blocks are data, and white
+// The template as tokens, the last one kEnd. Comments are gone, and white
 // space is trimmed as the tags and trim_blocks and lstrip_blocks say. Throws SyntaxError.
 std::vector<Token> tokenize(std::string_view source);
 

@@ -1,19 +1,13 @@
 #include <algorithm>
-#include <functional>
-#include <numeric>
 
-#include "ei/jinja/filters.h"
-#include "ei/jinja/python.h"
-#include "ei/jinja/text.h"
+#include "ei/jinja/builtins.h"
 
 namespace ei::jinja {
 namespace {
 
 // Items that Python computes as they are asked for. They are computed at once here: the difference
 // shows only in errors of items that nobody takes.
-Value as_iterator(ListBuilder&& items) {
-  return std::move(items).finish(List::Form::kIterator, "generator");
-}
+Value as_iterator(ListBuilder&& items) { return std::move(items).finish(List::Form::kIterator); }
 
 // item.a.0.b for an attribute written "a.0.b".
 Value find_path(Meter& meter, Value item, const Value& attribute, const Value* fallback = nullptr) {
@@ -27,7 +21,8 @@ Value find_path(Meter& meter, Value item, const Value& attribute, const Value* f
     return item;
   }
   split(attribute.string()->text, ".", -1, [&](std::string_view part) {
-    step(has_class(part, "decimal") ? Value(*parse_integer(part, 10)) : make_string(meter, part));
+    const auto index = parse_integer(part);
+    step(index ? Value(*index) : make_string(meter, part));
   });
   return item;
 }
@@ -56,20 +51,11 @@ Value sort_by_key(Meter& meter, std::vector<Keyed> items, bool reverse) {
 
 Value sort(Meter& meter, Args& args) {
   const Parameters p(args, "sort", {"value", "reverse", "case_sensitive", "attribute"}, 1);
-  const Value& attribute = p[3] ? *p[3] : kNone;
   std::vector<Keyed> items;
   for (const Value& item : iterate(meter, p.get(0))) {
-    // "a,b" sorts by a, then by b.
-    ListBuilder key(meter);
-    const auto add = [&](const Value& part) {
-      key.push(sort_key(meter, find_path(meter, item, part), p.flag(2, false)));
-    };
-    if (attribute.string() != nullptr)
-      split(attribute.string()->text, ",", -1,
-            [&](std::string_view part) { add(make_string(meter, part)); });
-    else
-      add(attribute);
-    items.push_back({std::move(key).finish(), item});
+    const Value part = find_path(meter, item, p[3] ? *p[3] : kNone);
+    // In a list, as in Jinja: undefined keys are equal there.
+    items.push_back({make_list(meter, {sort_key(meter, part, p.flag(2, false))}), item});
   }
   return sort_by_key(meter, std::move(items), p.flag(1, false));
 }
@@ -90,42 +76,19 @@ Value dict_sort(Meter& meter, Args& args) {
 Value unique(Meter& meter, Args& args) {
   const Parameters p(args, "unique", {"value", "case_sensitive", "attribute"}, 1);
   const Items list = iterate(meter, p.get(0));
-  // A dict from key to position keeps the last one: going backwards, that is the first.
-  std::vector<std::pair<Value, Value>> positions;
+  std::vector<std::pair<Value, Value>> first;  // of each key, going backwards
   for (size_t i = list.size(); i-- > 0;) {
     const Value part = find_path(meter, list[i], p[2] ? *p[2] : kNone);
-    positions.emplace_back(sort_key(meter, part, p.flag(1, false)), static_cast<int64_t>(i));
+    first.emplace_back(sort_key(meter, part, p.flag(1, false)), static_cast<int64_t>(i));
   }
-  const Value dict = make_dict(meter, std::move(positions));
-  std::vector<int64_t> order;
-  for (const auto& [key, i] : dict.dict()->items) order.push_back(*i.integer());
-  std::sort(order.begin(), order.end());
+  const Value position = make_dict(meter, std::move(first));
+  std::vector<bool> wanted(list.size());
+  for (const auto& [key, i] : position.dict()->items)
+    wanted[static_cast<size_t>(*i.integer())] = true;
   ListBuilder items(meter);
-  for (const int64_t i : order) items.push(list[static_cast<size_t>(i)]);
+  for (size_t i = 0; i < list.size(); ++i)
+    if (wanted[i]) items.push(list[i]);
   return as_iterator(std::move(items));
-}
-
-template <bool kMax>
-Value extreme(Meter& meter, Args& args) {
-  const Parameters p(args, kMax ? "max" : "min", {"value", "case_sensitive", "attribute"}, 1);
-  const Items list = iterate(meter, p.get(0));
-  std::optional<Keyed> best;
-  for (const Value& item : list) {
-    const Value part = find_path(meter, item, p[2] ? *p[2] : kNone);
-    const Value key = sort_key(meter, part, p.flag(1, false));
-    if (!best || (kMax ? less(meter, best->key, key) : less(meter, key, best->key)))
-      best = {key, item};
-  }
-  return best ? best->item : make_undefined(meter, "No aggregated item, sequence was empty.");
-}
-
-Value sum(Meter& meter, Args& args) {
-  const Parameters p(args, "sum", {"iterable", "attribute", "start"}, 1);
-  Value total = p[2] ? *p[2] : Value(int64_t{0});
-  require(total.string() == nullptr, "sum() can't sum strings");
-  for (const Value& item : iterate(meter, p.get(0)))
-    total = calculate(meter, Operator::kAdd, total, find_path(meter, item, p[1] ? *p[1] : kNone));
-  return total;
 }
 
 Value length_filter(Meter& meter, Args& args) {
@@ -162,13 +125,11 @@ Value last(Meter& meter, Args& args) {
 
 Value reverse(Meter& meter, Args& args) {
   const Parameters p(args, "reverse", {"value"}, 1);
-  if (const String* string = p.get(0).string())
-    return make_string(meter, reverse_text(string->text), string->safe);
   ListBuilder items(meter);
   for (const Value& item : iterate(meter, p.get(0))) items.push(item);
   items.reverse();
-  const bool is_iterator = p.get(0).list() && p.get(0).list()->form == List::Form::kIterator;
-  return is_iterator ? std::move(items).finish() : as_iterator(std::move(items));
+  Value reversed = as_iterator(std::move(items));
+  return p.get(0).string() ? join(meter, "", iterate(meter, reversed)) : reversed;
 }
 
 Value items_filter(Meter& meter, Args& args) {
@@ -190,42 +151,6 @@ Value join_filter(Meter& meter, Args& args) {
   for (const Value& item : iterate(meter, p.get(0)))
     items.push(find_path(meter, item, p[2] ? *p[2] : kNone));
   return join(meter, separator.string()->text, iterate(meter, std::move(items).finish()));
-}
-
-Value batch(Meter& meter, Args& args) {
-  const Parameters p(args, "batch", {"value", "linecount", "fill_with"}, 2);
-  const int64_t size = p.integer(1, 0);
-  require(size > 0, "batch(): linecount is {}, expected at least 1", size);
-  const Items list = iterate(meter, p.get(0));
-  const auto n_items = static_cast<int64_t>(list.size());
-  ListBuilder batches(meter);
-  for (int64_t begin = 0; begin < n_items; begin += std::min(size, n_items - begin)) {
-    ListBuilder row(meter);
-    for (int64_t i = 0; i < size && begin + i < n_items; ++i)
-      row.push(list[static_cast<size_t>(begin + i)]);
-    while (p[2] != nullptr && !p[2]->is<None>() && static_cast<int64_t>(row.size()) < size)
-      row.push(*p[2]);
-    batches.push(std::move(row).finish());
-  }
-  return as_iterator(std::move(batches));
-}
-
-Value slice_filter(Meter& meter, Args& args) {
-  const Parameters p(args, "slice", {"value", "slices", "fill_with"}, 2);
-  const int64_t n_slices = p.integer(1, 0);
-  require(n_slices > 0, "slice(): slices is {}, expected at least 1", n_slices);
-  const Items list = iterate(meter, p.get(0));
-  const auto n_items = static_cast<int64_t>(list.size());
-  const int64_t size = n_items / n_slices, n_longer = n_items % n_slices;
-  ListBuilder slices(meter);
-  auto next = list.begin();
-  for (int64_t k = 0; k < n_slices; ++k) {
-    ListBuilder row(meter);
-    for (int64_t i = 0; i < size + (k < n_longer); ++i) row.push(*next++);
-    if (p[2] != nullptr && !p[2]->is<None>() && k >= n_longer) row.push(*p[2]);
-    slices.push(std::move(row).finish());
-  }
-  return as_iterator(std::move(slices));
 }
 
 // The arguments behind the first `n`, with `item` in front: those of a filter or test by name.
@@ -287,7 +212,6 @@ Value select(Meter& meter, Args& args) {
 }
 
 constexpr NamedFunction kListFilters[] = {
-    {"batch", batch},
     {"count", length_filter},
     {"dictsort", dict_sort},
     {"first", first},
@@ -297,16 +221,12 @@ constexpr NamedFunction kListFilters[] = {
     {"length", length_filter},
     {"list", list_filter},
     {"map", map},
-    {"max", extreme<true>},
-    {"min", extreme<false>},
     {"reject", select<false, false>},
     {"rejectattr", select<false, true>},
     {"reverse", reverse},
     {"select", select<true, false>},
     {"selectattr", select<true, true>},
-    {"slice", slice_filter},
     {"sort", sort},
-    {"sum", sum},
     {"unique", unique},
 };
 

@@ -55,7 +55,7 @@ Expression ExpressionParser::make(Kind kind) const {
 }
 
 ExpressionPtr ExpressionParser::finish(Expression node) const {
-  int below = std::max(height_of(node.arguments.rest), height_of(node.arguments.named_rest));
+  int below = 0;
   for (const auto& part : node.parts) below = std::max(below, height_of(part));
   for (const auto& part : node.arguments.positional) below = std::max(below, height_of(part));
   for (const auto& part : node.arguments.named) below = std::max(below, height_of(part.second));
@@ -158,29 +158,22 @@ ExpressionPtr ExpressionParser::parse_product() {
                                                                   {"/", Operator::kDivide},
                                                                   {"//", Operator::kFloorDivide},
                                                                   {"%", Operator::kModulo}};
-  ExpressionPtr left = parse_power();
+  ExpressionPtr left = parse_unary(/*with_filters=*/true);
   while (true) {
     const auto* found = std::find_if(std::begin(kOperators), std::end(kOperators),
                                      [&](const auto& op) { return is_operator(op.first); });
     if (found == std::end(kOperators)) return left;
     advance();
-    left = binary(Kind::kCalculate, std::move(left), parse_power(), found->second);
+    left = binary(Kind::kCalculate, std::move(left), parse_unary(/*with_filters=*/true),
+                  found->second);
   }
-}
-
-ExpressionPtr ExpressionParser::parse_power() {
-  // Unlike Python's, from left to right, and behind a minus sign.
-  ExpressionPtr left = parse_unary(/*with_filters=*/true);
-  while (skip_operator("**"))
-    left = binary(Kind::kCalculate, std::move(left), parse_unary(true), Operator::kPower);
-  return left;
 }
 
 ExpressionPtr ExpressionParser::parse_unary(bool with_filters) {
   ExpressionPtr value;
-  if (is_operator("-") || is_operator("+")) {
+  if (is_operator("-")) {
     const Nesting nesting(*this);
-    Expression node = make(is_operator("-") ? Kind::kNegate : Kind::kPlus);
+    Expression node = make(Kind::kNegate);
     advance();
     node.parts.push_back(parse_unary(/*with_filters=*/false));
     value = finish(std::move(node));
@@ -211,7 +204,6 @@ ExpressionPtr ExpressionParser::parse_primary() {
       } else if (name != "none" && name != "None") {
         node.kind = Kind::kName;
         node.name = name;
-        if (name == "varargs" || name == "kwargs" || name == "caller") special_names_.insert(name);
       }
       return finish(std::move(node));
     }
@@ -242,7 +234,7 @@ ExpressionPtr ExpressionParser::parse_primary() {
 
 bool ExpressionParser::at_tuple_end() const {
   return token().kind == Token::Kind::kPrintEnd || token().kind == Token::Kind::kBlockEnd ||
-         is_operator(")") || is_name("recursive");
+         is_operator(")");
 }
 
 ExpressionPtr ExpressionParser::parse_tuple(bool with_condition) {
@@ -329,32 +321,19 @@ Arguments ExpressionParser::parse_arguments() {
   Arguments arguments;
   expect_operator("(");
   while (!is_operator(")")) {
-    if (skip_operator("*")) {
-      if (arguments.rest || arguments.named_rest) fail_unexpected("one * argument before **");
-      arguments.rest = parse_expression();
-    } else if (skip_operator("**")) {
-      if (arguments.named_rest) fail_unexpected("one ** argument");
-      arguments.named_rest = parse_expression();
-    } else if (token().kind == Token::Kind::kName && next_token().kind == Token::Kind::kOperator &&
-               next_token().text == "=") {
-      if (arguments.named_rest) fail_unexpected("named arguments before **");
+    if (token().kind == Token::Kind::kName && next_token().kind == Token::Kind::kOperator &&
+        next_token().text == "=") {
       std::string name = take_name();
       advance();
       arguments.named.emplace_back(std::move(name), parse_expression());
     } else {
-      if (arguments.rest || arguments.named_rest || !arguments.named.empty())
-        fail_unexpected("positional arguments before named ones");
+      if (!arguments.named.empty()) fail_unexpected("positional arguments before named ones");
       arguments.positional.push_back(parse_expression());
     }
     if (!skip_operator(",")) break;
   }
   expect_operator(")");
   return arguments;
-}
-
-ExpressionPtr ExpressionParser::parse_filters(ExpressionPtr input) {
-  while (skip_operator("|")) input = parse_filter(std::move(input));
-  return input;
 }
 
 ExpressionPtr ExpressionParser::parse_filter(ExpressionPtr input) {

@@ -68,21 +68,12 @@ class StatementParser : public ExpressionParser {
     if (tag == "for") return parse_for();
     if (tag == "set") return parse_set();
     if (tag == "macro") return parse_macro();
-    if (tag == "call") return parse_call_block();
-    if (tag == "filter") return parse_filter_block();
-    if (tag == "with") return parse_with();
     if (tag == "break" || tag == "continue") return parse_jump(tag);
     if (tag == "generation") {
       Statement statement = make_statement(Statement::Kind::kScope);
       const int loops = std::exchange(loops_, 0);
       statement.bodies.push_back(parse_block("endgeneration"));
       loops_ = loops;
-      return statement;
-    }
-    if (tag == "print") {
-      Statement statement = make_statement(Statement::Kind::kPrint);
-      do statement.expressions.push_back(parse_expression());
-      while (skip_operator(","));
       return statement;
     }
     if (tag.empty()) fail_unexpected("the name of a tag");
@@ -113,7 +104,6 @@ class StatementParser : public ExpressionParser {
     expect_name("in");
     statement.expressions.push_back(parse_tuple(/*with_condition=*/false));
     if (skip_name("if")) statement.expressions.push_back(parse_expression());
-    if (is_name("recursive")) fail_here("recursive loops are not supported");
     skip_operator(":");
     expect_block_end();
     ++loops_;
@@ -176,30 +166,7 @@ class StatementParser : public ExpressionParser {
       return statement;
     }
     statement.kind = Statement::Kind::kSetBlock;
-    statement.expressions.push_back(parse_filters(captured()));
     statement.bodies.push_back(parse_block("endset"));
-    return statement;
-  }
-
-  ExpressionPtr captured() const { return finish(make(Expression::Kind::kCaptured)); }
-
-  Statement parse_filter_block() {
-    Statement statement = make_statement(Statement::Kind::kFilter);
-    if (token().kind != Token::Kind::kName) fail_unexpected("a filter's name");
-    statement.expressions.push_back(parse_filters(parse_filter(captured())));
-    statement.bodies.push_back(parse_block("endfilter"));
-    return statement;
-  }
-
-  Statement parse_with() {
-    Statement statement = make_statement(Statement::Kind::kWith);
-    while (token().kind != Token::Kind::kBlockEnd) {
-      if (!statement.targets.empty()) expect_operator(",");
-      statement.targets.push_back(parse_target());
-      expect_operator("=");
-      statement.expressions.push_back(parse_expression());
-    }
-    statement.bodies.push_back(parse_block("endwith"));
     return statement;
   }
 
@@ -222,37 +189,14 @@ class StatementParser : public ExpressionParser {
     return parameters;
   }
 
-  // The body of a macro or call block up to `end`. What it names among varargs, kwargs and caller
-  // decides what it takes; the names also count for the macro around it.
-  void parse_macro_body(MacroDefinition& macro, std::string_view end) {
-    const auto outside = std::exchange(special_names_, {});
-    const int loops = std::exchange(loops_, 0);
-    macro.body = parse_block(end);
-    macro.uses_varargs = special_names_.contains("varargs");
-    macro.uses_kwargs = special_names_.contains("kwargs");
-    macro.uses_caller = special_names_.contains("caller");
-    special_names_.insert(outside.begin(), outside.end());
-    loops_ = loops;
-  }
-
   Statement parse_macro() {
     Statement statement = make_statement(Statement::Kind::kMacro);
     auto macro = std::make_unique<MacroDefinition>();
     macro->name = take_name();
     macro->parameters = parse_parameters();
-    parse_macro_body(*macro, "endmacro");
-    statement.macro = std::move(macro);
-    return statement;
-  }
-
-  Statement parse_call_block() {
-    Statement statement = make_statement(Statement::Kind::kCall);
-    auto macro = std::make_unique<MacroDefinition>();
-    macro->name = "caller";
-    if (is_operator("(")) macro->parameters = parse_parameters();
-    statement.expressions.push_back(parse_expression());
-    if (statement.expressions[0]->kind != Expression::Kind::kCall) fail_here("expected a call");
-    parse_macro_body(*macro, "endcall");
+    const int loops = std::exchange(loops_, 0);
+    macro->body = parse_block("endmacro");
+    loops_ = loops;
     statement.macro = std::move(macro);
     return statement;
   }

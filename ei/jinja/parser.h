@@ -1,6 +1,5 @@
 #pragma once
 
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,16 +30,11 @@ class ExpressionParser {
   [[noreturn]] void fail_here(const std::string& what) const;
   [[noreturn]] void fail_unexpected(std::string_view wanted) const;
 
-  ExpressionPtr parse_expression();                  // with "a if b else c"
-  ExpressionPtr parse_or();                          // without
-  ExpressionPtr parse_tuple(bool with_condition);    // "a, b" without parentheses too
-  ExpressionPtr parse_filters(ExpressionPtr input);  // input | f | g ...
-  ExpressionPtr parse_filter(ExpressionPtr input);   // one, behind its "|"
+  ExpressionPtr parse_expression();                // with "a if b else c"
+  ExpressionPtr parse_or();                        // without
+  ExpressionPtr parse_tuple(bool with_condition);  // "a, b" without parentheses too
   Expression make(Expression::Kind kind) const;
   ExpressionPtr finish(Expression node) const;
-
-  // Names that the expressions parsed so far use, of those that make a macro take them.
-  std::set<std::string, std::less<>> special_names_;
 
   // Guards the recursion of the parser itself.
   class Nesting {
@@ -68,12 +62,12 @@ class ExpressionParser {
   ExpressionPtr parse_sum();
   ExpressionPtr parse_concat();
   ExpressionPtr parse_product();
-  ExpressionPtr parse_power();
   ExpressionPtr parse_unary(bool with_filters);
   ExpressionPtr parse_primary();
   ExpressionPtr parse_postfix(ExpressionPtr node);
   ExpressionPtr parse_subscript(ExpressionPtr node);
   ExpressionPtr parse_call(ExpressionPtr node);
+  ExpressionPtr parse_filter(ExpressionPtr input);
   ExpressionPtr parse_test(ExpressionPtr subject);
   ExpressionPtr parse_list();
   ExpressionPtr parse_dict();

@@ -27,14 +27,8 @@ void print_list(Meter& meter, const List& list, StringBuilder& out) {
       out.append("(");
       print_items(meter, list.items, out);
       return out.append(list.items.size() == 1 ? ",)" : ")");
-    case List::Form::kRange:
-      return out.append(list.label);
-    case List::Form::kView:
-      out.append(list.label + "([");
-      print_items(meter, list.items, out);
-      return out.append("])");
     case List::Form::kIterator:
-      return out.append("<" + list.label + " object>");
+      return out.append("<generator object>");
   }
 }
 
@@ -86,7 +80,8 @@ class JsonPrinter {
       quote_json(string->text, style_.ensure_ascii, out_);
     } else if (const Dict* dict = v.dict()) {
       object(*dict, depth);
-    } else if (const List* list = v.list(); list != nullptr && list->form <= List::Form::kTuple) {
+    } else if (const List* list = v.list();
+               list != nullptr && list->form != List::Form::kIterator) {
       array(*list, depth);
     } else {
       out_.append(scalar(v));
@@ -181,7 +176,7 @@ void print_repr(Meter& meter, const Value& value, StringBuilder& out) {
   meter.step();
   const Level level(meter);
   if (const String* string = value.string()) {
-    out.append(string->safe ? "Markup(" + quote(string->text) + ")" : quote(string->text));
+    out.append(quote(string->text));
   } else if (const List* list = value.list()) {
     print_list(meter, *list, out);
   } else if (const Dict* dict = value.dict()) {

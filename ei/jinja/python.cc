@@ -41,16 +41,14 @@ std::optional<Value> find_item(Meter& meter, const Value& value, const Value& ke
     const size_t begin = char_offset(string->text, at);
     if (at < 0 || begin == string->text.size()) return std::nullopt;
     const std::string_view rest = std::string_view(string->text).substr(begin);
-    return make_string(meter, rest.substr(0, decode_utf8(rest).n_bytes), string->safe);
+    return make_string(meter, rest.substr(0, decode_utf8(rest).n_bytes));
   }
   const List* list = value.list();
-  if (list != nullptr && list->form < List::Form::kView && key.integer()) {
+  if (list != nullptr && list->form != List::Form::kIterator && key.integer()) {
     const Value* item = item_at(*list, *key.integer());
     return item != nullptr ? std::optional(*item) : std::nullopt;
   }
   if (const Dict* dict = value.dict()) {
-    if (key.list() && key.list()->form == List::Form::kList) return std::nullopt;
-    if (key.dict()) return std::nullopt;
     const Value* item = dict->find(key);
     return item != nullptr ? std::optional(*item) : std::nullopt;
   }
@@ -121,7 +119,7 @@ bool equal(Meter& meter, const Value& a, const Value& b) {
   }
   if (const List* x = a.list()) {
     const List* y = b.list();
-    if (x->form != y->form || x->form > List::Form::kRange) return false;
+    if (x->form != y->form || x->form == List::Form::kIterator) return false;
     return std::equal(x->items.begin(), x->items.end(), y->items.begin(), y->items.end(),
                       [&](const Value& i, const Value& j) { return equal(meter, i, j); });
   }
@@ -147,7 +145,7 @@ bool less(Meter& meter, const Value& a, const Value& b) {
     return a.string()->text < b.string()->text;  // bytes of UTF-8 are in order of code points
   }
   const List *x = a.list(), *y = b.list();
-  if (x != nullptr && y != nullptr && x->form == y->form && x->form <= List::Form::kTuple) {
+  if (x != nullptr && y != nullptr && x->form == y->form && x->form != List::Form::kIterator) {
     const size_t n = std::min(x->items.size(), y->items.size());
     for (size_t i = 0; i < n; ++i)
       if (!equal(meter, x->items[i], y->items[i])) return less(meter, x->items[i], y->items[i]);
@@ -182,23 +180,12 @@ bool contains(Meter& meter, const Value& container, const Value& item) {
   if (const String* string = container.string()) {
     const std::string_view wanted = text_of(item, "what is looked for in a string");
     meter.work(string->text.size());
-    return find_text(string->text, wanted) != std::string_view::npos;
+    return find_text(string->text, wanted) != wanted.npos;
   }
   if (const Dict* dict = container.dict()) return dict->find(item) != nullptr;
   const Items list = iterate(meter, container);
   return std::any_of(list.begin(), list.end(),
                      [&](const Value& other) { return equal(meter, item, other); });
-}
-
-bool is_mapping(const Value& value) { return value.dict() != nullptr; }
-
-bool is_iterable(const Value& value) {
-  return value.is<Undefined>() || value.string() || value.list() || value.dict();
-}
-
-bool is_callable(const Value& value) {
-  // An undefined value has a __call__, if one that fails.
-  return value.is<Undefined>() || (value.object() != nullptr && value.object()->callable());
 }
 
 int64_t length(Meter& meter, const Value& value) {
@@ -254,7 +241,7 @@ Value slice(Meter& meter, const Value& value, const Value& begin, const Value& e
   require_defined(value);
   const List* list = value.list();
   const String* string = value.string();
-  require(string != nullptr || (list != nullptr && list->form < List::Form::kView),
+  require(string != nullptr || (list != nullptr && list->form != List::Form::kIterator),
           "'{}' object cannot be sliced", type_name(value));
   for (const Value* part : {&begin, &end, &step})
     require(part->is<None>() || part->integer(), "slice indices must be integers, not '{}'",
@@ -290,14 +277,12 @@ Value slice(Meter& meter, const Value& value, const Value& begin, const Value& e
   if (stride == 1) {
     const size_t first = char_offset(text, from);
     part.append(text.substr(first, n == 0 ? 0 : char_offset(text.substr(first), n)));
-  } else if (is_ascii(text)) {
-    for (int64_t k = 0; k < n; ++k) part.append(1, text[static_cast<size_t>(from + k * stride)]);
   } else {
     const Items chars = iterate(meter, value);
     for (int64_t k = 0; k < n; ++k)
       part.append(chars[static_cast<size_t>(from + k * stride)].string()->text);
   }
-  return std::move(part).finish(string->safe);
+  return std::move(part).finish();
 }
 
 }  // namespace ei::jinja

@@ -25,9 +25,6 @@ enum class Comparison {
 };
 bool compare(Meter& meter, Comparison how, const Value& a, const Value& b);
 bool contains(Meter& meter, const Value& container, const Value& item);
-bool is_mapping(const Value& value);
-bool is_iterable(const Value& value);
-bool is_callable(const Value& value);
 
 int64_t length(Meter& meter, const Value& value);
 
@@ -52,13 +49,12 @@ Value get_attribute(Meter& meter, const Value& value, std::string_view name);
 Value slice(Meter& meter, const Value& value, const Value& begin, const Value& end,
             const Value& step);
 
-enum class Operator { kAdd, kSubtract, kMultiply, kDivide, kFloorDivide, kModulo, kPower };
+enum class Operator { kAdd, kSubtract, kMultiply, kDivide, kFloorDivide, kModulo };
 Value calculate(Meter& meter, Operator op, const Value& a, const Value& b);
-Value negate(const Value& value, bool negative);         // -value or +value
-Value round_number(const Value& value, int64_t digits);  // Python's round(), as a float or integer
+Value negate(const Value& value);
 
 // Numbers in text as int() and float() read them, or nothing. Beyond 64 bits is an Error.
-std::optional<int64_t> parse_integer(std::string_view text, int base);
+std::optional<int64_t> parse_integer(std::string_view text);
 std::optional<double> parse_float(std::string_view text);
 int64_t to_integer(double value);  // towards zero
 
@@ -66,9 +62,6 @@ void print(Meter& meter, const Value& value, StringBuilder& out);  // str()
 void print_repr(Meter& meter, const Value& value, StringBuilder& out);
 Value to_string(Meter& meter, const Value& value);  // a string is returned as it is
 std::string format_float(double value);             // repr()
-
-// "..." % values: `values` is a tuple, a dict or one value.
-Value format_percent(Meter& meter, std::string_view format, const Value& values);
 
 // json.dumps().
 struct JsonStyle {

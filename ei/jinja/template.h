@@ -27,8 +27,10 @@ struct Options {
 
 // A chat template in the language of Jinja 2, as Hugging Face sets it up: trim_blocks and
 // lstrip_blocks, break and continue, {% generation %} as a mere scope, tojson without HTML escapes,
-// raise_exception(), and values that templates cannot change, namespaces apart. What is not there:
-// extends, include, import and block, recursive loops, autoescape, integers beyond 64 bits.
+// raise_exception(), and values that templates cannot change, namespaces apart. Of Jinja there is
+// what chat templates use: if, for, set and macro; most filters, tests and methods of strings. No
+// blocks and includes, no raw, call, filter and with, no recursive loops, no autoescape, no "%"
+// formats, no integers beyond 64 bits.
 //
 // A template has no way to reach files, the network or other requests. Rendering is const and may
 // be done from several threads.

@@ -1,6 +1,4 @@
-#include "ei/jinja/filters.h"
-#include "ei/jinja/python.h"
-#include "ei/jinja/text.h"
+#include "ei/jinja/builtins.h"
 
 namespace ei::jinja {
 namespace {
@@ -38,25 +36,13 @@ Value parity(Meter& meter, Args& args) {
   return leaves(meter, p.get(0), int64_t{2}, kRest);
 }
 
-template <bool kUpper>
-Value has_case(Meter& meter, Args& args) {
-  const Parameters p(args, "test", {"value"}, 1);
-  const Value text = to_string(meter, p.get(0));
-  meter.work(text.string()->text.size());
-  return has_class(text.string()->text, kUpper ? "upper" : "lower");
+bool is_iterable(const Value& value) {
+  return value.is<Undefined>() || value.string() || value.list() || value.dict();
 }
-
-template <bool kFilter>
-Value exists(Meter&, Args& args) {
-  const Parameters p(args, "test", {"value"}, 1);
-  const String* name = p.get(0).string();
-  return name != nullptr && (kFilter ? find_filter(name->text) : find_test(name->text)) != nullptr;
-}
-
 bool is_sequence(const Value& value) {
-  if (const List* list = value.list()) return list->form < List::Form::kView;
-  return value.is<Undefined>() || value.string() || value.dict();
+  return is_iterable(value) && !(value.list() && value.list()->form == List::Form::kIterator);
 }
+bool is_mapping(const Value& value) { return value.dict() != nullptr; }
 bool is_boolean(const Value& value) { return value.is<bool>(); }
 bool is_defined(const Value& value) { return !value.is<Undefined>(); }
 bool is_undefined(const Value& value) { return value.is<Undefined>(); }
@@ -67,7 +53,6 @@ bool is_integer(const Value& value) { return value.is<int64_t>(); }
 bool is_float(const Value& value) { return value.is<double>(); }
 bool is_number(const Value& value) { return value.number().has_value(); }
 bool is_string(const Value& value) { return value.string() != nullptr; }
-bool is_escaped(const Value& value) { return value.string() != nullptr && value.string()->safe; }
 
 constexpr NamedFunction kTests[] = {
     {"!=", compares<Comparison::kNotEqual>},
@@ -77,15 +62,12 @@ constexpr NamedFunction kTests[] = {
     {">", compares<Comparison::kGreater>},
     {">=", compares<Comparison::kGreaterEqual>},
     {"boolean", has<is_boolean>},
-    {"callable", has<is_callable>},
     {"defined", has<is_defined>},
     {"divisibleby", divisible_by},
     {"eq", compares<Comparison::kEqual>},
     {"equalto", compares<Comparison::kEqual>},
-    {"escaped", has<is_escaped>},
     {"even", parity<0>},
     {"false", has<is_false>},
-    {"filter", exists<true>},
     {"float", has<is_float>},
     {"ge", compares<Comparison::kGreaterEqual>},
     {"greaterthan", compares<Comparison::kGreater>},
@@ -95,7 +77,6 @@ constexpr NamedFunction kTests[] = {
     {"iterable", has<is_iterable>},
     {"le", compares<Comparison::kLessEqual>},
     {"lessthan", compares<Comparison::kLess>},
-    {"lower", has_case<false>},
     {"lt", compares<Comparison::kLess>},
     {"mapping", has<is_mapping>},
     {"ne", compares<Comparison::kNotEqual>},
@@ -105,10 +86,8 @@ constexpr NamedFunction kTests[] = {
     {"sameas", is_same},
     {"sequence", has<is_sequence>},
     {"string", has<is_string>},
-    {"test", exists<false>},
     {"true", has<is_true>},
     {"undefined", has<is_undefined>},
-    {"upper", has_case<true>},
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "ei/jinja/value.h"
 
 #include <algorithm>
-#include <cmath>
 #include <compare>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -28,64 +27,19 @@ int depth_above(int depth, const Value& item) {
 }
 
 // Dict keys in some total order in which exactly those that Python holds for equal are equal.
-std::strong_ordering order_keys(const Value& a, const Value& b);
-
-int key_rank(const Value& key) {
-  if (key.is<None>()) return 0;
-  if (key.is<Undefined>()) return 1;
-  if (key.number()) return 2;
-  if (key.string()) return 3;
-  if (key.object()) return 4;
-  if (key.list() && key.list()->form != List::Form::kList) return 5;
-  fail("unhashable type: '{}'", type_name(key));
-}
-
-std::strong_ordering order_numbers(const Value& a, const Value& b) {
-  if (a.integer() && b.integer()) return *a.integer() <=> *b.integer();
-  // The mantissa of a long double holds any int64_t and any double.
-  const auto wide = [](const Value& v) {
-    return v.integer() ? static_cast<long double>(*v.integer())
-                       : static_cast<long double>(*v.number());
-  };
-  const long double x = wide(a), y = wide(b);
-  if (std::isnan(x) || std::isnan(y)) return std::isnan(y) <=> std::isnan(x);
-  return x < y   ? std::strong_ordering::less
-         : x > y ? std::strong_ordering::greater
-                 : std::strong_ordering::equal;
-}
+// Negative: no key.
+int key_rank(const Value& key) { return key.string() ? 2 : key.integer() ? 1 : key.is<None>() - 1; }
 
 std::strong_ordering order_keys(const Value& a, const Value& b) {
   const int rank = key_rank(a);
   if (const auto order = rank <=> key_rank(b); order != 0) return order;
-  switch (rank) {
-    case 2:
-      return order_numbers(a, b);
-    case 3:
-      return a.string()->text.compare(b.string()->text) <=> 0;
-    case 4:
-      return std::compare_three_way()(a.object(), b.object());
-    case 5: {
-      const List &x = *a.list(), &y = *b.list();
-      if (x.form != List::Form::kTuple || y.form != List::Form::kTuple)
-        return std::compare_three_way()(&x, &y);
-      for (size_t i = 0; i < std::min(x.items.size(), y.items.size()); ++i)
-        if (const auto order = order_keys(x.items[i], y.items[i]); order != 0) return order;
-      return x.items.size() <=> y.items.size();
-    }
-    default:
-      return std::strong_ordering::equal;
-  }
+  if (rank == 2) return a.string()->text.compare(b.string()->text) <=> 0;
+  return a.integer().value_or(0) <=> b.integer().value_or(0);
 }
 
 std::strong_ordering order_keys(const Value& a, std::string_view b) {
-  if (const auto order = key_rank(a) <=> 3; order != 0) return order;
+  if (const auto order = key_rank(a) <=> 2; order != 0) return order;
   return a.string()->text.compare(b) <=> 0;
-}
-
-// A tuple is a key when all its items are.
-void require_hashable(const Value& key) {
-  if (key_rank(key) == 5 && key.list()->form == List::Form::kTuple)
-    for (const Value& item : key.list()->items) require_hashable(item);
 }
 
 template <class Key>
@@ -98,29 +52,30 @@ const Value* find_in(const Dict& dict, const Key& key) {
 }
 
 Value json_value(Meter& meter, const nlohmann::ordered_json& json, int depth) {
+  using Type = nlohmann::ordered_json::value_t;
   require(depth < kMaxValueDepth, "the variables are nested deeper than {} levels", kMaxValueDepth);
   switch (json.type()) {
-    case nlohmann::ordered_json::value_t::boolean:
+    case Type::boolean:
       return json.get<bool>();
-    case nlohmann::ordered_json::value_t::number_integer:
+    case Type::number_integer:
       return json.get<int64_t>();
-    case nlohmann::ordered_json::value_t::number_unsigned:
+    case Type::number_unsigned:
       require(json.get<uint64_t>() <= INT64_MAX, "the number {} does not fit 64 bits with a sign",
               json.get<uint64_t>());
       return json.get<int64_t>();
-    case nlohmann::ordered_json::value_t::number_float:
+    case Type::number_float:
       return json.get<double>();
-    case nlohmann::ordered_json::value_t::string: {
+    case Type::string: {
       const auto& text = json.get_ref<const std::string&>();
       require_utf8(text, "a variable");
       return make_string(meter, text);
     }
-    case nlohmann::ordered_json::value_t::array: {
+    case Type::array: {
       ListBuilder list(meter);
       for (const auto& item : json) list.push(json_value(meter, item, depth + 1));
       return std::move(list).finish();
     }
-    case nlohmann::ordered_json::value_t::object: {
+    case Type::object: {
       std::vector<std::pair<Value, Value>> items;
       for (const auto& [key, item] : json.items()) {
         require_utf8(key, "a variable's key");
@@ -147,20 +102,16 @@ std::optional<double> Value::number() const {
   return std::nullopt;
 }
 
-const Value* Dict::find(const Value& key) const {
-  require_hashable(key);
-  return find_in(*this, key);
-}
+const Value* Dict::find(const Value& key) const { return find_in(*this, key); }
 
 const Value* Dict::find(std::string_view key) const { return find_in(*this, key); }
 
 Value Object::call(Meter&, Args&&) { fail("'{}' object is not callable", type()); }
 
-Value StringBuilder::finish(bool safe) && {
+Value StringBuilder::finish() && {
   charge_.add(sizeof(String) + kBlockBytes);
   auto string = std::make_shared<String>();
   string->text = std::move(text_);
-  string->safe = safe;
   string->charge = std::move(charge_);
   return StringPtr(std::move(string));
 }
@@ -171,21 +122,20 @@ void ListBuilder::push(Value item) {
   items_.push_back(std::move(item));
 }
 
-Value ListBuilder::finish(List::Form form, std::string label) && {
+Value ListBuilder::finish(List::Form form) && {
   charge_.add(sizeof(List) + kBlockBytes);
   auto list = std::make_shared<List>();
   list->form = form;
   list->items = std::move(items_);
-  list->label = std::move(label);
   list->depth = depth_;
   list->charge = std::move(charge_);
   return ListPtr(std::move(list));
 }
 
-Value make_string(Meter& meter, std::string_view text, bool safe) {
+Value make_string(Meter& meter, std::string_view text) {
   StringBuilder string(meter);
   string.append(text);
-  return std::move(string).finish(safe);
+  return std::move(string).finish();
 }
 
 Value make_constant(std::string text) {
@@ -207,8 +157,9 @@ Value make_dict(Meter& meter, std::vector<std::pair<Value, Value>> items) {
                    items.size() * (sizeof(items[0]) + sizeof(uint32_t)));
   dict->depth = 1;
   for (const auto& [key, value] : items) {
-    require_hashable(key);
-    dict->depth = depth_above(depth_above(dict->depth, key), value);
+    require(key_rank(key) >= 0, "a dict's key is of type '{}', expected a str, int or None",
+            type_name(key));
+    dict->depth = depth_above(dict->depth, value);
   }
 
   std::vector<uint32_t> order(items.size());
@@ -251,18 +202,10 @@ std::string_view type_name(const Value& value) {
     std::string_view operator()(bool) const { return "bool"; }
     std::string_view operator()(int64_t) const { return "int"; }
     std::string_view operator()(double) const { return "float"; }
-    std::string_view operator()(const StringPtr& s) const { return s->safe ? "Markup" : "str"; }
+    std::string_view operator()(const StringPtr&) const { return "str"; }
     std::string_view operator()(const ListPtr& list) const {
-      switch (list->form) {
-        case List::Form::kList:
-          return "list";
-        case List::Form::kTuple:
-          return "tuple";
-        case List::Form::kRange:
-          return "range";
-        default:
-          return list->label;
-      }
+      constexpr std::string_view kNames[] = {"list", "tuple", "generator"};
+      return kNames[static_cast<size_t>(list->form)];
     }
     std::string_view operator()(const DictPtr&) const { return "dict"; }
     std::string_view operator()(const ObjectPtr& object) const { return object->type(); }

@@ -75,31 +75,30 @@ class Value {
 };
 
 struct String {
-  std::string text;   // UTF-8
-  bool safe = false;  // Markup: adding other text to it escapes that text
+  std::string text;  // UTF-8
   Charge charge;
 };
 
-// Everything with items in order. Views print their type's name; an iterator's items can be had
-// once: `n_used` of them are gone.
+// Everything with items in order. An iterator's items, which filters give, can be had once:
+// `n_used` of them are gone.
 struct List {
-  enum class Form { kList, kTuple, kRange, kView, kIterator };
+  enum class Form { kList, kTuple, kIterator };
   Form form;
   std::vector<Value> items;
-  std::string label;  // kRange: how it prints; kView, kIterator: the type's name
-  int depth;          // 1 + that of the deepest item
+  int depth;  // 1 + that of the deepest item
   Charge charge;
   mutable size_t n_used = 0;
 };
 
-// In order of insertion. `by_key` lists the positions in order of the keys, for look-up.
+// In order of insertion. Keys are strings, integers (which true and false are) and none. `by_key`
+// lists the positions in order of the keys, for look-up.
 struct Dict {
   std::vector<std::pair<Value, Value>> items;
   std::vector<uint32_t> by_key;
   int depth;
   Charge charge;
 
-  const Value* find(const Value& key) const;  // throws Error when the key is a list or dict
+  const Value* find(const Value& key) const;  // null when there is none
   const Value* find(std::string_view key) const;
 };
 
@@ -126,13 +125,9 @@ class StringBuilder {
     charge_.add(text.size());
     text_ += text;
   }
-  void append(size_t n, char c) {
-    charge_.add(n);
-    text_.append(n, c);
-  }
   std::string_view text() const { return text_; }
   std::string take() && { return std::move(text_); }
-  Value finish(bool safe = false) &&;
+  Value finish() &&;
 
  private:
   std::string text_;
@@ -145,7 +140,7 @@ class ListBuilder {
   void push(Value item);
   void reverse() { std::reverse(items_.begin(), items_.end()); }
   size_t size() const { return items_.size(); }
-  Value finish(List::Form form = List::Form::kList, std::string label = "") &&;
+  Value finish(List::Form form = List::Form::kList) &&;
 
  private:
   std::vector<Value> items_;
@@ -153,10 +148,10 @@ class ListBuilder {
   Charge charge_;
 };
 
-Value make_string(Meter& meter, std::string_view text, bool safe = false);
+Value make_string(Meter& meter, std::string_view text);
 Value make_constant(std::string text);  // for templates: costs no rendering
 Value make_list(Meter& meter, std::vector<Value> items, List::Form form = List::Form::kList);
-// Of equal keys the first stays, with the last value. Throws Error when a key is a list or dict.
+// Of equal keys the first stays, with the last value. Throws Error for a key of another type.
 Value make_dict(Meter& meter, std::vector<std::pair<Value, Value>> items);
 Value make_undefined(Meter& meter, std::string_view why);
 Value from_json(Meter& meter, const nlohmann::ordered_json& json);
