@@ -132,6 +132,36 @@ def train_small_json():
     return path
 
 
+def pre_tokenizers():
+    """By name: what a tokenizer.json may cut by, each with ByteLevel at the end."""
+    pre, regex = tokenizers.pre_tokenizers, tokenizers.Regex
+    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = pre.ByteLevel(add_prefix_space=False, use_regex=True)
+    yield "words", [words]
+    yield "each digit, words", [pre.Digits(individual_digits=True), words]
+    yield "digits", [pre.Digits(individual_digits=False), byte_level]
+    for behavior in ("removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"):
+        for invert in (False, True):
+            yield f"{behavior} {invert}", [pre.Split(regex(r"\s|[a.]"), behavior, invert), byte_level]
+    yield "text", [pre.Split(".*", "merged_with_next"), pre.Split(" ", "removed"), words]
+
+
+def pre_tokenizer_cases():
+    """Vocabularies that lack bytes, without an unknown token, with one, and with one for each run."""
+    texts = [*PLAIN, "a.b. .c", "1.5 22 a", "...aa  bb", ".*x.*.*", "a", " ", *random_texts(9, 25)]
+    for number, (name, steps) in enumerate(pre_tokenizers()):
+        unknown, fuse = ((None, False), ("<unk>", False), ("<unk>", True))[number % 3]
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=unknown, fuse_unk=fuse))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=330, show_progress=False, special_tokens=["<unk>"],
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:200])
+        tokenizer.train_from_iterator([*SYLLABLES, "a.b.c. 1.5 22 aa..bb"], trainer)
+        yield {"name": name, "tokenizer": json.loads(tokenizer.to_str()),
+               "texts": texts, "ids": [tokenizer.encode(text).ids for text in texts]}
+
+
 def flagged_texts():
     rng = random.Random(11)
     parts = ["<left>", "<right>", "<both>", "<lef", "<s>", "word", "caf\u00e9", "cafe\u0301", "raw\u0301",
@@ -192,6 +222,7 @@ def main():
     write("mistral-v1",
           sentence_piece((folder / "mistral-v1" / "tokenizer.model").read_bytes(), seed=3))
     write("small.tokenizer.cases", hugging_face(train_small_json(), 5, flagged_texts()))
+    write("pre_tokenizers", pre_tokenizer_cases())
     write("odd.model.cases", sentence_piece(train_odd_model(), seed=6, texts=syllable_texts()))
     write("small.model.cases", sentence_piece(train_small_model(), seed=4))
 

@@ -23,7 +23,7 @@ Batch::Batch(Engine::Impl& engine, int64_t n_sequences, int64_t max_rows, int64_
     : engine_(engine),
       step_act_(*engine.backend, engine.model->config(), n_sequences, n_sequences),
       decoder_(*engine.backend, *engine.model, n_sequences),
-      sampler_(*engine.backend, engine.tokenizer->vocab_size(), n_sequences) {
+      sampler_(*engine.backend, engine.n_ids(), n_sequences) {
   const auto n = static_cast<size_t>(n_sequences);
   running_.reserve(n);
   rows_.reserve(n);

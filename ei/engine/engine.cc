@@ -111,6 +111,10 @@ PrefillPlan::Shape Engine::Impl::prefill_shape(int64_t max_tokens) const {
           .chunk = options.chunk};
 }
 
+int64_t Engine::Impl::n_ids() const {
+  return std::min<int64_t>(tokenizer->vocab_size(), model->config().vocab_size);
+}
+
 const ChatTemplate& Engine::Impl::chat_template() const {
   require(chat.has_value(),
           "this checkpoint has no chat template (chat_template.jinja, or \"chat_template\" in "

@@ -29,6 +29,9 @@ struct Engine::Impl {
 
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
   const ChatTemplate& chat_template() const;
+  // Ids that can be drawn: those the tokenizer knows, but none behind the embedding, where some
+  // checkpoints have a [PAD].
+  int64_t n_ids() const;
   // Of a cache and a plan with room for max_tokens.
   KvShape kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const;
   PrefillPlan::Shape prefill_shape(int64_t max_tokens) const;

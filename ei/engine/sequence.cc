@@ -80,8 +80,7 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
     const LogitRows rows(*engine_.backend, logits);
     for (int64_t r = 0; r < n_rows; ++r)
       delta_.prompt_reports.push_back(rows.report(r, prompt[static_cast<size_t>(at + 1 + r)],
-                                                  options_.top_logprobs,
-                                                  engine_.tokenizer->vocab_size()));
+                                                  options_.top_logprobs, engine_.n_ids()));
   }
 }
 
@@ -99,9 +98,8 @@ void Sequence::accept(int32_t token, const Act& logits) {
   if (n_drawn == 0) result_.timings.prefill_ms = ms(Clock::now() - start_);
   if (ends_.contains(token)) return finish(FinishReason::kStop);
   if (options_.top_logprobs >= 0)
-    delta_.reports.push_back(
-        LogitRows(*engine_.backend, logits)
-            .report(0, token, options_.top_logprobs, engine_.tokenizer->vocab_size()));
+    delta_.reports.push_back(LogitRows(*engine_.backend, logits)
+                                 .report(0, token, options_.top_logprobs, engine_.n_ids()));
   emit(filter_.push(text_.push(token)));
   if (filter_.stopped()) return finish(FinishReason::kStop);
   if (n_drawn + 1 == max_new_) finish(FinishReason::kLength);

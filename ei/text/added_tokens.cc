@@ -13,6 +13,8 @@ size_t previous_char(std::string_view text, size_t end) {
   return end;
 }
 
+uint64_t key(uint32_t node, char c) { return uint64_t{node} << 8 | static_cast<uint8_t>(c); }
+
 bool word_touches(std::string_view text, size_t begin, size_t end) {
   if (begin > 0 && is_word(decode_utf8(text.substr(previous_char(text, begin))).value)) return true;
   return end < text.size() && is_word(decode_utf8(text.substr(end)).value);
@@ -21,42 +23,53 @@ bool word_touches(std::string_view text, size_t begin, size_t end) {
 }  // namespace
 
 void AddedTokens::add(AddedToken token) {
-  if (!token.content.empty()) {
-    auto& bucket = by_first_byte_[static_cast<uint8_t>(token.content[0])];
-    const auto place = std::find_if(bucket.begin(), bucket.end(), [&](uint32_t i) {
-      return tokens_[i].content.size() < token.content.size();
-    });
-    bucket.insert(place, static_cast<uint32_t>(tokens_.size()));
+  uint32_t node = 0;
+  for (const char c : token.content) {
+    const auto fresh = static_cast<uint32_t>(token_of_.size());
+    const auto [step, is_new] = next_.try_emplace(key(node, c), fresh);
+    if (is_new) token_of_.push_back(-1);
+    node = step->second;
   }
+  if (node != 0) first_bytes_.set(static_cast<uint8_t>(token.content[0]));
+  if (node != 0 && token_of_[node] < 0) token_of_[node] = static_cast<int32_t>(tokens_.size());
   tokens_.push_back(std::move(token));
 }
 
+template <class F>
+void AddedTokens::for_each_at(std::string_view text, size_t at, F f) const {
+  if (at >= text.size() || !first_bytes_[static_cast<uint8_t>(text[at])]) return;
+  uint32_t node = 0;
+  for (; at < text.size(); ++at) {
+    const auto step = next_.find(key(node, text[at]));
+    if (step == next_.end()) return;
+    node = step->second;
+    if (token_of_[node] >= 0) f(tokens_[static_cast<size_t>(token_of_[node])]);
+  }
+}
+
 const AddedToken* AddedTokens::lookup(std::string_view content) const {
-  if (content.empty()) return nullptr;
-  for (const uint32_t i : by_first_byte_[static_cast<uint8_t>(content[0])])
-    if (tokens_[i].content == content) return &tokens_[i];
-  return nullptr;
+  const AddedToken* found = nullptr;
+  for_each_at(content, 0, [&](const AddedToken& token) {
+    if (token.content.size() == content.size()) found = &token;
+  });
+  return found;
 }
 
 const AddedToken* AddedTokens::longest_at(std::string_view text, size_t at,
                                           size_t specials_end) const {
-  for (const uint32_t i : by_first_byte_[static_cast<uint8_t>(text[at])]) {
-    const AddedToken& token = tokens_[i];
-    if (token.special && at + token.content.size() > specials_end) continue;
-    if (text.substr(at).starts_with(token.content)) return &token;
-  }
-  return nullptr;
+  const AddedToken* longest = nullptr;
+  for_each_at(text, at, [&](const AddedToken& token) {
+    if (!token.special || at + token.content.size() <= specials_end) longest = &token;
+  });
+  return longest;
 }
 
 std::vector<size_t> AddedTokens::special_places(std::string_view text) const {
   std::vector<size_t> places;
-  for (size_t at = 0; at < text.size(); ++at) {
-    const auto& bucket = by_first_byte_[static_cast<uint8_t>(text[at])];
-    if (std::any_of(bucket.begin(), bucket.end(), [&](uint32_t i) {
-          return tokens_[i].special && text.substr(at).starts_with(tokens_[i].content);
-        }))
-      places.push_back(at);
-  }
+  for (size_t at = 0; at < text.size(); ++at)
+    for_each_at(text, at, [&](const AddedToken& token) {
+      if (token.special && (places.empty() || places.back() != at)) places.push_back(at);
+    });
   return places;
 }
 

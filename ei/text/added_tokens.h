@@ -1,10 +1,11 @@
 #pragma once
 
-#include <array>
+#include <bitset>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 namespace ei {
@@ -50,8 +51,15 @@ class AddedTokens {
   const AddedToken* lookup(std::string_view content) const;
 
  private:
+  // Calls f with each token whose content is at this place of the text, the shortest first.
+  template <class F>
+  void for_each_at(std::string_view text, size_t at, F f) const;
+
   std::vector<AddedToken> tokens_;
-  std::array<std::vector<uint32_t>, 256> by_first_byte_;  // indices into tokens_, longest first
+  std::bitset<256> first_bytes_;
+  // A trie of their contents: the node behind a node (the root is 0) and a byte of the text.
+  std::unordered_map<uint64_t, uint32_t> next_;
+  std::vector<int32_t> token_of_ = {-1};  // by node: an index into tokens_, or -1
 };
 
 }  // namespace ei

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <bitset>
+#include <cctype>
 #include <unordered_map>
 
 #include "ei/base/fail.h"
@@ -40,6 +40,20 @@ std::optional<std::string> unspell(std::string_view token) {
   return bytes;
 }
 
+// What ByteLevel with use_regex cuts by: GPT-2's words.
+constexpr std::string_view kWords =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+// The regular expression that matches just this text.
+std::string escaped(std::string_view text) {
+  std::string pattern;
+  for (const char c : text) {
+    if (std::ispunct(static_cast<unsigned char>(c))) pattern += '\\';
+    pattern += c;
+  }
+  return pattern;
+}
+
 using Ids = std::vector<int32_t>;
 
 class ByteLevelTokenizer final : public Tokenizer {
@@ -51,7 +65,9 @@ class ByteLevelTokenizer final : public Tokenizer {
     std::vector<SplitRegex> splits;                  // one after the other
     bool ignore_merges = false;                      // a piece that is a token is that token
     std::unordered_map<std::string, int32_t> id_of;  // by bytes; for ignore_merges
-    std::array<int32_t, 256> id_of_byte{};
+    std::array<int32_t, 256> id_of_byte;             // -1: no token
+    int32_t unknown = -1;                            // what such a byte becomes; -1: nothing
+    bool fuse_unknown = false;                       // a run of them in a word is one
     BpeMerges merges;
   };
   explicit ByteLevelTokenizer(Parts parts)
@@ -99,7 +115,16 @@ class ByteLevelTokenizer final : public Tokenizer {
           if (const auto it = parts_.id_of.find(std::string(word)); it != parts_.id_of.end())
             return out.push_back(it->second);
         symbols.clear();
-        for (const char c : word) symbols.push_back(parts_.id_of_byte[static_cast<uint8_t>(c)]);
+        bool after_unknown = false;
+        for (const char c : word) {
+          const int32_t id = parts_.id_of_byte[static_cast<uint8_t>(c)];
+          const bool is_unknown = id < 0;
+          if (!is_unknown)
+            symbols.push_back(id);
+          else if (parts_.unknown >= 0 && !(after_unknown && parts_.fuse_unknown))
+            symbols.push_back(parts_.unknown);
+          after_unknown = is_unknown;
+        }
         parts_.merges.apply(symbols);
         out.insert(out.end(), symbols.begin(), symbols.end());
       });
@@ -143,6 +168,13 @@ class Reader {
             "{}: model.dropout is not supported; it makes the tokens random", where_);
     parts_.ignore_merges = model.boolean("ignore_merges", false);
     read_vocab(model.at("vocab"));
+    parts_.fuse_unknown = model.boolean("fuse_unk", false);
+    if (model.has("unk_token")) {
+      const auto unknown = spelt_.find(model.string("unk_token"));
+      require(unknown != spelt_.end(), "{}: model.unk_token \"{}\" is not in the vocabulary",
+              where_, model.string("unk_token"));
+      parts_.unknown = unknown->second;
+    }
     read_merges(model.at("merges"));
     read_normalizer();
     read_added_tokens();
@@ -186,7 +218,7 @@ class Reader {
             "{}: model.vocab is not an object of tokens and their ids", where_);
     spelt_.reserve(vocab.size());
     std::vector<bool> used;
-    std::bitset<256> known;
+    parts_.id_of_byte.fill(-1);
     for (const auto& [text, value] : vocab.get_ref<const Json::object_t&>()) {
       const int32_t id = id_in(value, "model.vocab");
       const auto i = static_cast<size_t>(id);
@@ -197,18 +229,12 @@ class Reader {
       spelt_.emplace(text, id);
       if (auto bytes = unspell(text)) {
         token(id).bytes = *bytes;
-        if (bytes->size() == 1) {
-          const auto byte = static_cast<uint8_t>(bytes->front());
-          parts_.id_of_byte[byte] = id;
-          known[byte] = true;
-        }
+        if (bytes->size() == 1) parts_.id_of_byte[static_cast<uint8_t>(bytes->front())] = id;
         if (parts_.ignore_merges) parts_.id_of.emplace(std::move(*bytes), id);
       } else {
         token(id).bytes = text;  // can only come out of the model, never of a text
       }
     }
-    require(known.all(), "{}: model.vocab lacks tokens of {} of the 256 bytes", where_,
-            256 - known.count());
   }
 
   void read_merges(const Json& merges) {
@@ -282,26 +308,45 @@ class Reader {
     bool has_byte_level = false;
     for (const Fields& step : steps("pre_tokenizer", "pretokenizers")) {
       const std::string type = step.string("type");
-      require(type == "Split" || type == "ByteLevel",
-              "{}: pre_tokenizer {} is not supported; Split and ByteLevel are", where_, type);
+      require(!has_byte_level, "{}: pre_tokenizer: {} after ByteLevel is not supported", where_,
+              type);
       if (type == "ByteLevel") {
         has_byte_level = true;
-        for (const char* field : {"add_prefix_space", "use_regex"})
-          require(!step.boolean(field, true),
-                  "{}: pre_tokenizer ByteLevel with {} is not supported; it must be false", where_,
-                  field);
-        continue;
+        require(!step.boolean("add_prefix_space", true),
+                "{}: pre_tokenizer ByteLevel with add_prefix_space is not supported; it must be "
+                "false",
+                where_);
+        if (step.boolean("use_regex", true)) parts_.splits.emplace_back(kWords, step.where());
+      } else if (type == "Digits") {
+        const bool each = step.boolean("individual_digits", false);
+        parts_.splits.emplace_back(each ? "\\p{N}" : "\\p{N}+", step.where());
+      } else if (type == "Split") {
+        read_split(step);
+      } else {
+        fail("{}: pre_tokenizer {} is not supported; Split, Digits and ByteLevel are", where_,
+             type);
       }
-      require(!has_byte_level, "{}: pre_tokenizer: a Split after ByteLevel is not supported",
-              where_);
-      const std::string behavior = step.string("behavior");
-      require(behavior == "Isolated",
-              "{}: pre_tokenizer Split with behavior {} is not supported; Isolated is", where_,
-              behavior);
-      const Fields pattern(step.at("pattern"), step.where());
-      parts_.splits.emplace_back(pattern.string("Regex"), step.where());
     }
     require(has_byte_level, "{}: pre_tokenizer: no ByteLevel, which is needed", where_);
+  }
+
+  void read_split(const Fields& step) {
+    using Behavior = SplitRegex::Behavior;
+    constexpr std::pair<std::string_view, Behavior> kBehaviors[] = {
+        {"Isolated", Behavior::kIsolated},
+        {"Removed", Behavior::kRemoved},
+        {"Contiguous", Behavior::kContiguous},
+        {"MergedWithPrevious", Behavior::kMergedWithPrevious},
+        {"MergedWithNext", Behavior::kMergedWithNext}};
+    const std::string name = step.string("behavior");
+    const auto* behavior = std::find_if(std::begin(kBehaviors), std::end(kBehaviors),
+                                        [&](const auto& known) { return known.first == name; });
+    require(behavior != std::end(kBehaviors), "{}: behavior {} is not one that Split has",
+            step.where(), name);
+    const Fields pattern(step.at("pattern"), step.where());
+    parts_.splits.emplace_back(
+        pattern.has("String") ? escaped(pattern.string("String")) : pattern.string("Regex"),
+        step.where(), behavior->second, step.boolean("invert", false));
   }
 
   void read_post_processor() {

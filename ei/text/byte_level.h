@@ -14,6 +14,7 @@ bool is_byte_level(const Json& tokenizer_json);
 
 // Byte-level BPE (GPT-2's, Llama 3's, Qwen's) of a Hugging Face tokenizer.json, exactly:
 //   added tokens -> NFC -> cut by regular expressions -> bytes -> merges in rank order
+// Bytes that have no token are the unknown token, or nothing where the file names none.
 // Throws Error naming `where` and the field that is malformed or not supported.
 std::unique_ptr<Tokenizer> make_byte_level(const Json& tokenizer_json,
                                            const TokenizerConfig& config, std::string_view where);

@@ -38,15 +38,20 @@ struct Free {
 struct SplitRegex::Impl {
   std::unique_ptr<pcre2_code, Free<pcre2_code_free>> code;
   std::string where;
+  Behavior behavior;
+  bool invert;
 };
 
-SplitRegex::SplitRegex(std::string_view pattern, std::string_view where) {
+SplitRegex::SplitRegex(std::string_view pattern, std::string_view where, Behavior behavior,
+                       bool invert) {
   require(pattern.size() <= kMaxPatternBytes, "{}: a pattern of {} bytes, at most {} are read",
           where, pattern.size(), kMaxPatternBytes);
   int error = 0;
   size_t offset = 0;
   auto impl = std::make_unique<Impl>();
   impl->where = where;
+  impl->behavior = behavior;
+  impl->invert = invert;
   impl->code.reset(pcre2_compile(units(pattern), pattern.size(),
                                  PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
                                  nullptr));
@@ -86,8 +91,27 @@ std::vector<std::string_view> SplitRegex::split(std::string_view text) const {
 
   std::vector<std::string_view> pieces;
   size_t done = 0;
-  const auto cut = [&](size_t at) {
-    if (at > done) pieces.push_back(text.substr(done, at - done));
+  bool after_match = false;
+  const auto cut = [&](size_t at, bool is_match) {
+    if (at == done) return;
+    is_match ^= impl_->invert;
+    const auto joins = [&] {
+      switch (impl_->behavior) {
+        case Behavior::kContiguous:
+          return is_match == after_match;
+        case Behavior::kMergedWithPrevious:
+          return is_match && !after_match;
+        case Behavior::kMergedWithNext:
+          return after_match && !is_match;
+        default:
+          return false;
+      }
+    };
+    if (!pieces.empty() && joins())
+      pieces.back() = {pieces.back().data(), pieces.back().size() + at - done};
+    else if (impl_->behavior != Behavior::kRemoved || !is_match)
+      pieces.push_back(text.substr(done, at - done));
+    after_match = is_match;
     done = at;
   };
   for (size_t at = 0; at < text.size();) {
@@ -99,12 +123,12 @@ std::vector<std::string_view> SplitRegex::split(std::string_view text) const {
     const size_t* ends = pcre2_get_ovector_pointer(match.get());
     require(done <= ends[0] && ends[0] <= ends[1], "{}: matches of the regular expression overlap",
             impl_->where);
-    cut(ends[0]);
-    cut(ends[1]);
+    cut(ends[0], /*is_match=*/false);
+    cut(ends[1], /*is_match=*/true);
     at = ends[1];
     if (ends[0] == ends[1] && at < text.size()) at += decode_utf8(text.substr(at)).n_bytes;
   }
-  cut(text.size());
+  cut(text.size(), /*is_match=*/false);
   return pieces;
 }
 

@@ -94,9 +94,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& model_dir
   const auto json_path = model_dir / "tokenizer.json";
   const auto model_path = model_dir / "tokenizer.model";
   const auto config_path = model_dir / "tokenizer_config.json";
-  TokenizerConfig config;
-  if (exists(config_path))
-    config = parse_tokenizer_config(read_json(config_path), config_path.string());
+  const TokenizerConfig config =
+      parse_tokenizer_config(read_tokenizer_config(model_dir), config_path.string());
   // Llama 2 and its kind come with both files, for the same tokenizer.
   if (exists(json_path)) {
     const Json json = read_json(json_path);

@@ -17,6 +17,20 @@ std::string token_text(const Json& value, std::string_view where, std::string_vi
 
 }  // namespace
 
+Json read_tokenizer_config(const std::filesystem::path& model_dir) {
+  const auto read = [&](const char* name) {
+    const auto path = model_dir / name;
+    Json json = file_exists(path) ? read_json(path) : Json::object();
+    require(json.is_object(), "{}: is {}, expected an object", path.string(), json.type_name());
+    return json;
+  };
+  Json config = read("tokenizer_config.json");
+  const Json map = read("special_tokens_map.json");
+  for (const auto& [key, value] : map.items())
+    if (!config.contains(key) || config[key].is_null()) config[key] = value;
+  return config;
+}
+
 AddedToken parse_added_token(const Json& json, std::string_view where) {
   const Fields fields(json, where);
   AddedToken token;

@@ -18,6 +18,10 @@ struct TokenizerConfig {
   std::vector<AddedToken> added_tokens;  // added_tokens_decoder
 };
 
+// tokenizer_config.json of a Hugging Face directory, with the special tokens that only
+// special_tokens_map.json names; an empty object where there is neither.
+Json read_tokenizer_config(const std::filesystem::path& model_dir);
+
 // Throws Error naming `where` and the field that is of the wrong type.
 TokenizerConfig parse_tokenizer_config(const Json& json, std::string_view where);
 

@@ -121,6 +121,31 @@ TEST(TokenizerCases, SmallTokenizerJson) {
   expect_cases(*tokenizer, "small.tokenizer.cases", /*parse_special=*/true, /*add_bos=*/true);
 }
 
+// Digits, Split with all behaviours, ByteLevel with its own words, and vocabularies that lack
+// bytes.
+TEST(TokenizerCases, PreTokenizers) {
+  const Json cases = read_json(text_data() / "pre_tokenizers.json");
+  ASSERT_GE(cases.size(), 14u);
+  for (const Json& c : cases) {
+    SCOPED_TRACE(c.at("name"));
+    const auto tokenizer = make_byte_level(c.at("tokenizer"), {}, "json");
+    for (size_t i = 0; i < c.at("texts").size(); ++i) {
+      const auto text = c.at("texts")[i].get<std::string>();
+      EXPECT_EQ(tokenizer->encode(text, false), c.at("ids")[i].get<Ids>())
+          << c.at("texts")[i].dump(-1, ' ', true);
+    }
+  }
+}
+
+TEST(TokenizerCases, SpecialTokensMap) {
+  const auto dir = std::filesystem::path(testing::TempDir()) / "special_tokens_map";
+  std::filesystem::create_directories(dir);
+  std::filesystem::copy(text_data() / "small.tokenizer.json", dir / "tokenizer.json");
+  std::ofstream(dir / "special_tokens_map.json") << R"({"bos_token": {"content": "<s>"}})";
+  EXPECT_EQ(load_tokenizer(dir)->bos_id(), load_tokenizer(dir)->token_id("<s>"));
+  std::filesystem::remove_all(dir);
+}
+
 TEST(TokenizerCases, TokenizerConfigOfTokenizerJson) {
   const Json json = read_json(text_data() / "small.tokenizer.json");
   const auto with = [&](const char* config) {
