@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <ctime>
+#include <map>
 
 #include "ei/base/fail.h"
-#include "ei/io/json.h"
+#include "ei/text/tokenizer_config.h"
 
 namespace ei {
 namespace {
@@ -44,9 +45,14 @@ void make_literal(const Tokenizer& tokenizer, OrderedJson& json) {
   } else if (json.is_string()) {
     auto& text = json.get_ref<std::string&>();
     if (text.find(kBreak) != text.npos) text = replaced(std::move(text), kBreak, kReplacement);
-    const std::vector<size_t> places = tokenizer.special_places(text);
-    for (auto place = places.rbegin(); place != places.rend(); ++place)
-      text.insert(next_char(text, *place), kBreak);
+    std::string broken;
+    size_t done = 0;
+    for (const size_t place : tokenizer.special_places(text)) {
+      const size_t end = next_char(text, place);
+      broken.append(text, done, end - done).append(kBreak);
+      done = end;
+    }
+    if (done > 0) text = broken.append(text, done);
   }
 }
 
@@ -70,8 +76,33 @@ std::vector<TextPiece> at_breaks(const std::string& text) {
   return pieces;
 }
 
+// What shows how a template writes things.
+constexpr const char* kText = "some text";
+constexpr const char* kArguments = R"({"place": "Rome"})";
+
 OrderedJson user_says(OrderedJson content) {
   return OrderedJson::array({{{"role", "user"}, {"content", std::move(content)}}});
+}
+
+OrderedJson calls_tool(OrderedJson content, OrderedJson arguments) {
+  OrderedJson messages = user_says(kText);
+  messages.push_back(
+      {{"role", "assistant"},
+       {"content", std::move(content)},
+       {"tool_calls",
+        {{{"id", "abcdefghi"},
+          {"type", "function"},
+          {"function", {{"name", "weather"}, {"arguments", std::move(arguments)}}}}}}});
+  return messages;
+}
+
+OrderedJson a_tool() {
+  return OrderedJson::array(
+      {{{"type", "function"},
+        {"function",
+         {{"name", "weather"},
+          {"description", kText},
+          {"parameters", {{"type", "object"}, {"properties", OrderedJson::object()}}}}}}});
 }
 
 bool all_text(const OrderedJson& content) {
@@ -83,15 +114,53 @@ bool all_text(const OrderedJson& content) {
 
 OrderedJson text_part(const std::string& text) { return {{"type", "text"}, {"text", text}}; }
 
-std::string source_of(const Json& config, const std::string& where) {
-  const Json& field = config["chat_template"];
-  if (field.is_string()) return field.get<std::string>();
-  require(field.is_array(), "{}: field \"chat_template\" is {}, expected a string or a list", where,
-          field.type_name());
-  for (const Json& named : field)
-    if (const Fields fields(named, where + ": chat_template"); fields.string("name") == "default")
-      return fields.string("template");
-  fail("{}: \"chat_template\" is a list without one that is named \"default\"", where);
+// The templates of a Hugging Face directory, by name.
+struct Source {
+  std::string text, where;
+};
+std::map<std::string, Source> find_sources(const std::filesystem::path& dir, const Json& config) {
+  std::map<std::string, Source> sources;
+  const auto read = [&](const std::string& name, const std::filesystem::path& path) {
+    if (file_exists(path)) sources[name] = {read_file(path), path.string()};
+  };
+  read("default", dir / "chat_template.jinja");
+  read("tool_use", dir / "additional_chat_templates" / "tool_use.jinja");
+  if (!sources.empty()) return sources;
+
+  const auto take = [&](const Json& json, const std::filesystem::path& path) {
+    const std::string where = path.string();
+    if (!json.contains("chat_template") || json["chat_template"].is_null()) return;
+    const Json& field = json["chat_template"];
+    if (field.is_string()) {
+      sources["default"] = {field.get<std::string>(), where};
+      return;
+    }
+    require(field.is_array(), "{}: field \"chat_template\" is {}, expected a string or a list",
+            where, field.type_name());
+    for (const Json& named : field) {
+      const Fields fields(named, where + ": chat_template");
+      sources[fields.string("name")] = {fields.string("template"), where};
+    }
+  };
+  if (const auto path = dir / "chat_template.json"; file_exists(path)) take(read_json(path), path);
+  if (sources.empty()) take(config, dir / "tokenizer_config.json");
+  return sources;
+}
+
+// The arguments of a tool call as the template wants them; what is not an object's JSON stays.
+void arrange_arguments(OrderedJson& call, bool as_string) {
+  if (!call.is_object()) return;
+  OrderedJson& function = call.contains("function") ? call["function"] : call;
+  if (!function.is_object() || !function.contains("arguments")) return;
+  OrderedJson& arguments = function["arguments"];
+  if (as_string && arguments.is_object()) {
+    arguments = arguments.dump();
+  } else if (!as_string && arguments.is_string()) {
+    const std::string& text = arguments.get_ref<const std::string&>();
+    if (OrderedJson parsed = OrderedJson::parse(text, nullptr, /*allow_exceptions=*/false);
+        parsed.is_object())
+      arguments = std::move(parsed);
+  }
 }
 
 // "bos_token": "<s>", and the like.
@@ -108,58 +177,38 @@ OrderedJson names_of(const Json& config) {
 
 }  // namespace
 
-ChatTemplate::ChatTemplate(std::string_view source, std::string where, OrderedJson names,
-                           const Tokenizer& tokenizer)
-    : template_(source, where),
-      where_(std::move(where)),
-      names_(std::move(names)),
-      tokenizer_(&tokenizer),
-      knows_tools_(source.find("tools") != source.npos),
-      takes_parts_(understands_parts()) {}
-
-std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& model_dir,
-                                               const Tokenizer& tokenizer) {
-  const auto own_path = model_dir / "chat_template.jinja";
-  const auto config_path = model_dir / "tokenizer_config.json";
-  const Json config = file_exists(config_path) ? read_json(config_path) : Json::object();
-  if (file_exists(own_path))
-    return ChatTemplate(read_file(own_path), own_path.string(), names_of(config), tokenizer);
-  if (!config.contains("chat_template") || config["chat_template"].is_null()) return std::nullopt;
-  return ChatTemplate(source_of(config, config_path.string()), config_path.string(),
-                      names_of(config), tokenizer);
-}
-
-// One that prints a list of one text as it prints the text.
-bool ChatTemplate::understands_parts() const {
-  constexpr const char* kText = "some text";
-  try {
-    const std::string plain = fill(user_says(kText), {});
-    return plain.find(kText) != plain.npos &&
-           fill(user_says(OrderedJson::array({text_part(kText)})), {}) == plain;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
-OrderedJson ChatTemplate::prepared(const OrderedJson& message) const {
-  OrderedJson out = message;
-  require(out.is_object(), "a message is {}, expected an object", out.type_name());
-  if (const auto content = out.find("content");
-      content != out.end() && all_text(*content) && (!takes_parts_ || content->size() <= 1)) {
-    std::string text;
-    for (const OrderedJson& part : *content) {
-      if (&part != &content->front()) text += "\n\n";
-      text += part["text"].get_ref<const std::string&>();
+ChatTemplate::Style::Style(std::string_view text, std::string file, const OrderedJson& names)
+    : source(text, file), where(std::move(file)), knows_tools(text.find("tools") != text.npos) {
+  // What is tried is nothing when the template fails at it.
+  const auto attempt = [&](const OrderedJson& messages, bool tools) -> std::optional<std::string> {
+    ChatOptions options;
+    if (tools) options.variables["tools"] = a_tool();
+    try {
+      return fill(names, messages, options, {.max_steps = 100'000});
+    } catch (const Error&) {
+      return std::nullopt;
     }
-    *content = std::move(text);
-  }
-  // An answer may hold control tokens: the model itself wrote them, around its thinking.
-  if (!out.contains("role") || out["role"] != "assistant") make_literal(*tokenizer_, out);
-  return out;
+  };
+  const auto has = [](const std::optional<std::string>& out, std::string_view wanted) {
+    return out && out->find(wanted) != out->npos;
+  };
+  const auto plain = attempt(user_says(kText), false);
+  takes_parts = has(plain, kText) &&
+                plain == attempt(user_says(OrderedJson::array({text_part(kText)})), false);
+
+  const OrderedJson arguments = OrderedJson::parse(kArguments);
+  const auto as_null = attempt(calls_tool(nullptr, arguments), knows_tools);
+  const auto as_empty = attempt(calls_tool("", arguments), knows_tools);
+  takes_null = as_null && (!has(as_null, "None") || has(as_empty, "None"));
+  const OrderedJson content = takes_null ? OrderedJson() : OrderedJson("");
+  takes_strings = !has(attempt(calls_tool(content, arguments), knows_tools), kArguments) &&
+                  has(attempt(calls_tool(content, kArguments), knows_tools), kArguments);
 }
 
-std::string ChatTemplate::fill(const OrderedJson& messages, const ChatOptions& options) const {
-  OrderedJson variables = names_;
+std::string ChatTemplate::Style::fill(const OrderedJson& names, const OrderedJson& messages,
+                                      const ChatOptions& options,
+                                      const jinja::Limits& limits) const {
+  OrderedJson variables = names;
   for (const auto& [key, value] : options.variables.items()) {
     require(!variables.contains(key) && key != "messages" && key != "add_generation_prompt",
             "chat template: the variable \"{}\" is the server's own; choose another name", key);
@@ -167,17 +216,66 @@ std::string ChatTemplate::fill(const OrderedJson& messages, const ChatOptions& o
   }
   variables["messages"] = messages;
   variables["add_generation_prompt"] = true;
-  jinja::Options how;
+  jinja::Options how{.limits = limits};
   how.strftime_now = options.strftime_now ? options.strftime_now : local_time;
-  return template_.render(variables, how);
+  return source.render(variables, how);
+}
+
+ChatTemplate::ChatTemplate(std::string_view source, std::string where, OrderedJson names,
+                           const Tokenizer& tokenizer)
+    : names_(std::move(names)),
+      tokenizer_(&tokenizer),
+      default_(source, std::move(where), names_) {}
+
+std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& model_dir,
+                                               const Tokenizer& tokenizer) {
+  const Json config = read_tokenizer_config(model_dir);
+  auto sources = find_sources(model_dir, config);
+  if (sources.empty()) return std::nullopt;
+  const auto main = sources.find("default");
+  require(main != sources.end(),
+          "{}: of the chat templates there none is the default one (chat_template.jinja, or "
+          "\"default\" in a list of \"chat_template\")",
+          sources.begin()->second.where);
+  ChatTemplate chat(main->second.text, main->second.where, names_of(config), tokenizer);
+  if (const auto tools = sources.find("tool_use"); tools != sources.end())
+    chat.tool_use_.emplace(tools->second.text, tools->second.where, chat.names_);
+  return chat;
+}
+
+OrderedJson ChatTemplate::prepared(const OrderedJson& message, const Style& style) const {
+  OrderedJson out = message;
+  require(out.is_object(), "a message is {}, expected an object", out.type_name());
+  if (const auto content = out.find("content");
+      content != out.end() && all_text(*content) && (!style.takes_parts || content->size() <= 1)) {
+    std::string text;
+    for (const OrderedJson& part : *content) {
+      if (&part != &content->front()) text += "\n\n";
+      text += part["text"].get_ref<const std::string&>();
+    }
+    *content = std::move(text);
+  }
+  if (const auto calls = out.find("tool_calls");
+      calls != out.end() && calls->is_array() && !calls->empty()) {
+    for (OrderedJson& call : *calls) arrange_arguments(call, style.takes_strings);
+    if (const auto content = out.find("content");
+        content == out.end() || content->is_null() || *content == "")
+      out["content"] = style.takes_null ? OrderedJson() : OrderedJson("");
+  }
+  // An answer may hold control tokens: the model itself wrote them, around its thinking.
+  if (!out.contains("role") || out["role"] != "assistant") make_literal(*tokenizer_, out);
+  return out;
 }
 
 std::vector<TextPiece> ChatTemplate::render(const OrderedJson& messages,
                                             const ChatOptions& options) const {
   require(messages.is_array() && !messages.empty(), "a conversation without a message");
+  const auto tools = options.variables.find("tools");
+  const bool has_tools = tools != options.variables.end() && !tools->is_null();
+  const Style& style = has_tools && tool_use_ ? *tool_use_ : default_;
   OrderedJson all = OrderedJson::array();
-  for (const OrderedJson& message : messages) all.push_back(prepared(message));
-  return at_breaks(fill(all, options));
+  for (const OrderedJson& message : messages) all.push_back(prepared(message, style));
+  return at_breaks(style.fill(names_, all, options));
 }
 
 std::vector<int32_t> ChatTemplate::encode(const OrderedJson& messages,

@@ -171,12 +171,96 @@ TEST_F(ChatTemplateTest, ComesFromTheDirectory) {
   write("tokenizer_config.json", R"({"bos_token": {"content": "<b>"}, "chat_template": [
     {"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ bos_token }}1"}]})");
   EXPECT_EQ(text(ChatTemplate::load(dir, *needle_).value(), kHi), "<b>1");
+  const ChatOptions with_tools{.variables = {{"tools", OrderedJson::array({1})}}};
+  EXPECT_EQ(text(ChatTemplate::load(dir, *needle_).value(), kHi, with_tools), "tools");
+  // What the configuration leaves out, and does not set to another token.
+  write("special_tokens_map.json", R"({"bos_token": "<x>", "eos_token": {"content": "<e>"}})");
+  write("chat_template.json", R"({"chat_template": "{{ bos_token ~ eos_token }}"})");
+  EXPECT_EQ(text(ChatTemplate::load(dir, *needle_).value(), kHi, with_tools), "<b><e>");
   write("chat_template.jinja", "{{ bos_token }}2");
+  EXPECT_EQ(text(ChatTemplate::load(dir, *needle_).value(), kHi, with_tools), "<b>2");
+  std::filesystem::create_directory(dir / "additional_chat_templates");
+  write("additional_chat_templates/tool_use.jinja", "{{ tools | length }}");
   EXPECT_EQ(text(ChatTemplate::load(dir, *needle_).value(), kHi), "<b>2");
+  EXPECT_EQ(text(ChatTemplate::load(dir, *needle_).value(), kHi, with_tools), "1");
   write("chat_template.jinja", "\n{% if %}");
   EXPECT_THAT([&] { ChatTemplate::load(dir, *needle_); },
               testing::ThrowsMessage<Error>(HasSubstr("chat_template.jinja:2: ")));
   std::filesystem::remove_all(dir);
+}
+
+// Clients send arguments as JSON text and no content as "" or null; the text is what transformers
+// makes of arguments as objects (tests/jinja/data).
+TEST_F(ChatTemplateTest, ToolCallsOfClientsAreThoseOfTransformers) {
+  const ByteTokenizer tokenizer({});
+  const auto cases = OrderedJson::parse(read_file(EI_SOURCE_DIR "/tests/jinja/data/chat.json"));
+  int n_cases = 0;
+  for (OrderedJson c : cases["cases"]) {
+    // One template knows no tools and prints the missing content as "None", as nobody wants it.
+    if (c["title"] != "tool call" || !c.contains("text") || c["template"] == "llama3") continue;
+    OrderedJson variables = c["variables"], names;
+    for (const char* name : {"bos_token", "eos_token"}) names[name] = variables[name];
+    OrderedJson messages = variables["messages"];
+    for (const char* own : {"bos_token", "eos_token", "messages", "add_generation_prompt"})
+      variables.erase(own);
+    for (OrderedJson& message : messages) {
+      if (!message.contains("tool_calls")) continue;
+      if (message["content"].is_null()) message["content"] = "";
+      for (OrderedJson& call : message["tool_calls"]) {
+        OrderedJson& arguments = call["function"]["arguments"];
+        arguments = arguments.dump();
+      }
+    }
+    const auto name = c["template"].get<std::string>();
+    const ChatTemplate chat(source_of(name), name, names, tokenizer);
+    const auto clock = [](std::string_view format) { return "<" + std::string(format) + ">"; };
+    EXPECT_EQ(text(chat, messages, {.variables = variables, .strftime_now = clock}),
+              c["text"].get<std::string>())
+        << name;
+    ++n_cases;
+  }
+  EXPECT_GE(n_cases, 5);
+}
+
+TEST_F(ChatTemplateTest, ToolCallsAsTheTemplateWantsThem) {
+  const ByteTokenizer tokenizer({});
+  const auto calls = [](OrderedJson content, OrderedJson arguments) {
+    OrderedJson message = says("assistant", std::move(content));
+    message["tool_calls"] = OrderedJson::array(
+        {{{"type", "function"}, {"function", {{"name", "f"}, {"arguments", arguments}}}}});
+    return talk(says("user", "q"), message);
+  };
+  const auto written = [&](const std::string& call, const OrderedJson& messages) {
+    const ChatTemplate chat("{% for m in messages if m.role != 'user' %}" + call + "{% endfor %}",
+                            "t", {}, tokenizer);
+    return text(chat, messages);
+  };
+  const OrderedJson object = {{"b", 1}, {"a", "x"}};
+  const std::string json = R"({"b":1,"a":"x"})", spaced = R"({"b": 1, "a": "x"})";
+  const std::string printed = "{{ m.tool_calls[0].function.arguments }}";
+  const std::string dumped = "{{ m.tool_calls[0].function.arguments | tojson }}";
+  const std::string either =
+      "{% set a = m.tool_calls[0].function.arguments %}"
+      "{{ a if a is string else a | tojson }}";
+  const std::string items =
+      "{% for k, v in m.tool_calls[0].function.arguments | items %}"
+      "{{ k }}={{ v }};{% endfor %}";
+  for (const OrderedJson& arguments : {object, OrderedJson(json)}) {
+    EXPECT_EQ(written(printed, calls("", arguments)), json);
+    EXPECT_EQ(written(dumped, calls("", arguments)), spaced);
+    EXPECT_EQ(written(either, calls("", arguments)), spaced);
+    EXPECT_EQ(written(items, calls("", arguments)), "b=1;a=x;");
+  }
+  EXPECT_EQ(written(dumped, calls("", "no JSON")), "\"no JSON\"");
+  EXPECT_EQ(written(dumped, calls("", "[1]")), "\"[1]\"");
+
+  for (const OrderedJson& nothing : {OrderedJson(), OrderedJson(""), OrderedJson::array()}) {
+    EXPECT_EQ(written("{% if m.content is not none %}[{{ m.content }}]{% endif %}.",
+                      calls(nothing, object)),
+              ".");
+    EXPECT_EQ(written("[{{ m.content }}]", calls(nothing, object)), "[]");
+    EXPECT_EQ(written("{{ 'a' + m.content }}", calls(nothing, object)), "a");
+  }
 }
 
 TEST_F(ChatTemplateTest, SaysWhatIsWrong) {
