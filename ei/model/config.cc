@@ -1,5 +1,6 @@
 #include "ei/model/config.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <string>
@@ -16,6 +17,11 @@ constexpr int64_t kMaxHeadDim = 1024;
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxVocab = 1 << 24;
 constexpr int64_t kMaxPositions = 1 << 24;  // RoPE's float positions are exact up to here
+
+// What an error message shows of a foreign value.
+std::string shown(const Json& value) {
+  return value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 60);
+}
 
 struct Architecture {
   std::string_view name;
@@ -42,16 +48,16 @@ Architecture find_architecture(const Fields& fields) {
   const std::string type = fields.string("model_type", "");
   if (type == "PanguEmbedded" || type == "openpangu_dense")
     return {"PanguEmbeddedForCausalLM", Family::kPangu};
-  fail("{}: architecture {} is not supported; these are: {}", fields.where(),
-       Json(name).dump(-1, ' ', true, Json::error_handler_t::replace), known);
+  fail("{}: architecture {} is not supported; these are: {}", fields.where(), shown(Json(name)),
+       known);
 }
 
 // One id or a list of some.
 std::vector<int32_t> token_ids(const Fields& fields, std::string_view key) {
   if (!fields.has(key)) return {};
   const std::vector<int64_t> ids = fields.at(key).is_array()
-                                       ? fields.integers(key, 0, kMaxVocab - 1)
-                                       : std::vector{fields.integer(key, 0, kMaxVocab - 1)};
+                                       ? fields.integers(key, INT32_MIN, INT32_MAX)
+                                       : std::vector{fields.integer(key, INT32_MIN, INT32_MAX)};
   return {ids.begin(), ids.end()};
 }
 
@@ -61,19 +67,34 @@ RopeType rope_type(const Fields& fields) {
   if (name == "linear") return RopeType::kLinear;
   if (name == "llama3") return RopeType::kLlama3;
   if (name == "yarn") return RopeType::kYarn;
+  require(name != "dynamic" && name != "longrope",
+          "{}: rope type \"{}\" changes the frequencies with the length of the text, which is not "
+          "supported; without it, or with \"yarn\" or \"linear\", the model can be used",
+          fields.where(), name);
   fail("{}: rope type {} is not supported; these are: default, linear, llama3, yarn",
-       fields.where(), Json(name).dump(-1, ' ', true, Json::error_handler_t::replace));
+       fields.where(), shown(Json(name)));
 }
 
-// transformers 5 has all of it in rope_parameters; before, theta was a field of its own and
-// rope_scaling held the rest, or was absent or null.
-RopeConfig parse_rope(const Fields& config, int64_t max_positions) {
+// transformers 4 had theta in a field of its own and the rest in rope_scaling; transformers 5 has
+// all of it in rope_parameters, or a set of them for each kind of layer. Where both are given it
+// takes rope_scaling.
+Fields rope_fields(const Fields& config) {
+  static const Json kNone = Json::object();
+  const bool old = config.has("rope_scaling") && !config.at("rope_scaling").empty();
+  const std::string_view key = old ? "rope_scaling" : "rope_parameters";
+  const Json& json = config.has(key) ? config.at(key) : kNone;
+  const Fields flat(json, fmt::format("{}: {}", config.where(), key));
+  if (flat.has("full_attention"))
+    return {flat.at("full_attention"), flat.where() + ": full_attention"};
+  for (const auto& [name, value] : json.items())
+    require(!value.is_object(),
+            "{}: RoPE of {} layers is not supported; the only kind is \"full_attention\"",
+            flat.where(), shown(Json(name)));
+  return flat;
+}
+
+RopeConfig parse_rope(const Fields& config, const Fields& fields, int64_t max_positions) {
   constexpr double kMaxFactor = 1e6;
-  static const Json kEmpty = Json::object();
-  const bool modern = config.has("rope_parameters");
-  const std::string_view key = modern ? "rope_parameters" : "rope_scaling";
-  const Fields fields(config.has(key) ? config.at(key) : kEmpty,
-                      fmt::format("{}: {}", config.where(), key));
   RopeConfig rope;
   rope.type = rope_type(fields);
   const Fields& theta_in = fields.has("rope_theta") ? fields : config;
@@ -83,20 +104,24 @@ RopeConfig parse_rope(const Fields& config, int64_t max_positions) {
             "{}: field \"partial_rotary_factor\" other than 1 is not supported", where->where());
   if (rope.type == RopeType::kDefault) return rope;
 
-  rope.factor = fields.number("factor", 1, kMaxFactor);
-  if (rope.type == RopeType::kLinear) return rope;
+  constexpr const char* kOriginal = "original_max_position_embeddings";
+  const Fields& original_in = config.has(kOriginal) ? config : fields;
+  rope.original_positions = original_in.integer(kOriginal, 1, kMaxPositions, max_positions);
+  if (rope.type == RopeType::kYarn && !fields.has("factor")) {
+    rope.factor = std::max(1.0, double(max_positions) / double(rope.original_positions));
+  } else {
+    rope.factor = fields.number("factor", 1, kMaxFactor);
+  }
 
   if (rope.type == RopeType::kLlama3) {
-    rope.original_positions = fields.integer("original_max_position_embeddings", 1, kMaxPositions);
     rope.low_freq_factor = fields.number("low_freq_factor", 1e-6, kMaxFactor);
     rope.high_freq_factor = fields.number("high_freq_factor", 1e-6, kMaxFactor);
     require(rope.low_freq_factor < rope.high_freq_factor,
             "{}: low_freq_factor is {}, expected less than high_freq_factor, {}", fields.where(),
             rope.low_freq_factor, rope.high_freq_factor);
-    return rope;
   }
-  rope.original_positions =
-      fields.integer("original_max_position_embeddings", 1, kMaxPositions, max_positions);
+  if (rope.type != RopeType::kYarn) return rope;
+
   rope.beta_fast = fields.number("beta_fast", 1e-6, kMaxFactor, rope.beta_fast);
   rope.beta_slow = fields.number("beta_slow", 1e-6, kMaxFactor, rope.beta_slow);
   require(rope.beta_slow <= rope.beta_fast, "{}: beta_slow is {}, expected at most beta_fast, {}",
@@ -109,32 +134,49 @@ RopeConfig parse_rope(const Fields& config, int64_t max_positions) {
   return rope;
 }
 
-void refuse_unsupported(const Fields& fields, Family family) {
+// What the checkpoint can read with its scaling: max_position_embeddings may still be the length of
+// the first training, as where a model card says to add the scaling alone.
+int64_t scaled_context(const Fields& rope_fields, const RopeConfig& rope, int64_t max_positions) {
+  const double scaled = rope.factor * static_cast<double>(rope.original_positions);
+  require(scaled <= kMaxPositions, "{}: a context of {:.0f} tokens, at most {} are supported",
+          rope_fields.where(), scaled, kMaxPositions);
+  return std::max(max_positions, static_cast<int64_t>(scaled));
+}
+
+// A window that is shorter than the context, in any layer. One that is not hides nothing.
+void refuse_window(const Fields& fields, const ModelConfig& config) {
+  const int64_t window =
+      fields.integer("sliding_window", 0, INT64_MAX, std::numeric_limits<int64_t>::max());
+  // Qwen names a window that is off unless use_sliding_window says otherwise, and then begins at
+  // layer max_window_layers; the others have one when they name it.
+  const bool qwen = config.family == Family::kQwen2 || config.family == Family::kQwen3;
+  const bool used =
+      fields.boolean("use_sliding_window", !qwen) &&
+      (!qwen || fields.integer("max_window_layers", 0, INT32_MAX, 28) < config.n_layers);
+  require(!used || window >= config.max_positions,
+          "{}: sliding_window is {}, less than the context of {} tokens; models that attend to a "
+          "window are not supported",
+          fields.where(), window, config.max_positions);
+  if (!fields.has("layer_types")) return;
+  const Json& types = fields.at("layer_types");
+  require(types.is_array(), "{}: layer_types must be a list", fields.where());
+  const bool hides = !fields.has("sliding_window") || window < config.max_positions;
+  for (const Json& type : types)
+    require(type == "full_attention" || (type == "sliding_attention" && !hides),
+            "{}: layer_types has {}; the only one supported is \"full_attention\"", fields.where(),
+            shown(type));
+}
+
+void refuse_unsupported(const Fields& fields) {
   const std::string act = fields.string("hidden_act", "silu");
   require(act == "silu", "{}: hidden_act {} is not supported; this is: silu", fields.where(),
-          Json(act).dump(-1, ' ', true, Json::error_handler_t::replace));
+          shown(Json(act)));
   require(!fields.boolean("mlp_bias", false),
-          "{}: mlp_bias is true; biases in the MLP are not "
-          "supported",
-          fields.where());
+          "{}: mlp_bias is true; biases in the MLP are not supported", fields.where());
   require(!fields.has("quantization_config"),
           "{}: quantization_config: quantized weights are not supported; use the checkpoint in "
           "BF16, F16 or F32",
           fields.where());
-
-  // Qwen names a window that is off unless use_sliding_window says otherwise; the others have one
-  // when they name it.
-  const bool qwen = family == Family::kQwen2 || family == Family::kQwen3;
-  const bool window = fields.boolean("use_sliding_window", !qwen) && fields.has("sliding_window");
-  require(!window, "{}: sliding_window is {}; models that attend to a window are not supported",
-          fields.where(), fields.integer("sliding_window", 0, kMaxPositions, 0));
-  if (!fields.has("layer_types")) return;
-  const Json& types = fields.at("layer_types");
-  require(types.is_array(), "{}: layer_types must be a list", fields.where());
-  for (const Json& type : types)
-    require(type == "full_attention",
-            "{}: layer_types has {}; the only one supported is \"full_attention\"", fields.where(),
-            type.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 60));
 }
 
 }  // namespace
@@ -142,7 +184,7 @@ void refuse_unsupported(const Fields& fields, Family family) {
 ModelConfig parse_config(const Json& json, std::string_view where) {
   const Fields fields(json, where);
   const Architecture architecture = find_architecture(fields);
-  refuse_unsupported(fields, architecture.family);
+  refuse_unsupported(fields);
 
   ModelConfig config;
   config.architecture = architecture.name;
@@ -166,21 +208,16 @@ ModelConfig parse_config(const Json& json, std::string_view where) {
   config.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
   config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 1e-12, 1, 1e-6));
   config.max_positions = fields.integer("max_position_embeddings", 1, kMaxPositions);
-  config.rope = parse_rope(fields, config.max_positions);
+  const Fields rope = rope_fields(fields);
+  config.rope = parse_rope(fields, rope, config.max_positions);
+  config.max_positions = scaled_context(rope, config.rope, config.max_positions);
+  refuse_window(fields, config);
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
   config.qk_norm = config.family == Family::kQwen3;
   config.o_bias = fields.boolean("attention_bias", false);
   if (config.family == Family::kPangu) config.o_bias = fields.boolean("bias", true);
   config.qkv_bias = config.o_bias || config.family == Family::kQwen2;
-
-  const auto in_vocabulary = [&](std::string_view key, int32_t id) {
-    require(id < config.vocab_size, "{}: field \"{}\" is {}, but the vocabulary has {} tokens",
-            where, key, id, config.vocab_size);
-  };
-  const std::vector<int32_t> bos = token_ids(fields, "bos_token_id");
-  if (!bos.empty()) in_vocabulary("bos_token_id", *(config.bos_id = bos.front()));
   config.eos_ids = token_ids(fields, "eos_token_id");
-  for (const int32_t id : config.eos_ids) in_vocabulary("eos_token_id", id);
   return config;
 }
 
@@ -198,8 +235,8 @@ GenerationConfig parse_generation_config(const Json& json, std::string_view wher
   config.eos_ids = token_ids(fields, "eos_token_id");
   if (fields.has("do_sample")) config.do_sample = fields.boolean("do_sample", false);
   config.temperature = number("temperature", 0, 100);
-  if (fields.has("top_k"))
-    config.top_k = fields.integer("top_k", 0, std::numeric_limits<int32_t>::max());
+  if (fields.has("top_k"))  // -1 is another word for all
+    config.top_k = std::max<int64_t>(0, fields.integer("top_k", -1, INT32_MAX));
   config.top_p = number("top_p", 0, 1);
   config.min_p = number("min_p", 0, 1);
   config.repetition_penalty = number("repetition_penalty", 0.01, 100);

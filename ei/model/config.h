@@ -27,19 +27,19 @@ struct ModelConfig {
   int64_t head_dim = 0;    // even; n_heads * head_dim may differ from hidden
   int64_t vocab_size = 0;  // rows of the embedding: may exceed the tokenizer's ids
   float rms_norm_eps = 1e-5f;
-  int64_t max_positions = 0;  // tokens of context the checkpoint was made for
+  int64_t max_positions =
+      0;  // tokens of context the checkpoint was made for, RoPE scaling included
   RopeConfig rope;
   bool tie_word_embeddings = false;
   bool qk_norm = false;   // RMSNorm on every head of q and k before RoPE
   bool qkv_bias = false;  // what the family or config.json says; a checkpoint's tensors decide
   bool o_bias = false;
-  std::optional<int32_t> bos_id;
-  std::vector<int32_t> eos_ids;
+  std::vector<int32_t> eos_ids;  // as the file has them: some may be outside of the vocabulary
 };
 
 // Reads config.json, in the spellings of transformers 4 and 5. Throws Error naming `where`, the
 // field, the value and what is possible: for wrong types and ranges, and for what is not supported
-// (other architectures and rope types, an active sliding window, quantized weights, ...).
+// (other architectures and rope types, a window shorter than the context, quantized weights, ...).
 ModelConfig parse_config(const Json& json, std::string_view where);
 ModelConfig load_config(const std::filesystem::path& dir);
 
@@ -48,7 +48,7 @@ struct GenerationConfig {
   std::vector<int32_t> eos_ids;
   std::optional<bool> do_sample;
   std::optional<double> temperature;
-  std::optional<int64_t> top_k;
+  std::optional<int64_t> top_k;  // 0: all
   std::optional<double> top_p;
   std::optional<double> min_p;
   std::optional<double> repetition_penalty;

@@ -14,7 +14,7 @@ struct RopeConfig {
   RopeType type = RopeType::kDefault;
   double theta = 10000;
   double factor = 1;                       // linear, llama3, yarn
-  int64_t original_positions = 0;          // llama3, yarn: context length of the first training
+  int64_t original_positions = 0;          // the same: context length of the first training
   double low_freq_factor = 1;              // llama3
   double high_freq_factor = 4;             // llama3
   double beta_fast = 32;                   // yarn

@@ -76,7 +76,6 @@ TEST(Config, Llama31) {
   EXPECT_EQ(config.rope.low_freq_factor, 1);
   EXPECT_EQ(config.rope.high_freq_factor, 4);
   EXPECT_FALSE(config.tie_word_embeddings || config.qk_norm || config.qkv_bias || config.o_bias);
-  EXPECT_EQ(config.bos_id, 128000);
   EXPECT_THAT(config.eos_ids, ElementsAre(128001, 128008, 128009));
 }
 
@@ -102,7 +101,6 @@ TEST(Config, FieldsThatOldFilesLack) {
                                                 {"tie_word_embeddings", nullptr},
                                                 {"attention_bias", nullptr},
                                                 {"mlp_bias", nullptr},
-                                                {"bos_token_id", nullptr},
                                                 {"eos_token_id", nullptr},
                                                 {"hidden_act", nullptr}}),
                                           "");
@@ -110,7 +108,6 @@ TEST(Config, FieldsThatOldFilesLack) {
   EXPECT_EQ(config.rope.theta, 1e4);
   EXPECT_EQ(config.rope.type, RopeType::kDefault);
   EXPECT_FALSE(config.tie_word_embeddings);
-  EXPECT_FALSE(config.bos_id.has_value());
   EXPECT_THAT(config.eos_ids, IsEmpty());
   EXPECT_THAT(parse_config(with({{"eos_token_id", 7}}), "").eos_ids, ElementsAre(7));
 }
@@ -166,8 +163,19 @@ TEST(Config, RefusesAnActiveWindow) {
   EXPECT_EQ(error(qwen), "");
   qwen["use_sliding_window"] = true;
   EXPECT_THAT(error(qwen), HasSubstr("sliding_window is 32768"));
+  qwen["max_window_layers"] = 32;  // it would begin after the last
+  EXPECT_EQ(error(qwen), "");
+  qwen["max_window_layers"] = 31;
+  EXPECT_THAT(error(qwen), HasSubstr("sliding_window is 32768"));
   qwen["sliding_window"] = nullptr;
   EXPECT_EQ(error(qwen), "");
+
+  // A window as long as the context hides nothing.
+  Json wide =
+      with({{"sliding_window", 131072}, {"layer_types", {"full_attention", "sliding_attention"}}});
+  EXPECT_EQ(error(wide), "");
+  wide["sliding_window"] = 131071;
+  EXPECT_THAT(error(wide), HasSubstr("sliding_window is 131071"));
 
   EXPECT_EQ(error(with({{"layer_types", {"full_attention", "full_attention"}}})), "");
   EXPECT_THAT(error(with({{"layer_types", {"full_attention", "sliding_attention"}}})),
@@ -209,11 +217,42 @@ TEST(Config, RopeTypes) {
   EXPECT_EQ(full.attention_factor, 1.5);
   EXPECT_FALSE(full.truncate);
   for (const char* type : {"dynamic", "longrope", "su", "mrope"})
-    EXPECT_THAT(error_of([&] {
-                  rope({{"rope_type", type}, {"factor", 2}});
-                }),
-                AllOf(HasSubstr("config.json: rope_scaling"), HasSubstr(type),
-                      HasSubstr("default, linear, llama3, yarn")));
+    EXPECT_THAT(
+        error_of([&] {
+          rope({{"rope_type", type}, {"factor", 2}});
+        }),
+        AllOf(HasSubstr("config.json: rope_scaling"), HasSubstr(type), HasSubstr("not supported")));
+}
+
+TEST(Config, TheContextGrowsWithTheScaling) {
+  const auto context = [](int64_t max_positions, const Json& scaling) {
+    return parse_config(
+               with({{"max_position_embeddings", max_positions}, {"rope_scaling", scaling}}), "")
+        .max_positions;
+  };
+  const Json yarn = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 1024}};
+  EXPECT_EQ(context(1024, yarn), 4096);  // as Qwen's model cards say to add it
+  EXPECT_EQ(context(4096, yarn), 4096);  // as others have it
+  EXPECT_EQ(context(40960, yarn), 40960);
+  EXPECT_EQ(context(1024, {{"type", "yarn"}, {"factor", 2.5}}), 2560);
+  EXPECT_EQ(context(1000, {{"type", "linear"}, {"factor", 2}}), 2000);
+  EXPECT_EQ(context(131072, llama31()["rope_scaling"]), 131072);  // 8192 times 8 is less
+  EXPECT_EQ(context(8192, llama31()["rope_scaling"]), 65536);
+  EXPECT_EQ(context(1024, nullptr), 1024);
+  EXPECT_THAT(error(with({{"rope_scaling", {{"type", "linear"}, {"factor", 1e5}}}})),
+              HasSubstr("a context of"));
+}
+
+TEST(Config, RopeOfKindsOfLayers) {
+  Json json = with({{"rope_scaling", nullptr}});
+  json["rope_parameters"] = {
+      {"full_attention", {{"rope_type", "linear"}, {"rope_theta", 1e6}, {"factor", 2}}},
+      {"sliding_attention", {{"rope_type", "default"}}}};
+  EXPECT_EQ(parse_config(json, "").rope.theta, 1e6);
+  EXPECT_EQ(parse_config(json, "").rope.factor, 2);
+  json["rope_parameters"].erase("full_attention");
+  EXPECT_THAT(error(json), HasSubstr("\"sliding_attention\" layers"));
 }
 
 TEST(Config, RefusesRopeOutOfRange) {
@@ -248,10 +287,7 @@ TEST(Config, RefusesCountsThatAreNotWithinReason) {
   EXPECT_THAT(error(with({{"num_key_value_heads", 5}})), HasSubstr("divisor"));
   EXPECT_THAT(error(with({{"rms_norm_eps", 0}})), HasSubstr("rms_norm_eps"));
   EXPECT_THAT(error(with({{"tie_word_embeddings", 1}})), HasSubstr("true or false"));
-  EXPECT_THAT(error(with({{"eos_token_id", 128256}})),
-              AllOf(HasSubstr("eos_token_id"), HasSubstr("128256 tokens")));
-  EXPECT_THAT(error(with({{"eos_token_id", {1, -1}}})), HasSubstr("eos_token_id"));
-  EXPECT_THAT(error(with({{"bos_token_id", "x"}})), HasSubstr("bos_token_id"));
+  EXPECT_THAT(error(with({{"eos_token_id", "x"}})), HasSubstr("eos_token_id"));
   EXPECT_THAT(error(Json::array()), HasSubstr("expected a JSON object"));
 }
 
@@ -286,6 +322,7 @@ TEST(GenerationConfig, ReadsWhatIsThere) {
   EXPECT_THAT(none.eos_ids, IsEmpty());
   EXPECT_FALSE(none.do_sample || none.temperature || none.top_k || none.top_p || none.min_p ||
                none.repetition_penalty);
+  EXPECT_EQ(parse_generation_config({{"top_k", -1}}, "").top_k, 0);
   EXPECT_FALSE(load_generation_config(TempDir().path()).temperature.has_value());
 }
 
@@ -293,13 +330,13 @@ TEST(GenerationConfig, RefusesValuesOutOfRange) {
   for (const auto& bad :
        std::initializer_list<std::pair<const char*, Json>>{{"temperature", -1},
                                                            {"temperature", "hot"},
-                                                           {"top_k", -1},
+                                                           {"top_k", -2},
                                                            {"top_k", 1e10},
                                                            {"top_p", 1.5},
                                                            {"min_p", -0.1},
                                                            {"repetition_penalty", 0},
                                                            {"do_sample", 1},
-                                                           {"eos_token_id", -2},
+                                                           {"eos_token_id", 1.5},
                                                            {"eos_token_id", "</s>"}})
     EXPECT_THAT(error_of([&] {
                   parse_generation_config({{bad.first, bad.second}}, "g.json");

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <map>
 
+#include "ei/model/config.h"
+
 namespace ei::test {
 namespace {
 
@@ -111,6 +113,23 @@ TEST(Rope, YarnRampOfASingleChannel) {
   const RopeFrequencies got = rope_frequencies(rope, 128);
   for (size_t k = 0; k < got.inv_freq.size(); ++k)
     EXPECT_TRUE(std::isfinite(got.inv_freq[k]) && got.inv_freq[k] > 0) << k;
+}
+
+// What transformers makes of config.json in many spellings (tools/make_rope_cases.py). It computes
+// in float32: a power of theta is off by a few ulps of its exponent, and little is left of 1 - r
+// where YaRN's ramp ends.
+TEST(Rope, IsThatOfTransformers) {
+  for (const Json& known : read_json(EI_SOURCE_DIR "/tests/model/data/rope.json")) {
+    SCOPED_TRACE(known["name"]);
+    const ModelConfig config = parse_config(known["config"], "config.json");
+    const RopeFrequencies got = rope_frequencies(config.rope, config.head_dim);
+    ASSERT_EQ(got.inv_freq.size(), known["inv_freq"].size());
+    for (size_t k = 0; k < got.inv_freq.size(); ++k) {
+      const double want = known["inv_freq"][k];
+      EXPECT_NEAR(got.inv_freq[k], want, 1e-5 * want) << "channel " << k;
+    }
+    EXPECT_NEAR(got.scale, known["scale"].get<double>(), 1e-6);
+  }
 }
 
 }  // namespace
