@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ei/base/fail.h"
+#include "ei/io/mapped_file.h"
 
 namespace ei {
 namespace {
@@ -118,6 +119,7 @@ std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
   in.read(bytes.data(), static_cast<std::streamsize>(size));
   require(in.gcount() == static_cast<std::streamsize>(size), "{}: read {} of {} bytes",
           path.string(), in.gcount(), size);
+  refuse_lfs_pointer(bytes, path.string());
   return bytes;
 }
 

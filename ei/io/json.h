@@ -28,7 +28,7 @@ Json read_json(const std::filesystem::path& path, JsonLimits limits = {});
 bool file_exists(const std::filesystem::path& path);
 
 // A whole file as bytes. Throws Error naming the path when it is missing, unreadable, not a regular
-// file or longer than `max_bytes`.
+// file, longer than `max_bytes` or one that git-lfs has not fetched.
 std::string read_file(const std::filesystem::path& path, size_t max_bytes = size_t{4} << 30);
 
 // Typed access to the fields of a JSON object that came from `where`. All throw Error naming

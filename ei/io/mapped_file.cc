@@ -25,6 +25,13 @@ struct stat status_of(int file, const std::string& path) {
 
 }  // namespace
 
+void refuse_lfs_pointer(std::string_view bytes, const std::string& path) {
+  require(!bytes.starts_with("version https://git-lfs.github.com/spec/"),
+          "{}: holds a git-lfs pointer, not the file itself; run `git lfs install && git lfs pull` "
+          "in its directory, or download the file",
+          path);
+}
+
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string()) {
   // `opened` closes the file when something throws. Not blocking, lest a pipe in place of the file
   // hangs the program.
@@ -38,6 +45,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string())
     void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, opened.file_, 0);
     require(data != MAP_FAILED, "{}: cannot be mapped into memory: {}", path_, reason());
     opened.bytes_ = {static_cast<const std::byte*>(data), size};
+    refuse_lfs_pointer({static_cast<const char*>(data), size}, path_);
   }
   std::swap(file_, opened.file_);
   std::swap(bytes_, opened.bytes_);

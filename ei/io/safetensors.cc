@@ -148,13 +148,15 @@ Checkpoint::Checkpoint(const std::filesystem::path& dir) {
             "{}: neither model.safetensors nor model.safetensors.index.json is there",
             dir.string());
     path_ = single.string();
-    files_.emplace_back(single);
+    const SafetensorsFile& file = files_.emplace_back(single);
+    for (const auto& [name, tensor] : file.tensors())
+      entries_.emplace(name, Entry{&tensor, &file.path()});
   } else {
     path_ = index.string();
     const Json json = read_json(index, {.max_bytes = kMaxHeaderBytes, .max_depth = 64});
     const Json& weight_map = Fields(json, path_).at("weight_map");
     const Fields shard_of(weight_map, path_ + ": weight_map");
-    std::map<std::string, size_t> n_listed;  // tensors by shard
+    std::map<std::string, size_t> file_of;  // by the shard's name
     for (const auto& [name, value] : weight_map.items()) {
       const std::string shard = shard_of.string(name);
       // One plain name in the same directory: a path could reach any file of the machine.
@@ -163,26 +165,22 @@ Checkpoint::Checkpoint(const std::filesystem::path& dir) {
               "{}: weight_map: tensor {} is in {}, expected the name of a .safetensors file in the "
               "same directory",
               path_, shown(name), shown(shard));
-      ++n_listed[shard];
+      file_of.emplace(shard, 0);
     }
-    for (const auto& [shard, n_tensors] : n_listed) {
+    for (auto& [shard, file] : file_of) {
       require(file_exists(dir / shard), "{}: shard {} is missing; download the model again", path_,
               shown(shard));
-      const SafetensorsFile& file = files_.emplace_back(dir / shard);
-      for (const auto& [name, tensor] : file.tensors()) {
-        require(shard_of.has(name) && shard_of.string(name) == shard,
-                "{}: has tensor {}, which {} does not place there", file.path(), shown(name),
-                path_);
-      }
-      if (file.tensors().size() == n_tensors) continue;
-      for (const auto& [name, value] : weight_map.items())
-        require(value != shard || file.tensors().contains(name),
-                "{}: tensor {} is missing, which {} places there", file.path(), shown(name), path_);
+      file = files_.size();
+      files_.emplace_back(dir / shard);
+    }
+    for (const auto& [name, value] : weight_map.items()) {
+      const SafetensorsFile& file = files_[file_of.at(value)];
+      const auto tensor = file.tensors().find(name);
+      require(tensor != file.tensors().end(), "{}: tensor {} is missing, which {} places there",
+              file.path(), shown(name), path_);
+      entries_.emplace(tensor->first, Entry{&tensor->second, &file.path()});
     }
   }
-  for (const SafetensorsFile& file : files_)
-    for (const auto& [name, tensor] : file.tensors())
-      entries_.emplace(name, Entry{&tensor, &file.path()});
 }
 
 const Checkpoint::Entry* Checkpoint::find(std::string_view name) const {

@@ -50,12 +50,12 @@ class SafetensorsFile {
   TensorMap tensors_;
 };
 
-// The weights of a model directory: the tensors of model.safetensors, or of the shards that
-// model.safetensors.index.json lists; of other files nothing is read.
+// The weights of a model directory: the tensors of model.safetensors, or those that
+// model.safetensors.index.json places in its shards; whatever else is there is not the model's.
 class Checkpoint {
  public:
-  // Throws Error when there is neither file, a shard is missing or named by a path, the index and
-  // the shards disagree about which tensor is where, or a file is malformed.
+  // Throws Error when there is neither file, a shard is missing or named by a path, a tensor is not
+  // where the index places it, or a file is malformed.
   explicit Checkpoint(const std::filesystem::path& dir);
 
   struct Entry {
