@@ -104,7 +104,7 @@ class PrefixCacheTest : public testing::Test {
 
 TEST_F(PrefixCacheTest, RestoredReadsOnAsIfAllHadBeenRead) {
   const auto first = random_tokens(20 * kSegment + 30, 1);
-  auto second = random_tokens(17 * kSegment + 5, 2);
+  auto second = random_tokens(17 * kSegment + 20, 2);
   std::copy_n(first.begin(), 14 * kSegment + 7, second.begin());
   for (const PrefillPolicy& policy : {sparse(), dense()}) {
     PrefixCache prefixes(backend, int64_t{1} << 30);
