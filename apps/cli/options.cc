@@ -1,6 +1,7 @@
 #include "apps/cli/options.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +11,7 @@
 #include <type_traits>
 
 #include "apps/cli/progress.h"
+#include "ei/policy/named.h"
 
 namespace ei::cli {
 namespace {
@@ -28,41 +30,20 @@ std::string setting_name(const std::string& flag) {
   return name;
 }
 
-// A name and where its settings start.
 template <class Policy>
-using Named = std::vector<std::pair<std::string, Policy>>;
-
-const Named<PrefillPolicy>& prefills() {
-  static const Named<PrefillPolicy> named = {
-      {"entropy", {}}, {"dense", PrefillPolicy::dense()}, {"criti", PrefillPolicy::criti()}};
-  return named;
-}
-
-const Named<DecodePolicy>& decodes() {
-  static const Named<DecodePolicy> named = {{"latent", {}},
-                                            {"full", DecodePolicy::full()},
-                                            {"snapkv", DecodePolicy::snapkv()},
-                                            {"adakv", DecodePolicy::adakv()},
-                                            {"latent-adakv", DecodePolicy::latent_adakv()},
-                                            {"pyramidkv", DecodePolicy::pyramidkv()},
-                                            {"streaming", DecodePolicy::streaming()}};
-  return named;
-}
-
-template <class Policy>
-const Policy& find(const Named<Policy>& named, const std::string& name) {
-  for (const auto& [n, policy] : named)
-    if (n == name) return policy;
-  std::string known;
-  for (const auto& [n, policy] : named) known += (known.empty() ? "" : ", ") + n;
-  throw CLI::ValidationError(fmt::format("policy {} is not known, expected {}", name, known));
-}
-
-template <class Policy>
-std::vector<std::string> names(const Named<Policy>& named) {
+std::vector<std::string> names(std::span<const Named<Policy>> named) {
   std::vector<std::string> all;
-  for (const auto& [name, policy] : named) all.push_back(name);
+  for (const auto& [name, policy] : named) all.emplace_back(name);
   return all;
+}
+
+template <class Policy>
+const Policy& known(const Policy* found, std::span<const Named<Policy>> named,
+                    const std::string& name) {
+  if (found == nullptr)
+    throw CLI::ValidationError(
+        fmt::format("policy {} is not known, expected {}", name, fmt::join(names(named), ", ")));
+  return *found;
 }
 
 }  // namespace
@@ -185,12 +166,12 @@ PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(comm
         ->group(kPolicyGroup);
   };
   if (with_names) {
-    policy("--prefill", prefill_, names(prefills()), "entropy|dense|criti [entropy]",
+    policy("--prefill", prefill_, names(prefill_policies()), "entropy|dense|criti [entropy]",
            "How the prompt is read: blocks chosen by attention entropy, all of them, or a fixed "
            "number "
            "(CritiPrefill)");
     policy(
-        "--decode", decode_, names(decodes()),
+        "--decode", decode_, names(decode_policies()),
         "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming [latent]",
         "The cache of the answer: what the first generated tokens vote for, all of it, or a method "
         "to compare with");
@@ -316,7 +297,8 @@ void PolicyOptions::apply(Policies& policies) const {
 }
 
 Policies PolicyOptions::policies(const std::string& prefill, const std::string& decode) const {
-  Policies p{find(prefills(), prefill), find(decodes(), decode)};
+  Policies p{known(find_prefill(prefill), prefill_policies(), prefill),
+             known(find_decode(decode), decode_policies(), decode)};
   if (preset_ == "reference" && prefill == "entropy") p.prefill = PrefillPolicy::reference();
   if (preset_ == "reference" && decode == "latent") p.decode = DecodePolicy::reference();
   apply(p);

@@ -9,6 +9,7 @@
 #include "apps/server/log.h"
 #include "apps/server/page.h"
 #include "ei/io/json.h"
+#include "ei/policy/named.h"
 #include "ei/text/chat_template.h"
 
 namespace ei::server {
@@ -96,6 +97,18 @@ std::string without_port(const std::string& host) {
 bool is_address(const std::string& host) {
   if (host.starts_with('[') && host.ends_with(']')) return true;
   return !host.empty() && host.find_first_not_of("0123456789.") == std::string::npos;
+}
+
+// Names that a client made up, fit for a header: printable, and not longer than is useful.
+std::string header_text(const std::vector<std::string>& names) {
+  constexpr size_t kMostBytes = 256;
+  std::string text;
+  for (const std::string& name : names) {
+    if (!text.empty()) text += ", ";
+    for (const char c : name) text += c > ' ' && c < 0x7F ? c : '?';
+    if (text.size() > kMostBytes) return text.substr(0, kMostBytes) + "...";
+  }
+  return text;
 }
 
 bool listed(const std::vector<std::string>& list, const std::string& value) {
@@ -247,9 +260,10 @@ bool Api::allowed_origin(const HttpRequest& request) const {
 
 Headers Api::cors(const HttpRequest& request) const {
   if (request.origin.empty() || !listed(options_.cors_origins, request.origin)) return {};
-  Headers headers = {{"Access-Control-Allow-Origin", request.origin},
-                     {"Vary", "Origin"},
-                     {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"}};
+  Headers headers = {
+      {"Access-Control-Allow-Origin", request.origin},
+      {"Vary", "Origin"},
+      {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After, X-Unknown-Fields"}};
   if (request.method != "OPTIONS") return headers;
   headers.emplace_back("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
   headers.emplace_back("Access-Control-Allow-Headers", request.requested_headers.empty()
@@ -342,8 +356,8 @@ HttpReply Api::models(const std::string& id) const {
                                {"n_vocab", info_.vocab_size},
                                {"device", info_.device},
                                {"chat_template", !info_.chat_template.empty()},
-                               {"prefill", defaults_.prefill.is_dense() ? "dense" : "entropy"},
-                               {"decode", defaults_.decode.is_full() ? "full" : "latent"}}}};
+                               {"prefill", name_of(defaults_.prefill)},
+                               {"decode", name_of(defaults_.decode)}}}};
   if (id.empty()) return json_reply({{"object", "list"}, {"data", OrderedJson::array({model})}});
   if (id == options_.model_name) return json_reply(model);
   return error_reply(404, "not_found_error", fmt::format("The model '{}' does not exist.", id),
@@ -361,15 +375,23 @@ void Api::check_bytes(size_t n_bytes, const char* param) const {
                  param, "context_length_exceeded");
 }
 
+ChatOptions Api::options_of(const Conversation& conversation) {
+  return {.variables = conversation.variables,
+          .add_generation_prompt = conversation.add_generation_prompt};
+}
+
+std::vector<int32_t> Api::encode(const std::string& text, bool add_special_tokens) const {
+  return engine_->tokenizer().encode(text, add_special_tokens);
+}
+
 std::vector<int32_t> Api::encode(const Conversation& conversation) const {
-  const ChatTemplate& chat = engine_->chat_template();
-  return chat.encode(conversation.messages, {.variables = conversation.variables});
+  return engine_->chat_template().encode(conversation.messages, options_of(conversation));
 }
 
 std::string Api::rendered(const Conversation& conversation) const {
   std::string text;
-  for (const TextPiece& piece : engine_->chat_template().render(
-           conversation.messages, {.variables = conversation.variables}))
+  for (const TextPiece& piece :
+       engine_->chat_template().render(conversation.messages, options_of(conversation)))
     text += piece.text;
   return text;
 }
@@ -377,8 +399,9 @@ std::string Api::rendered(const Conversation& conversation) const {
 std::optional<HttpReply> Api::tokenize(const std::shared_ptr<Exchange>&, Held body) {
   const auto given = parse_text_request(*body, defaults_);
   body.reset();
-  const auto* text = std::get_if<std::string>(&given);
-  const auto ids = text ? engine_->tokenize(*text) : encode(std::get<Conversation>(given));
+  const auto* text = std::get_if<Text>(&given);
+  const auto ids =
+      text ? encode(text->text, text->add_special_tokens) : encode(std::get<Conversation>(given));
   HttpReply reply;
   reply.body = fmt::format(R"({{"tokens":[{}],"count":{},"max_model_len":{}}})",
                            fmt::join(ids, ","), ids.size(), info_.max_context);
@@ -423,7 +446,7 @@ std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchan
     }
     const auto& text = std::get<std::string>(prompt);
     check_bytes(text.size(), "prompt");
-    prompts.push_back(engine_->tokenize(text));
+    prompts.push_back(encode(text, request.add_special_tokens));
   }
   request.prompts = {};
   start(exchange, std::move(request), std::move(prompts));
@@ -432,13 +455,19 @@ std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchan
 
 void Api::start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
                 std::vector<std::vector<int32_t>> prompts) {
-  log_event("request", {{"id", exchange->request().id},
-                        {"path", exchange->request().path},
-                        {"prompt_tokens", prompts[0].size()},
-                        {"prompts", prompts.size()},
-                        {"n", request.n},
-                        {"max_tokens", request.request.max_tokens},
-                        {"stream", request.stream}});
+  OrderedJson event = {{"id", exchange->request().id},
+                       {"path", exchange->request().path},
+                       {"prompt_tokens", prompts[0].size()},
+                       {"prompts", prompts.size()},
+                       {"n", request.n},
+                       {"max_tokens", request.request.max_tokens},
+                       {"stream", request.stream}};
+  if (!request.unknown_fields.empty()) {
+    const std::string names = header_text(request.unknown_fields);
+    exchange->add_headers({{"X-Unknown-Fields", names}});
+    event["unknown_fields"] = names;
+  }
+  log_event("request", std::move(event));
   start_completion(*completions_, exchange, std::move(request), std::move(prompts));
 }
 

@@ -60,6 +60,8 @@ class Api final : public HttpHandler {
   HttpReply models(const std::string& id) const;
   void check_bytes(size_t n_bytes, const char* param) const;
   std::string rendered(const Conversation& conversation) const;
+  static ChatOptions options_of(const Conversation& conversation);
+  std::vector<int32_t> encode(const std::string& text, bool add_special_tokens) const;
   std::vector<int32_t> encode(const Conversation& conversation) const;
   std::optional<HttpReply> tokenize(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> detokenize(const std::shared_ptr<Exchange>& exchange, Held body);

@@ -7,10 +7,12 @@
 #include <iterator>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "apps/server/log.h"
 #include "apps/server/scores.h"
 #include "ei/io/json.h"
+#include "ei/policy/named.h"
 
 namespace ei::server {
 namespace {
@@ -72,6 +74,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
     int64_t text_offset = 0;                          // of the next token reported
     std::string text;                                 // of a whole answer, with its scores
     Scores scores;
+    double logprob = 0;  // of all its tokens, where the likeliest answers are wanted
     std::optional<Outcome> outcome;
     bool ended = false;  // and nothing is left to be sent
   };
@@ -92,13 +95,14 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void begin_stream();
   void answer(HttpReply reply);
   bool scored() const { return request_.options.top_logprobs >= 0; }
+  std::vector<size_t> best() const;
   std::optional<HttpReply> failure(const Choice& choice) const;
   void send(const std::string& json) { exchange_->write("data: " + json + "\n\n"); }
 
   OrderedJson envelope(bool chunk) const;
   std::string chunk(size_t i, const std::string& text, const std::string& scores,
                     const OrderedJson& finish_reason) const;
-  std::string whole(size_t i);
+  std::string whole(size_t i, size_t index);
   OrderedJson usage() const;
   OrderedJson timings(const Choice& choice) const;
   OrderedJson sparsity(const Choice& choice) const;
@@ -128,13 +132,15 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
     timeout_ms = timeout_ms > 0 ? std::min(timeout_ms, most) : most;
   std::vector<Job> jobs;
   for (const auto& prompt : prompts) {
-    for (int64_t k = 0; k < request_.n; ++k) {
+    for (int64_t k = 0; k < request_.best_of; ++k) {
       const size_t i = choices_.size();
       Job job;
       job.request = request_.request;
       job.request.tokens = prompt;
       job.request.sampling->seed += static_cast<uint64_t>(k);
       job.options = request_.options;
+      if (request_.best_of > request_.n)
+        job.options.top_logprobs = std::max<int64_t>(0, job.options.top_logprobs);
       job.cancel = cancel_.get_token();
       if (timeout_ms > 0) job.deadline = start_ + std::chrono::milliseconds(timeout_ms);
       // Callbacks hold the completion, which lives until the last of them was called.
@@ -288,6 +294,7 @@ bool Completion::render_some(size_t i) {
   is_any |= !text.empty() || !reports.empty();
   for (size_t k = 0; k < kMostScores && !reports.empty(); ++k) {
     if (scored()) scores.add(reports.front(), choice.text_offset);
+    if (&reports == &choice.reports) choice.logprob += double(reports.front().chosen.logprob);
     reports.pop_front();
   }
   if (is_any && request_.stream) {
@@ -345,11 +352,11 @@ void Completion::finish() {
     send("[DONE]");
     return exchange_->end();
   }
+  for (const Choice& choice : choices_)
+    if (auto error = failure(choice)) return answer(std::move(*error));
   std::string list;
-  for (size_t i = 0; i < choices_.size(); ++i) {
-    if (auto error = failure(choices_[i])) return answer(std::move(*error));
-    list += (i > 0 ? "," : "") + whole(i);
-  }
+  size_t index = 0;
+  for (const size_t i : best()) list += (index > 0 ? "," : "") + whole(i, index), ++index;
   HttpReply out;
   out.body = with(dump(envelope(false)), "choices", "[" + list + "]");
   out.body = with(std::move(out.body), "usage", dump(usage()));
@@ -358,10 +365,29 @@ void Completion::finish() {
   answer(std::move(out));
 }
 
+// Of every prompt's answers the n that are likeliest, by the mean of their tokens'
+// log-probabilities.
+std::vector<size_t> Completion::best() const {
+  const auto n = static_cast<size_t>(request_.n), made = static_cast<size_t>(request_.best_of);
+  const auto mean = [&](size_t i) {
+    const size_t n_tokens = choices_[i].outcome->generation.tokens.size();
+    return choices_[i].logprob / double(std::max<size_t>(1, n_tokens));
+  };
+  std::vector<size_t> all;
+  for (size_t first = 0; first < choices_.size(); first += made) {
+    std::vector<size_t> order(made);
+    std::iota(order.begin(), order.end(), first);
+    if (made > n)
+      std::ranges::stable_sort(order, [&](size_t a, size_t b) { return mean(a) > mean(b); });
+    all.insert(all.end(), order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n));
+  }
+  return all;
+}
+
 // A choice of an answer that is not streamed.
-std::string Completion::whole(size_t i) {
+std::string Completion::whole(size_t i, size_t index) {
   Choice& choice = choices_[i];
-  OrderedJson json = {{"index", i}};
+  OrderedJson json = {{"index", index}};
   if (request_.chat) {
     json["message"] = {
         {"role", "assistant"}, {"content", std::move(choice.text)}, {"refusal", nullptr}};
@@ -403,7 +429,7 @@ OrderedJson Completion::usage() const {
   int64_t n_prompt = 0, n_cached = 0, n_generated = 0;
   for (size_t i = 0; i < choices_.size(); ++i) {
     const Generation& g = choices_[i].outcome->generation;
-    if (i % static_cast<size_t>(request_.n) == 0) {
+    if (i % static_cast<size_t>(request_.best_of) == 0) {
       n_prompt += g.prompt_tokens;
       n_cached += g.cached_tokens;
     }
@@ -429,8 +455,8 @@ OrderedJson Completion::timings(const Choice& choice) const {
 
 OrderedJson Completion::sparsity(const Choice& choice) const {
   const Generation& g = choice.outcome->generation;
-  return {{"prefill", request_.request.prefill.is_dense() ? "dense" : "entropy"},
-          {"decode", request_.request.decode.is_full() ? "full" : "latent"},
+  return {{"prefill", name_of(request_.request.prefill)},
+          {"decode", name_of(request_.request.decode)},
           {"density", g.sparsity.density},
           {"kept_blocks_mean", g.sparsity.kept_blocks_mean},
           {"rigid_heads", g.sparsity.rigid_heads},

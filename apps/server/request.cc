@@ -5,14 +5,20 @@
 #include <cmath>
 #include <random>
 
+#include "apps/server/fields.h"
 #include "ei/base/fail.h"
 #include "ei/io/json.h"
+#include "ei/policy/named.h"
 
 namespace ei::server {
 namespace {
 
-constexpr int kMaxDepth = 32;
+constexpr int kMaxDepth = 256;
+constexpr size_t kMaxValueBytes = 128 << 20;  // a million token ids take a quarter of it
 constexpr size_t kMaxMessages = 16384;
+constexpr size_t kMaxParts = 16384;  // of a message
+constexpr size_t kMaxTools = 4096;
+constexpr size_t kMaxCalls = 4096;  // of a message
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxLogitBias = 1024;
@@ -34,47 +40,85 @@ auto checked(F f) {
   }
 }
 
-Json parse(std::string_view body, const RequestDefaults& defaults) {
-  Json json =
-      parse_json(body, "request", {.max_bytes = defaults.max_json_bytes, .max_depth = kMaxDepth});
+// The request, in the client's order; `unknown`: the fields that nobody knows.
+OrderedJson parse(std::string_view body, const RequestDefaults& defaults, Endpoint endpoint,
+                  std::vector<std::string>* unknown = nullptr) {
+  OrderedJson json = parse_ordered_json(body, "request",
+                                        {.max_bytes = defaults.max_json_bytes,
+                                         .max_depth = kMaxDepth,
+                                         .max_value_bytes = kMaxValueBytes});
   if (!json.is_object()) bad("", "The request must be a JSON object.");
+  auto names = check_fields(json, endpoint);
+  if (unknown != nullptr) *unknown = std::move(names);
   return json;
 }
 
-std::string text_of(const Json& json, const std::string& param) {
+bool given(const OrderedJson& json, std::string_view key) {
+  const auto it = json.find(key);
+  return it != json.end() && !it->is_null();
+}
+
+std::string text_of(const OrderedJson& json, const std::string& param) {
   if (!json.is_string()) bad(param, fmt::format("'{}' must be a string.", param));
   return json.get<std::string>();
 }
 
-std::vector<int32_t> ids_of(const Json& json, const std::string& param) {
+std::vector<int32_t> ids_of(const OrderedJson& json, const std::string& param) {
   std::vector<int32_t> ids;
   ids.reserve(json.size());
-  for (const Json& id : json) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX)
+  for (const OrderedJson& id : json) {
+    const bool is_whole = id.is_number() && id.get<double>() == std::trunc(id.get<double>());
+    if (!is_whole || id.get<double>() < 0 || id.get<double>() > INT32_MAX)
       bad(param, fmt::format("'{}' must be token ids: integers from 0 on.", param));
     ids.push_back(id.get<int32_t>());
   }
   return ids;
 }
 
-// The content as it is, a string or a list of text parts.
-OrderedJson content_of(const Json& content, const std::string& param) {
-  if (content.is_string()) return content;
-  if (!content.is_array() || content.empty())
-    bad(param, fmt::format("'{}' must be a string or an array of parts.", param));
-  for (const Json& part : content) {
-    if (!part.is_object() || !part.contains("type") || part["type"] != "text" ||
-        !part.contains("text"))
+// The content for a template: null, a string or a list of text parts, of which there is at least
+// one. What a model refused with is text of it as well.
+OrderedJson content_of(const OrderedJson& content, const std::string& param) {
+  if (content.is_null() || content.is_string()) return content;
+  if (!content.is_array() || content.size() > kMaxParts)
+    bad(param,
+        fmt::format("'{}' must be a string or an array of at most {} parts.", param, kMaxParts));
+  OrderedJson parts = OrderedJson::array();
+  for (const OrderedJson& part : content) {
+    const std::string type =
+        part.is_object() && given(part, "type") && part["type"].is_string() ? part["type"] : "";
+    const char* key = type == "refusal" ? "refusal" : "text";
+    if (!part.is_object() || (type != "text" && type != "refusal") || !part.contains(key))
       bad(param,
           "Content parts must be {\"type\": \"text\", \"text\": ...}: this model reads text only.");
-    text_of(part["text"], param + ".text");
+    parts.push_back({{"type", "text"}, {"text", text_of(part[key], param + "." + key)}});
   }
-  return content;
+  if (parts.empty()) return nullptr;
+  return parts;
 }
 
-OrderedJson message_of(const Json& json, const std::string& param, bool tools) {
+// In OpenAI's form: {"id", "type": "function", "function": {"name", "arguments"}}, arguments a
+// string of JSON or what it says.
+void check_calls(const OrderedJson& calls, const std::string& param) {
+  if (!calls.is_array() || calls.size() > kMaxCalls)
+    bad(param, fmt::format("'{}' must be an array of at most {} calls.", param, kMaxCalls));
+  for (const OrderedJson& call : calls) {
+    const bool ok = call.is_object() && given(call, "function") && call["function"].is_object() &&
+                    given(call["function"], "name") && call["function"]["name"].is_string();
+    if (!ok)
+      bad(param, fmt::format("'{}' must hold {{\"type\": \"function\", \"function\": {{\"name\": "
+                             "..., \"arguments\": ...}}}}.",
+                             param));
+    const OrderedJson& function = call["function"];
+    if (given(function, "arguments") && !function["arguments"].is_string() &&
+        !function["arguments"].is_object())
+      bad(param, fmt::format("'{}': 'arguments' must be a string or an object.", param));
+  }
+}
+
+// Fields that are not named here are the template's business, and handed on in the client's order.
+OrderedJson message_of(const OrderedJson& json, const std::string& param, bool tools) {
   if (!json.is_object()) bad(param, fmt::format("'{}' must be an object.", param));
-  const Fields fields(json, param);
+  const OrderedFields fields(json, param);
   std::string role = fields.string("role");
   if (role == "developer") role = "system";
   if (role != "system" && role != "user" && role != "assistant" && !(tools && role == "tool"))
@@ -82,68 +126,75 @@ OrderedJson message_of(const Json& json, const std::string& param, bool tools) {
         fmt::format("'{}.role' is '{}'; this model knows system, developer, user{} assistant.",
                     param, role, tools ? ", tool and" : " and"));
   OrderedJson message = {{"role", role}};
-  if (fields.has("content")) {
-    message["content"] = content_of(fields.at("content"), param + ".content");
-  } else if (role == "assistant") {
-    message["content"] = "";
-  } else {
-    bad(param + ".content", fmt::format("'{}.content' is missing.", param));
+  message["content"] =
+      content_of(json.contains("content") ? json["content"] : OrderedJson(), param + ".content");
+  for (const auto& [key, value] : json.items()) {
+    const bool is_empty = value.is_null() || (value.is_array() && value.empty());
+    if (key == "role" || key == "content" || is_empty) continue;
+    if (key == "audio" || key == "function_call")
+      bad(param + "." + key, fmt::format("'{}.{}' is not supported.", param, key));
+    if (key == "refusal") {  // as OpenAI's API answers; it is what was said
+      if (message["content"].is_null()) message["content"] = text_of(value, param + ".refusal");
+      continue;
+    }
+    if (key == "tool_calls") {
+      if (!tools) bad(param + ".tool_calls", "This model's chat template knows no tools.");
+      check_calls(value, param + ".tool_calls");
+    }
+    message[key] = key == "name" || key == "reasoning_content" || key == "tool_call_id"
+                       ? OrderedJson(text_of(value, param + "." + key))
+                       : value;
   }
-  for (const char* key : {"name", "reasoning_content", "tool_call_id"})
-    if (fields.has(key)) message[key] = text_of(fields.at(key), param + "." + key);
-  if (fields.has("tool_calls") && !fields.at("tool_calls").empty()) {
-    if (!tools) bad(param + ".tool_calls", "This model's chat template knows no tools.");
-    message["tool_calls"] = fields.at("tool_calls");
+  if (message["content"].is_null() && role != "assistant") {
+    if (!json.contains("content"))
+      bad(param + ".content", fmt::format("'{}.content' is missing.", param));
+    message["content"] = "";
   }
   return message;
 }
 
-// What a template is told of tools; it is shown their fields in the client's order.
-void read_tools(const Json& json, std::string_view body, const RequestDefaults& defaults,
-                OrderedJson& variables) {
-  const auto given = [&](const char* key) { return json.contains(key) && !json[key].is_null(); };
-  const bool none = given("tool_choice") && json["tool_choice"] == "none";
-  if (given("tool_choice") && !none && json["tool_choice"] != "auto")
-    bad("tool_choice",
-        "'tool_choice' may be \"none\" or \"auto\": this server cannot force a tool call.");
-  if (!given("tools") || json["tools"].empty() || none) return;
-  if (!json["tools"].is_array()) bad("tools", "'tools' must be an array.");
+void read_tools(const OrderedJson& json, const RequestDefaults& defaults, OrderedJson& variables) {
+  if (!given(json, "tools") || json["tools"].empty()) return;
+  const OrderedJson& tools = json["tools"];
+  if (given(json, "tool_choice") && json["tool_choice"] == "none") return;
+  if (!tools.is_array() || tools.size() > kMaxTools)
+    bad("tools", fmt::format("'tools' must be an array of at most {}.", kMaxTools));
   if (!defaults.tools)
     bad("tools",
         "This model's chat template knows no tools; leave 'tools' out or set 'tool_choice' to "
         "\"none\".");
-  variables["tools"] = OrderedJson::parse(body)["tools"];
+  variables["tools"] = tools;
 }
 
-Conversation conversation_of(const Json& json, std::string_view body,
-                             const RequestDefaults& defaults) {
+Conversation conversation_of(const OrderedJson& json, const RequestDefaults& defaults) {
   if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
     bad("messages", "'messages' must be an array of at least one message.");
   if (json["messages"].size() > kMaxMessages)
     bad("messages", fmt::format("'messages' has {} entries, at most {} are allowed.",
                                 json["messages"].size(), kMaxMessages));
   Conversation out{.messages = OrderedJson::array(), .variables = OrderedJson::object()};
-  for (const Json& message : json["messages"])
+  for (const OrderedJson& message : json["messages"])
     out.messages.push_back(
         message_of(message, fmt::format("messages[{}]", out.messages.size()), defaults.tools));
-  const Fields fields(json, "request");
+  const OrderedFields fields(json, "request");
   if (fields.has("chat_template_kwargs")) {
     out.variables = fields.at("chat_template_kwargs");
     if (!out.variables.is_object())
       bad("chat_template_kwargs", "'chat_template_kwargs' must be an object.");
   }
-  read_tools(json, body, defaults, out.variables);
+  out.add_generation_prompt = fields.boolean("add_generation_prompt", true);
+  read_tools(json, defaults, out.variables);
   return out;
 }
 
-std::vector<std::string> stops_of(const Json& json) {
+std::vector<std::string> stops_of(const OrderedJson& json) {
   std::vector<std::string> stops;
   if (!json.contains("stop") || json["stop"].is_null()) return stops;
-  const Json& stop = json["stop"];
+  const OrderedJson& stop = json["stop"];
   if (stop.is_string()) {
     stops.push_back(stop.get<std::string>());
   } else if (stop.is_array()) {
-    for (const Json& s : stop) stops.push_back(text_of(s, "stop"));
+    for (const OrderedJson& s : stop) stops.push_back(text_of(s, "stop"));
   } else {
     bad("stop", "'stop' must be a string or an array of strings.");
   }
@@ -156,14 +207,14 @@ std::vector<std::string> stops_of(const Json& json) {
   return stops;
 }
 
-std::vector<LogitBias> bias_of(const Json& json) {
+std::vector<LogitBias> bias_of(const OrderedJson& json) {
   std::vector<LogitBias> bias;
   if (!json.contains("logit_bias") || json["logit_bias"].is_null()) return bias;
-  const Json& given = json["logit_bias"];
-  if (!given.is_object() || given.size() > kMaxLogitBias)
+  const OrderedJson& biases = json["logit_bias"];
+  if (!biases.is_object() || biases.size() > kMaxLogitBias)
     bad("logit_bias",
         fmt::format("'logit_bias' must be an object of at most {} token ids.", kMaxLogitBias));
-  for (const auto& [key, value] : given.items()) {
+  for (const auto& [key, value] : biases.items()) {
     int32_t id = -1;
     const auto end = key.data() + key.size();
     if (std::from_chars(key.data(), end, id).ptr != end || id < 0)
@@ -176,38 +227,38 @@ std::vector<LogitBias> bias_of(const Json& json) {
   return bias;
 }
 
-// What would have to be obeyed and cannot be.
-void refuse_unsupported(const Json& json, const Fields& fields) {
-  const auto given = [&](const char* key) { return json.contains(key) && !json[key].is_null(); };
-  if (given("response_format") &&
-      (!json["response_format"].is_object() || !json["response_format"].contains("type") ||
-       json["response_format"]["type"] != "text"))
-    bad("response_format", "'response_format' may be {\"type\": \"text\"} only.");
-  fields.integer("best_of", 1, 1, 1);
-  for (const char* key :
-       {"suffix", "chat_template", "grammar", "json_schema", "structured_outputs", "guided_json",
-        "guided_regex", "guided_choice", "guided_grammar", "prompt_logprobs"})
-    if (given(key)) bad(key, fmt::format("'{}' is not supported.", key));
-  if (fields.boolean("continue_final_message", false))
-    bad("continue_final_message", "'continue_final_message' is not supported.");
+// What two fields say must not contradict each other.
+void exclude(const std::string& param, bool both, const char* what) {
+  if (both) bad(param, fmt::format("'{}' {}.", param, what));
 }
 
-void read_policy(const Fields& fields, Request& request) {
-  const auto choice = [&](const char* key, const char* a, const char* b) -> int {
-    if (!fields.has(key)) return -1;
-    const std::string value = fields.string(key);
-    if (value != a && value != b)
-      bad(key, fmt::format("'{}' is '{}', expected '{}' or '{}'.", key, value, a, b));
-    return value == b;
-  };
-  const PrefillPolicy sparse_default;
-  const int dense = choice("prefill", "entropy", "dense");
-  if (dense == 1) request.prefill.threshold_len = PrefillPolicy::dense().threshold_len;
-  if (dense == 0 && request.prefill.is_dense())
-    request.prefill.threshold_len = sparse_default.threshold_len;
-  const int full = choice("decode", "latent", "full");
-  if (full == 1) request.decode.budget = DecodePolicy::full().budget;
-  if (full == 0 && request.decode.is_full()) request.decode.budget = DecodePolicy().budget;
+// The policy that goes by the name a field gives: the server's own, with its settings, or another.
+template <class Policy, class Find>
+void read_named(const OrderedFields& fields, const char* key, Find find,
+                std::span<const Named<Policy>> all, Policy& policy) {
+  if (!fields.has(key)) return;
+  const std::string name = fields.string(key);
+  const Policy* found = find(name);
+  if (found == nullptr) {
+    std::string names;
+    for (const Named<Policy>& named : all) {
+      if (!names.empty()) names += ", ";
+      names += named.name;
+    }
+    bad(key, fmt::format("'{}' is '{}', expected one of {}.", key, name, names));
+  }
+  if (name_of(policy) != name) policy = *found;
+}
+
+void read_policy(const OrderedFields& fields, Request& request) {
+  const int64_t segment = request.prefill.segment;
+  read_named(fields, "prefill", find_prefill, prefill_policies(), request.prefill);
+  read_named(fields, "decode", find_decode, decode_policies(), request.decode);
+  request.prefill.segment = segment;  // is the server's: that of its pages
+  exclude("base_budget", fields.has("base_budget") && request.prefill.is_dense(),
+          "is of no use where 'prefill' is dense");
+  exclude("budget", fields.has("budget") && request.decode.is_full(),
+          "is of no use where 'decode' is full");
   if (fields.has("base_budget"))
     request.prefill.budget.base = static_cast<float>(fields.integer("base_budget", 1, kMaxTokens));
   if (fields.has("budget")) request.decode.budget = fields.integer("budget", 1, kMaxTokens);
@@ -215,7 +266,7 @@ void read_policy(const Fields& fields, Request& request) {
   validate(request.decode);
 }
 
-void read_sampling(const Fields& fields, const RequestDefaults& defaults, Request& request) {
+void read_sampling(const OrderedFields& fields, const RequestDefaults& defaults, Request& request) {
   SamplingParams p = defaults.sampling;
   p.temperature = static_cast<float>(fields.number("temperature", 0, 100, p.temperature));
   p.top_p = static_cast<float>(fields.number("top_p", 0, 1, p.top_p));
@@ -232,10 +283,15 @@ void read_sampling(const Fields& fields, const RequestDefaults& defaults, Reques
   request.sampling = p;
 }
 
+void check_min_tokens(const ApiRequest& out) {
+  exclude("min_tokens", out.options.min_tokens > out.request.max_tokens,
+          "is more than may be written");
+}
+
 // The fields that chats and completions share.
-ApiRequest read_common(const Json& json, const Fields& fields, const RequestDefaults& defaults) {
+ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
+                       const RequestDefaults& defaults) {
   ApiRequest out;
-  refuse_unsupported(json, fields);
   out.request.prefill = defaults.prefill;
   out.request.decode = defaults.decode;
   read_policy(fields, out.request);
@@ -252,12 +308,15 @@ ApiRequest read_common(const Json& json, const Fields& fields, const RequestDefa
   out.n = fields.integer("n", 1, defaults.max_choices, 1);
   out.stream = fields.boolean("stream", false);
   out.return_progress = fields.boolean("return_progress", false);
+  exclude("return_progress", out.return_progress && !out.stream, "needs 'stream' to be true");
   out.timeout_ms = fields.integer("timeout_ms", 0, kMaxTokens, 0);
   if (fields.has("stream_options")) {
-    if (!json["stream_options"].is_object())
-      bad("stream_options", "'stream_options' must be an object.");
-    out.include_usage =
-        Fields(json["stream_options"], "stream_options").boolean("include_usage", false);
+    exclude("stream_options", !out.stream, "needs 'stream' to be true");
+    const OrderedFields options(json["stream_options"], "stream_options");
+    for (const auto& [key, value] : json["stream_options"].items())
+      if (key != "include_usage" && key != "include_obfuscation" && options.boolean(key, false))
+        bad("stream_options", fmt::format("'stream_options.{}' is not supported.", key));
+    out.include_usage = options.boolean("include_usage", false);
   }
   return out;
 }
@@ -266,14 +325,20 @@ ApiRequest read_common(const Json& json, const Fields& fields, const RequestDefa
 
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
-    const Json json = parse(body, defaults);
-    const Fields fields(json, "request");
+    std::vector<std::string> unknown;
+    const OrderedJson json = parse(body, defaults, kChat, &unknown);
+    const OrderedFields fields(json, "request");
     ApiRequest out = read_common(json, fields, defaults);
     out.chat = true;
-    out.conversation = conversation_of(json, body, defaults);
-    const char* limit =
-        fields.has("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
-    out.request.max_tokens = fields.integer(limit, 1, kMaxTokens, defaults.chat_max_tokens);
+    out.unknown_fields = std::move(unknown);
+    out.conversation = conversation_of(json, defaults);
+    out.request.max_tokens = fields.integer("max_tokens", 1, kMaxTokens, defaults.chat_max_tokens);
+    const int64_t most =
+        fields.integer("max_completion_tokens", 1, kMaxTokens, out.request.max_tokens);
+    exclude("max_tokens", fields.has("max_tokens") && most != out.request.max_tokens,
+            "and 'max_completion_tokens' differ");
+    out.request.max_tokens = most;
+    check_min_tokens(out);
     const int64_t top = fields.integer("top_logprobs", 0, 20, 0);
     if (fields.boolean("logprobs", false)) {
       out.options.top_logprobs = top;
@@ -286,11 +351,18 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
 
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
-    const Json json = parse(body, defaults);
-    const Fields fields(json, "request");
+    std::vector<std::string> unknown;
+    const OrderedJson json = parse(body, defaults, kCompletions, &unknown);
+    const OrderedFields fields(json, "request");
     ApiRequest out = read_common(json, fields, defaults);
+    out.unknown_fields = std::move(unknown);
     out.request.max_tokens = fields.integer("max_tokens", 0, kMaxTokens, 16);
+    check_min_tokens(out);
     out.echo = fields.boolean("echo", false);
+    out.add_special_tokens = fields.boolean("add_special_tokens", true);
+    out.best_of = fields.integer("best_of", 1, defaults.max_choices, out.n);
+    exclude("best_of", out.best_of < out.n, "is less than 'n'");
+    exclude("best_of", out.best_of > out.n && out.stream, "cannot be streamed");
     if (fields.has("logprobs")) {
       // An integer in the legacy API; some clients send a boolean.
       out.options.top_logprobs = json["logprobs"].is_boolean()
@@ -302,13 +374,13 @@ ApiRequest parse_completion_request(std::string_view body, const RequestDefaults
       bad("max_tokens", "'max_tokens' is 0, which is of use with 'echo' only.");
 
     if (!json.contains("prompt")) bad("prompt", "'prompt' is missing.");
-    const Json& prompt = json["prompt"];
+    const OrderedJson& prompt = json["prompt"];
     if (prompt.is_string()) {
       out.prompts.push_back(prompt.get<std::string>());
     } else if (prompt.is_array() && !prompt.empty() && prompt[0].is_number()) {
       out.prompts.push_back(ids_of(prompt, "prompt"));
     } else if (prompt.is_array() && !prompt.empty()) {
-      for (const Json& p : prompt) {
+      for (const OrderedJson& p : prompt) {
         if (p.is_array()) {
           out.prompts.push_back(ids_of(p, "prompt"));
         } else {
@@ -318,31 +390,37 @@ ApiRequest parse_completion_request(std::string_view body, const RequestDefaults
     } else {
       bad("prompt", "'prompt' must be a string, an array of token ids, or an array of either.");
     }
-    if (static_cast<int64_t>(out.prompts.size()) > defaults.max_choices / out.n)
-      bad("prompt", fmt::format("{} prompts times n = {} are more than {}.", out.prompts.size(),
-                                out.n, defaults.max_choices));
+    if (static_cast<int64_t>(out.prompts.size()) > defaults.max_choices / out.best_of)
+      bad("prompt", fmt::format("{} prompts times {} answers are more than {}.", out.prompts.size(),
+                                out.best_of, defaults.max_choices));
     return out;
   });
 }
 
 Conversation parse_conversation_request(std::string_view body, const RequestDefaults& defaults) {
-  return checked([&] { return conversation_of(parse(body, defaults), body, defaults); });
+  return checked([&] { return conversation_of(parse(body, defaults, kTemplate), defaults); });
 }
 
-std::variant<std::string, Conversation> parse_text_request(std::string_view body,
-                                                           const RequestDefaults& defaults) {
-  return checked([&]() -> std::variant<std::string, Conversation> {
-    const Json json = parse(body, defaults);
-    if (json.contains("messages")) return conversation_of(json, body, defaults);
+std::variant<Text, Conversation> parse_text_request(std::string_view body,
+                                                    const RequestDefaults& defaults) {
+  return checked([&]() -> std::variant<Text, Conversation> {
+    const OrderedJson json = parse(body, defaults, kTokenize);
+    if (json.contains("messages")) return conversation_of(json, defaults);
+    const OrderedFields fields(json, "request");
+    const bool special = fields.boolean("add_special_tokens", true);
+    exclude("add_special",
+            fields.has("add_special_tokens") && fields.boolean("add_special", special) != special,
+            "and 'add_special_tokens' differ");
     for (const char* key : {"content", "prompt", "text"})
-      if (json.contains(key)) return text_of(json[key], key);
+      if (json.contains(key))
+        return Text{text_of(json[key], key), fields.boolean("add_special", special)};
     bad("content", "'content' is missing.");
   });
 }
 
 std::vector<int32_t> parse_tokens_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
-    const Json json = parse(body, defaults);
+    const OrderedJson json = parse(body, defaults, kDetokenize);
     if (!json.contains("tokens") || !json["tokens"].is_array())
       bad("tokens", "'tokens' must be an array of token ids.");
     return ids_of(json["tokens"], "tokens");

@@ -7,25 +7,12 @@
 #include <variant>
 #include <vector>
 
+#include "apps/server/api_error.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/sequence.h"
 #include "ei/io/json.h"
 
 namespace ei::server {
-
-// What a client did wrong, or the server cannot do, as OpenAI's error body says it.
-class ApiError : public Error {
- public:
-  ApiError(int status, std::string type, const std::string& what, std::string param = {},
-           std::string code = {})
-      : Error(what),
-        status(status),
-        type(std::move(type)),
-        param(std::move(param)),
-        code(std::move(code)) {}
-  int status;
-  std::string type, param, code;
-};
 
 // What the server does where a request says nothing, and what a request may ask for at most.
 struct RequestDefaults {
@@ -42,6 +29,13 @@ struct RequestDefaults {
 struct Conversation {
   OrderedJson messages;   // in OpenAI's form, a list of at least one
   OrderedJson variables;  // chat_template_kwargs and tools
+  bool add_generation_prompt = true;
+};
+
+// A text to be tokenized.
+struct Text {
+  std::string text;
+  bool add_special_tokens = true;
 };
 
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
@@ -55,22 +49,25 @@ struct ApiRequest {
   Request request;  // all but the prompt
   SequenceOptions options;
   int64_t n = 1;
+  int64_t best_of = 1;             // answers made, of which the n likeliest are given
+  bool add_special_tokens = true;  // to the prompts of a completion that are text
   bool echo = false;
   bool stream = false;
   bool include_usage = false;
   bool return_progress = false;
   int64_t timeout_ms = 0;  // 0: none of its own
+  std::vector<std::string> unknown_fields;
 };
 
-// Throw ApiError (400) naming the field, what is allowed and what was found. Fields that are not
-// known are ignored, as OpenAI's clients expect.
+// Throw ApiError (400) naming the field, what is allowed and what was found. What becomes of every
+// field is said in fields.h.
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults);
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults);
 // {"messages": [...]} with what templates take beside them, for /apply-template.
 Conversation parse_conversation_request(std::string_view body, const RequestDefaults& defaults);
 // {"content" or "prompt" or "text": "..."}, or the like of /apply-template; and {"tokens": [...]}.
-std::variant<std::string, Conversation> parse_text_request(std::string_view body,
-                                                           const RequestDefaults& defaults);
+std::variant<Text, Conversation> parse_text_request(std::string_view body,
+                                                    const RequestDefaults& defaults);
 std::vector<int32_t> parse_tokens_request(std::string_view body, const RequestDefaults& defaults);
 
 }  // namespace ei::server

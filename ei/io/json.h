@@ -15,11 +15,18 @@ using OrderedJson = nlohmann::ordered_json;  // keeps the order of keys
 struct JsonLimits {
   size_t max_bytes = 256u << 20;
   int max_depth = 64;
+  // Of memory for values, beside the characters of strings: about 32 bytes for a number and 100 for
+  // a field, of which two and seven bytes of text are enough.
+  size_t max_value_bytes = SIZE_MAX;
 };
 
 // Parses foreign JSON. Throws Error naming `where` (a path, or what the text is) when the text is
-// larger or deeper than `limits`, is not JSON or not UTF-8, or has an object with a duplicate key.
+// larger or deeper than `limits`, is not JSON or not UTF-8, is followed by anything but white
+// space, or has an object with a duplicate key.
 Json parse_json(std::string_view text, std::string_view where, JsonLimits limits = {});
+// The same with objects whose keys are in the text's order.
+OrderedJson parse_ordered_json(std::string_view text, std::string_view where,
+                               JsonLimits limits = {});
 
 // The same for a file; throws Error when it cannot be read.
 Json read_json(const std::filesystem::path& path, JsonLimits limits = {});
@@ -32,10 +39,11 @@ bool file_exists(const std::filesystem::path& path);
 std::string read_file(const std::filesystem::path& path, size_t max_bytes = size_t{4} << 30);
 
 // Typed access to the fields of a JSON object that came from `where`. All throw Error naming
-// `where`, the field, the type expected and the value found.
-class Fields {
+// `where`, the field, the type expected and the value found. 100.0 is the integer 100.
+template <class J>
+class BasicFields {
  public:
-  Fields(const Json& object, std::string_view where);
+  BasicFields(const J& object, std::string_view where);
 
   bool has(std::string_view key) const;  // present and not null
   int64_t integer(std::string_view key, int64_t min, int64_t max) const;
@@ -46,12 +54,14 @@ class Fields {
   bool boolean(std::string_view key, bool fallback) const;
   std::string string(std::string_view key) const;
   std::string string(std::string_view key, std::string_view fallback) const;
-  const Json& at(std::string_view key) const;
+  const J& at(std::string_view key) const;
   const std::string& where() const { return where_; }
 
  private:
-  const Json& object_;
+  const J& object_;
   std::string where_;
 };
+using Fields = BasicFields<Json>;
+using OrderedFields = BasicFields<OrderedJson>;
 
 }  // namespace ei

@@ -215,7 +215,7 @@ std::string ChatTemplate::Style::fill(const OrderedJson& names, const OrderedJso
     variables[key] = value;
   }
   variables["messages"] = messages;
-  variables["add_generation_prompt"] = true;
+  variables["add_generation_prompt"] = options.add_generation_prompt;
   jinja::Options how{.limits = limits};
   how.strftime_now = options.strftime_now ? options.strftime_now : local_time;
   return source.render(variables, how);

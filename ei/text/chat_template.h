@@ -20,6 +20,7 @@ struct ChatOptions {
   // What the template sees beside the messages: "tools", "enable_thinking" and what else it asks
   // for. May not replace the variables that are set here.
   OrderedJson variables = OrderedJson::object();
+  bool add_generation_prompt = true;  // the header of the answer comes last
   // The day of the conversation, as strftime() writes it; templates may ask for it.
   std::function<std::string(std::string_view format)> strftime_now;
 };

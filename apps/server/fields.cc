@@ -1,0 +1,174 @@
+#include "apps/server/fields.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "apps/server/api_error.h"
+
+namespace ei::server {
+namespace {
+
+using enum FieldRule::Use;
+
+constexpr unsigned kAnswers = kChat | kCompletions;
+constexpr unsigned kMessages = kChat | kTokenize | kTemplate;
+constexpr unsigned kAll = kAnswers | kTokenize | kDetokenize | kTemplate;
+
+constexpr FieldRule kRules[] = {
+    // What OpenAI's API has.
+    {"model", kAll, kNoEffect, R"("gpt")", "", "one model is served; the answer names it"},
+    {"messages", kMessages, kObeyed, R"([{"role":"user","content":"a"}])", "", "text parts only"},
+    {"prompt", kCompletions | kTokenize, kObeyed, R"("a")", "",
+     "text or token ids, one or several"},
+    {"max_tokens", kAnswers, kObeyed, "2", "", ""},
+    {"max_completion_tokens", kChat, kObeyed, "2", "", "the newer name of max_tokens"},
+    {"temperature", kAnswers, kObeyed, "0.5", "", ""},
+    {"top_p", kAnswers, kObeyed, "0.9", "", ""},
+    {"n", kAnswers, kObeyed, "2", "", "the prompt is read once"},
+    {"best_of", kCompletions, kObeyed, "2", "",
+     "the n likeliest of so many answers; not with stream"},
+    {"seed", kAnswers, kObeyed, "7", "", ""},
+    {"stop", kAnswers, kObeyed, R"(["x"])", "", "at most 16 strings"},
+    {"stream", kAnswers, kObeyed, "true", "", ""},
+    {"stream_options", kAnswers, kObeyed, R"({"include_usage":true})", "",
+     "include_usage; with stream only"},
+    {"echo", kCompletions, kObeyed, "true", "", ""},
+    {"logprobs", kAnswers, kObeyed, "true", "", "a boolean for chats, a number for completions"},
+    {"top_logprobs", kChat, kObeyed, "2", "", "needs logprobs"},
+    {"logit_bias", kAnswers, kObeyed, R"({"5":1})", "", ""},
+    {"presence_penalty", kAnswers, kObeyed, "0.5", "", ""},
+    {"frequency_penalty", kAnswers, kObeyed, "0.5", "", ""},
+    {"tools", kMessages, kObeyed, R"([{"type":"function","function":{"name":"f"}}])", "",
+     "if the chat template knows tools"},
+    {"tool_choice", kMessages, kUnsupported, R"("required")", R"("auto" "none")",
+     "calls cannot be forced"},
+    {"parallel_tool_calls", kChat, kNoEffect, "false", "", "calls are what the model writes"},
+    {"response_format", kAnswers, kUnsupported, R"({"type":"json_object"})", R"({"type":"text"})",
+     "no structured output"},
+    {"suffix", kCompletions, kUnsupported, R"("x")", R"("")", "no filling in"},
+    {"functions", kChat, kUnsupported, R"([{"name":"f"}])", "[]", "use tools"},
+    {"function_call", kChat, kUnsupported, R"({"name":"f"})", R"("auto" "none")",
+     "use tool_choice"},
+    {"modalities", kChat, kUnsupported, R"(["audio"])", R"(["text"])", "text only"},
+    {"audio", kChat, kUnsupported, R"({"voice":"a"})", "", "text only"},
+    {"prediction", kChat, kUnsupported, R"({"type":"content"})", "", ""},
+    {"web_search_options", kChat, kUnsupported, "{}", "", ""},
+    {"reasoning_effort", kChat, kUnsupported, R"("high")", "",
+     "chat_template_kwargs tells a template"},
+    {"verbosity", kChat, kUnsupported, R"("low")", R"("medium")", ""},
+    {"store", kChat, kUnsupported, "true", "false", "nothing is stored"},
+    {"metadata", kAnswers, kNoEffect, R"({"a":"b"})", "", "nothing is stored"},
+    {"user", kAnswers, kNoEffect, R"("u")", "", "tells who asks"},
+    {"safety_identifier", kChat, kNoEffect, R"("u")", "", "tells who asks"},
+    {"prompt_cache_key", kChat, kNoEffect, R"("k")", "",
+     "equal prompts share what was read in any case"},
+    {"prompt_cache_retention", kChat, kNoEffect, R"("24h")", "", ""},
+    {"service_tier", kChat, kNoEffect, R"("auto")", "", "there is one"},
+    // What other servers of open models have.
+    {"top_k", kAnswers, kObeyed, "5", "", "-1 and 0: all"},
+    {"min_p", kAnswers, kObeyed, "0.1", "", ""},
+    {"repetition_penalty", kAnswers, kObeyed, "1.1", "", ""},
+    {"min_tokens", kAnswers, kObeyed, "1", "", ""},
+    {"ignore_eos", kAnswers, kObeyed, "true", "", ""},
+    {"stop_token_ids", kAnswers, kObeyed, "[3]", "", ""},
+    {"chat_template_kwargs", kMessages, kObeyed, R"({"enable_thinking":false})", "",
+     "variables of the template"},
+    {"add_generation_prompt", kMessages, kObeyed, "false", "", ""},
+    {"continue_final_message", kMessages, kUnsupported, "true", "false", ""},
+    {"add_special_tokens", kCompletions | kTokenize, kObeyed, "false", "",
+     "whether BOS comes first"},
+    {"add_special", kTokenize, kObeyed, "false", "", "the same"},
+    {"parse_special", kTokenize, kUnsupported, "false", "true",
+     "control tokens in a text are seen"},
+    {"with_pieces", kTokenize, kUnsupported, "true", "false", ""},
+    {"return_token_strs", kTokenize, kUnsupported, "true", "false", ""},
+    {"content", kTokenize, kObeyed, R"("a")", "", "the text"},
+    {"text", kTokenize, kObeyed, R"("a")", "", "the text"},
+    {"tokens", kDetokenize, kObeyed, "[5]", "", ""},
+    {"chat_template", kMessages, kUnsupported, R"("x")", "", "the model's own is used"},
+    {"documents", kMessages, kUnsupported, R"([{"text":"d"}])", "[]", ""},
+    {"skip_special_tokens", kAnswers, kUnsupported, "false", "true", ""},
+    {"spaces_between_special_tokens", kAnswers, kUnsupported, "false", "true", ""},
+    {"include_stop_str_in_output", kAnswers, kUnsupported, "true", "false", ""},
+    {"prompt_logprobs", kAnswers, kUnsupported, "1", "", "echo with logprobs tells them"},
+    {"return_token_ids", kAnswers, kUnsupported, "true", "false", ""},
+    {"return_tokens_as_token_ids", kAnswers, kUnsupported, "true", "false", ""},
+    {"return_tokens", kAnswers, kUnsupported, "true", "false", ""},
+    {"truncate_prompt_tokens", kAnswers, kUnsupported, "5", "", "a prompt is never cut"},
+    {"allowed_token_ids", kAnswers, kUnsupported, "[5]", "", ""},
+    {"bad_words", kAnswers, kUnsupported, R"(["x"])", "[]", "logit_bias bans tokens"},
+    {"use_beam_search", kAnswers, kUnsupported, "true", "false", ""},
+    {"length_penalty", kAnswers, kUnsupported, "2", "1", ""},
+    {"early_stopping", kAnswers, kUnsupported, "true", "false", ""},
+    {"priority", kAnswers, kUnsupported, "1", "0", "requests are served in their order"},
+    {"request_id", kAnswers, kNoEffect, R"("r")", "", "the answer's id is the server's"},
+    {"cache_salt", kAnswers, kUnsupported, R"("s")", "", ""},
+    {"structured_outputs", kAnswers, kUnsupported, R"({"regex":"a"})", "", "no structured output"},
+    {"guided_json", kAnswers, kUnsupported, "{}", "", "no structured output"},
+    {"guided_regex", kAnswers, kUnsupported, R"("a")", "", "no structured output"},
+    {"guided_choice", kAnswers, kUnsupported, R"(["a"])", "", "no structured output"},
+    {"guided_grammar", kAnswers, kUnsupported, R"("g")", "", "no structured output"},
+    {"grammar", kAnswers, kUnsupported, R"("g")", R"("")", "no structured output"},
+    {"json_schema", kAnswers, kUnsupported, "{}", "", "no structured output"},
+    {"cache_prompt", kAnswers, kUnsupported, "false", "true",
+     "what was read is reused; results are the same"},
+    {"id_slot", kAnswers, kUnsupported, "0", "-1", ""},
+    {"n_predict", kAnswers, kUnsupported, "2", "", "use max_tokens"},
+    {"n_keep", kAnswers, kUnsupported, "5", "0", ""},
+    {"n_probs", kAnswers, kUnsupported, "2", "0", "use logprobs"},
+    {"min_keep", kAnswers, kUnsupported, "1", "0", ""},
+    {"timings_per_token", kAnswers, kUnsupported, "true", "false", "the last chunk has timings"},
+    {"post_sampling_probs", kAnswers, kUnsupported, "true", "false", ""},
+    {"repeat_penalty", kAnswers, kUnsupported, "1.1", "1", "use repetition_penalty"},
+    {"typical_p", kAnswers, kUnsupported, "0.5", "1", ""},
+    {"mirostat", kAnswers, kUnsupported, "1", "0", ""},
+    {"dynatemp_range", kAnswers, kUnsupported, "0.5", "0", ""},
+    {"xtc_probability", kAnswers, kUnsupported, "0.1", "0", ""},
+    {"dry_multiplier", kAnswers, kUnsupported, "0.8", "0", ""},
+    {"samplers", kAnswers, kUnsupported, R"(["top_k"])", "", "their order is fixed"},
+    {"return_progress", kAnswers, kObeyed, "true", "", "with stream only"},
+    // Ours.
+    {"prefill", kAnswers, kObeyed, R"("dense")", "",
+     "how the prompt is read: a name of run --prefill"},
+    {"decode", kAnswers, kObeyed, R"("snapkv")", "",
+     "how its cache is kept: a name of run --decode"},
+    {"base_budget", kAnswers, kObeyed, "256", "", "not with prefill dense"},
+    {"budget", kAnswers, kObeyed, "256", "", "not with decode full"},
+    {"timeout_ms", kAnswers, kObeyed, "60000", "", ""},
+};
+
+bool is_accepted(const FieldRule& rule, const OrderedJson& value) {
+  if (value.is_null()) return true;
+  std::string_view left = rule.accepted;
+  while (!left.empty()) {
+    const size_t end = std::min(left.find(' '), left.size());
+    if (OrderedJson::parse(left.substr(0, end)) == value) return true;
+    left.remove_prefix(std::min(end + 1, left.size()));
+  }
+  return false;
+}
+
+}  // namespace
+
+std::span<const FieldRule> field_rules() { return kRules; }
+
+std::vector<std::string> check_fields(const OrderedJson& request, Endpoint endpoint) {
+  std::vector<std::string> unknown;
+  for (const auto& [name, value] : request.items()) {
+    const auto rule = std::ranges::find_if(kRules, [&](const FieldRule& r) {
+      return r.name == name && (r.endpoints & endpoint) != 0;
+    });
+    if (rule == std::end(kRules)) {
+      unknown.push_back(name);
+    } else if (rule->use == kUnsupported && !is_accepted(*rule, value)) {
+      std::string what = fmt::format("'{}' is not supported", name);
+      if (!rule->accepted.empty()) what += fmt::format(", but for {}", rule->accepted);
+      if (!rule->note.empty()) what += fmt::format(": {}", rule->note);
+      throw ApiError(400, "invalid_request_error", what + ".", name);
+    }
+  }
+  return unknown;
+}
+
+}  // namespace ei::server

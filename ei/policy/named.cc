@@ -1,0 +1,54 @@
+#include "ei/policy/named.h"
+
+namespace ei {
+namespace {
+
+template <class Policy>
+const Policy* find(std::span<const Named<Policy>> all, std::string_view name) {
+  for (const Named<Policy>& named : all)
+    if (named.name == name) return &named.policy;
+  return nullptr;
+}
+
+}  // namespace
+
+std::span<const Named<PrefillPolicy>> prefill_policies() {
+  static const Named<PrefillPolicy> named[] = {
+      {"entropy", {}}, {"dense", PrefillPolicy::dense()}, {"criti", PrefillPolicy::criti()}};
+  return named;
+}
+
+std::span<const Named<DecodePolicy>> decode_policies() {
+  static const Named<DecodePolicy> named[] = {{"latent", {}},
+                                              {"full", DecodePolicy::full()},
+                                              {"snapkv", DecodePolicy::snapkv()},
+                                              {"adakv", DecodePolicy::adakv()},
+                                              {"latent-adakv", DecodePolicy::latent_adakv()},
+                                              {"pyramidkv", DecodePolicy::pyramidkv()},
+                                              {"streaming", DecodePolicy::streaming()}};
+  return named;
+}
+
+const PrefillPolicy* find_prefill(std::string_view name) { return find(prefill_policies(), name); }
+const DecodePolicy* find_decode(std::string_view name) { return find(decode_policies(), name); }
+
+std::string_view name_of(const PrefillPolicy& policy) {
+  return policy.is_dense() ? "dense" : policy.fusion > 0 ? "criti" : "entropy";
+}
+
+std::string_view name_of(const DecodePolicy& policy) {
+  if (policy.is_full()) return "full";
+  switch (policy.split) {
+    case Split::kStreaming:
+      return "streaming";
+    case Split::kPyramid:
+      return "pyramidkv";
+    case Split::kAdaptive:
+      return policy.gap == -1 ? "adakv" : "latent-adakv";
+    case Split::kEven:
+      break;
+  }
+  return policy.gap == -1 ? "snapkv" : "latent";
+}
+
+}  // namespace ei
