@@ -161,6 +161,7 @@ TEST_F(ChatTemplateTest, VariablesReachTheTemplate) {
 
 TEST_F(ChatTemplateTest, ComesFromTheDirectory) {
   const auto dir = std::filesystem::path(testing::TempDir()) / "chat_template";
+  std::filesystem::remove_all(dir);
   std::filesystem::create_directories(dir);
   const auto write = [&](const char* name, const std::string& content) {
     std::ofstream(dir / name) << content;

@@ -139,6 +139,7 @@ TEST(TokenizerCases, PreTokenizers) {
 
 TEST(TokenizerCases, SpecialTokensMap) {
   const auto dir = std::filesystem::path(testing::TempDir()) / "special_tokens_map";
+  std::filesystem::remove_all(dir);
   std::filesystem::create_directories(dir);
   std::filesystem::copy(text_data() / "small.tokenizer.json", dir / "tokenizer.json");
   std::ofstream(dir / "special_tokens_map.json") << R"({"bos_token": {"content": "<s>"}})";
