@@ -122,7 +122,7 @@ TEST_P(SampleTest, MatchesReferenceInBatchesOfEverySize) {
       backend().run(
           Sample{.logits = logits, .rows = rows, .n_tokens = n_tokens, .token = token.view()});
       const auto got = download(token);
-      EXPECT_EQ(logits.values().v, before.v) << "the logits are changed";
+      EXPECT_TRUE(logits.values().v == before.v) << "the logits are changed";
       for (size_t i = 0; i < cases.size(); ++i) {
         SCOPED_TRACE(testing::Message() << "case " << seed - cases.size() + i);
         const auto row = before[cases[i].logits_row];
