@@ -59,7 +59,7 @@ def problems(path, text):
         yield f'folder {mine} has no rule in {pathlib.Path(__file__).name}'
         return
     for include in INCLUDE.findall(text):
-        # Highway's *-inl.h come behind foreach_target.h, where clang-format leaves quoted ones only.
+        # Highway's *-inl.h come behind its list of targets, where clang-format leaves quoted ones only.
         if include in GENERATED or include.startswith('hwy/'):
             continue
         if not (ROOT / include).is_file():

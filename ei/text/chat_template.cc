@@ -13,7 +13,7 @@ namespace {
 // Stands in literal text behind the first character of a control token's string, where templates
 // neither see nor change it. Unicode sets U+FDD0 aside for such uses: it is in no text.
 constexpr std::string_view kBreak = "\xEF\xB7\x90";
-constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
+constexpr std::string_view kReplacementText = "\xEF\xBF\xBD";
 
 std::string local_time(std::string_view format) {
   constexpr size_t kMaxFormat = 256;
@@ -44,7 +44,7 @@ void make_literal(const Tokenizer& tokenizer, OrderedJson& json) {
     for (auto& item : json) make_literal(tokenizer, item);
   } else if (json.is_string()) {
     auto& text = json.get_ref<std::string&>();
-    if (text.find(kBreak) != text.npos) text = replaced(std::move(text), kBreak, kReplacement);
+    if (text.find(kBreak) != text.npos) text = replaced(std::move(text), kBreak, kReplacementText);
     std::string broken;
     size_t done = 0;
     for (const size_t place : tokenizer.special_places(text)) {
