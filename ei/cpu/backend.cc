@@ -86,7 +86,9 @@ void CpuBackend::copy_out(void* host, const void* device, int64_t bytes) {
 
 Weight CpuBackend::place(const Weight& host) {
   const auto address = reinterpret_cast<uintptr_t>(host.data);
-  if (address % static_cast<uintptr_t>(dtype_bytes(host.dtype)) == 0) return host;
+  if (is_quantized(host.format) ||
+      address % static_cast<uintptr_t>(dtype_bytes(dtype_of(host.format))) == 0)
+    return host;
   placed_.emplace_back(*this, host.bytes());
   Weight copy = host;
   copy.data = placed_.back().data();

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "ei/cpu/quantized.h"
 #include "ei/ops/buffer.h"
 
 namespace ei::cpu {
@@ -47,8 +48,11 @@ class CpuBackend final : public Backend {
   EI_OPS(EI_OVERRIDE_RUN)
 
  private:
+  IntegerRows integer_rows(const MatMul& op);
+
   int n_threads_;
   Scratch scratch_;
+  Scratch integers_;            // of integer_rows()
   std::vector<Buffer> placed_;  // copies of weights that could not be read where they are
 };
 

@@ -3,6 +3,7 @@
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
+#include "ei/ops/weight_blocks.h"
 
 namespace ei::cpu {
 
@@ -10,9 +11,7 @@ void CpuBackend::run(const Embed& op) {
   check(op);
   const View<float, 2> out = rows_of(op.out);
   parallel_for(n_threads_, op.out.rows, [&](int64_t i) {
-    const int64_t first = op.tokens[i] * op.table.cols;
-    for (int64_t j = 0; j < op.table.cols; ++j)
-      out[i][j] = load(op.table.data, op.table.dtype, first + j);
+    dequantize(op.table.format, op.table.row(op.tokens[i]), op.table.cols, out[i].data);
   });
 }
 

@@ -7,6 +7,7 @@
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
+#include "ei/cpu/quantized.h"
 
 // One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
 #undef HWY_TARGET_INCLUDE
@@ -121,7 +122,7 @@ void dot_rows(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t
 }
 
 void dot_panel(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t end) {
-  switch (part.weight.dtype) {
+  switch (dtype_of(part.weight.format)) {
     case DType::kBF16:
       return dot_rows<DType::kBF16>(op, part, begin, end);
     case DType::kF16:
@@ -173,7 +174,7 @@ void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, 
 
 void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth,
                   float* to) {
-  switch (weight.dtype) {
+  switch (dtype_of(weight.format)) {
     case DType::kBF16:
       return pack_weights<DType::kBF16>(weight, begin, n, from, depth, to);
     case DType::kF16:
@@ -277,31 +278,51 @@ struct Panels {
 
 }  // namespace
 
+// x for the parts whose weights are quantized; empty when there are none.
+IntegerRows CpuBackend::integer_rows(const MatMul& op) {
+  const bool wanted = std::any_of(op.parts.begin(), op.parts.end(), [](const MatMul::Part& part) {
+    return part.weight.data != nullptr && is_quantized(part.weight.format);
+  });
+  if (!wanted) return {nullptr, 0, 0};
+  const int64_t n = op.x.rows;
+  const IntegerRows rows(integers_.get<char>(IntegerRows::bytes(n, op.x.cols)), n, op.x.cols);
+  parallel_for(n <= kFewRows ? 1 : n_threads_, (n + kFewRows - 1) / kFewRows, [&](int64_t i) {
+    quantize_rows(op.x, i * kFewRows, std::min(n, (i + 1) * kFewRows), rows);
+  });
+  return rows;
+}
+
 // Work is split over panels of outputs of all parts and, when there are many, over rows. What is
 // added up to an output, and in which order, does not depend on the number of threads.
 void CpuBackend::run(const MatMul& op) {
   check(op);
   const int64_t n = op.x.rows;
   if (n == 0) return;
+  const IntegerRows integers = integer_rows(op);
   if (n <= kFewRows) {
     // A panel is about 256 KiB of bf16: threads seldom meet, and end together.
     const int64_t step = std::clamp<int64_t>(128 * 1024 / std::max<int64_t>(1, op.x.cols), 16, 128);
     const Panels panels = {op, step};
     parallel_for(n_threads_, panels.size(), [&](int64_t i) {
       const auto& [part, begin, end] = panels[i];
+      if (is_quantized(part.weight.format)) return quantized_dot(integers, n, part, begin, end);
       HWY_DYNAMIC_DISPATCH(dot_panel)(op, part, begin, end);
     });
     return;
   }
   const Panels panels = {op, kPanelOutputs};
   const int64_t n_blocks = (n + kPanelRows - 1) / kPanelRows;
-  float* packed = scratch_.get<float>(n_threads_ * kPackedWeights);
+  const int64_t packed_size =
+      std::max(kPackedWeights * int64_t{sizeof(float)}, packed_bytes(kPanelOutputs));
+  char* packed = scratch_.get<char>(n_threads_ * packed_size);
   parallel_for(n_threads_, panels.size() * n_blocks, [&](int64_t i, int thread) {
     const auto& [part, begin, end] = panels[i / n_blocks];
-    const int64_t first = i % n_blocks * kPanelRows;
+    const int64_t first = i % n_blocks * kPanelRows, last = std::min(first + kPanelRows, n);
+    char* memory = packed + thread * packed_size;
+    if (is_quantized(part.weight.format))
+      return quantized_multiply(integers, part, first, last, begin, end, memory);
     HWY_DYNAMIC_DISPATCH(multiply)
-    (op, part, first, std::min(first + kPanelRows, n), begin, end,
-     packed + thread * kPackedWeights);
+    (op, part, first, last, begin, end, reinterpret_cast<float*>(memory));
   });
 }
 

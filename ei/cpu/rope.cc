@@ -7,6 +7,20 @@
 #include "ei/cpu/parallel.h"
 
 namespace ei::cpu {
+namespace {
+
+template <bool kInterleaved>
+void rotate(float* head, const float* cos, const float* sin, int64_t half) {
+  for (int64_t j = 0; j < half; ++j) {
+    float& first = head[kInterleaved ? 2 * j : j];
+    float& second = head[kInterleaved ? 2 * j + 1 : j + half];
+    const float a = first, b = second;
+    first = a * cos[j] - b * sin[j];
+    second = b * cos[j] + a * sin[j];
+  }
+}
+
+}  // namespace
 
 void CpuBackend::run(const RopeAngles& op) {
   check(op);
@@ -24,14 +38,9 @@ void CpuBackend::run(const Rope& op) {
   const View<float, 2> x = rows_of(op.x);
   const int64_t half = op.cos.dim(1);
   parallel_for(n_threads_, op.x.rows, [&](int64_t i) {
-    const float *cos = op.cos[i].data, *sin = op.sin[i].data;
-    for (float* head = x[i].begin(); head != x[i].end(); head += 2 * half) {
-      for (int64_t j = 0; j < half; ++j) {
-        const float a = head[j], b = head[j + half];
-        head[j] = a * cos[j] - b * sin[j];
-        head[j + half] = b * cos[j] + a * sin[j];
-      }
-    }
+    for (float* head = x[i].begin(); head != x[i].end(); head += 2 * half)
+      op.interleaved ? rotate<true>(head, op.cos[i].data, op.sin[i].data, half)
+                     : rotate<false>(head, op.cos[i].data, op.sin[i].data, half);
   });
 }
 

@@ -16,7 +16,7 @@ __global__ void embed(const int32_t* tokens, const bf16* table, bf16* out, int64
 
 void CudaBackend::run(const Embed& op) {
   check(op);
-  if (op.table.dtype != DType::kBF16) throw Error("Embed: the table has not been placed");
+  if (op.table.format != WeightFormat::kBF16) throw Error("Embed: the table has not been placed");
   launch("Embed", embed, static_cast<unsigned>(op.out.rows), 256, 0, stream_, op.tokens.data,
          static_cast<const bf16*>(op.table.data), static_cast<bf16*>(op.out.data), op.out.cols);
 }

@@ -217,7 +217,8 @@ void CudaBackend::run(const MatMul& op) {
   const bool is_few = op.x.rows <= kMaxFewRows;
   for (const MatMul::Part& part : op.parts) {
     if (part.weight.data == nullptr) continue;
-    if (part.weight.dtype != DType::kBF16) throw Error("MatMul: a weight has not been placed");
+    if (part.weight.format != WeightFormat::kBF16)
+      throw Error("MatMul: a weight has not been placed");
     if (!is_few) {
       multiply(op.x, part);
       continue;

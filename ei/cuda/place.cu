@@ -20,21 +20,25 @@ __global__ void narrow(const T* from, bf16* to, int64_t n) {
 
 // f32 and f16 weights are rounded to bf16. The copy is freed with memory_.
 Weight CudaBackend::place(const Weight& host) {
+  if (is_quantized(host.format))
+    throw Error("weights in " + std::string(block_of(host.format).name) +
+                " are not computed with on CUDA, which takes BF16, F16 and F32: run on the CPU "
+                "(--device cpu)");
   Weight placed = host;
-  placed.dtype = DType::kBF16;
+  placed.format = WeightFormat::kBF16;
   void* data = memory_.allocate(placed.bytes());
   placed.data = data;
-  if (host.dtype == DType::kBF16) {
+  if (host.format == WeightFormat::kBF16) {
     copy_in(data, host.data, host.bytes());
   } else {
-    const int64_t n = host.rows * host.cols, bytes = dtype_bytes(host.dtype);
+    const int64_t n = host.rows * host.cols, bytes = row_bytes(host.format, 1);
     const int64_t step = kPieceBytes / bytes;
     for (int64_t i = 0; i < n; i += step) {
       const int64_t count = std::min(step, n - i);
       void* piece = scratch(kPieceBytes);
       copy_in(piece, static_cast<const char*>(host.data) + i * bytes, count * bytes);
       bf16* to = static_cast<bf16*>(data) + i;
-      if (host.dtype == DType::kF32) {
+      if (host.format == WeightFormat::kF32) {
         launch("place", narrow<float>, blocks_for(count, 256), 256, 0, stream_,
                static_cast<const float*>(piece), to, count);
       } else {

@@ -16,6 +16,19 @@ __global__ void rope_angles(const int32_t* positions, const float* inv_freq, flo
   sin[i] = scale * sinf(angle);
 }
 
+// Pairs (2j, 2j + 1); a block a row.
+__global__ void rope_interleaved(bf16* x, const float* cos, const float* sin, int pairs_of_row,
+                                 int half) {
+  const int64_t row = blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x); i < pairs_of_row; i += blockDim.x) {
+    bf16* at = x + (row * pairs_of_row + i) * 2;
+    const float c = cos[row * half + i % half], s = sin[row * half + i % half];
+    const float a = __bfloat162float(at[0]), b = __bfloat162float(at[1]);
+    at[0] = __float2bfloat16_rn(a * c - b * s);
+    at[1] = __float2bfloat16_rn(b * c + a * s);
+  }
+}
+
 // Pairs (j, j + d/2); a block a row. kWidth neighbouring pairs a thread.
 template <int kWidth>
 __global__ void rope(bf16* x, const float* cos, const float* sin, int pairs_of_row, int half) {
@@ -51,10 +64,14 @@ void CudaBackend::run(const RopeAngles& op) {
 void CudaBackend::run(const Rope& op) {
   check(op);
   const auto pairs = static_cast<int>(op.x.cols / 2), half = static_cast<int>(op.cos.dim(1));
-  const int width = half % 8 == 0 ? 8 : 1;
+  const int width = half % 8 == 0 && !op.interleaved ? 8 : 1;
   const unsigned threads = std::min(256u, blocks_for(pairs / width, 32) * 32);
-  launch("Rope", width == 8 ? rope<8> : rope<1>, static_cast<unsigned>(op.x.rows), threads, 0,
-         stream_, static_cast<bf16*>(op.x.data), op.cos.data, op.sin.data, pairs, half);
+  launch("Rope",
+         op.interleaved ? rope_interleaved
+         : width == 8   ? rope<8>
+                        : rope<1>,
+         static_cast<unsigned>(op.x.rows), threads, 0, stream_, static_cast<bf16*>(op.x.data),
+         op.cos.data, op.sin.data, pairs, half);
 }
 
 }  // namespace ei::cuda

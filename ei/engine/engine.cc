@@ -8,6 +8,7 @@
 #include "ei/engine/make_backend.h"
 #include "ei/engine/memory_plan.h"
 #include "ei/engine/named_shapes.h"
+#include "ei/text/gguf_tokenizer.h"
 
 namespace ei {
 namespace {
@@ -55,26 +56,41 @@ Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   if (options.chunk == 0) impl_->options.chunk = impl_->backend->prompt_rows();
 }
 
-Engine::Engine(const std::filesystem::path& model_dir, const EngineOptions& options)
-    : Engine(options) {
+Engine::Engine(const std::filesystem::path& model, const EngineOptions& options) : Engine(options) {
   const auto start = std::chrono::steady_clock::now();
-  require(std::filesystem::is_directory(model_dir),
-          "{}: not a directory; give a Hugging Face model directory (config.json, *.safetensors, "
-          "tokenizer.json or tokenizer.model)",
-          model_dir.string());
-  Impl& e = *impl_;
-  e.tokenizer = load_tokenizer(model_dir);
-  e.model = std::make_unique<Model>(Model::load(*e.backend, model_dir, options.on_load));
-  const ModelConfig& config = e.model->config();
-  e.chat = ChatTemplate::load(model_dir, *e.tokenizer);
-
-  const GenerationConfig generation = load_generation_config(model_dir);
-  e.default_sampling = sampling_of(generation);
-  e.eos.insert(config.eos_ids.begin(), config.eos_ids.end());
-  e.eos.insert(generation.eos_ids.begin(), generation.eos_ids.end());
-  if (e.tokenizer->eos_id()) e.eos.insert(*e.tokenizer->eos_id());
-  e.load_ms =
+  if (model.extension() == ".gguf") {
+    impl_->load_file(model);
+  } else {
+    impl_->load_directory(model);
+  }
+  impl_->load_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Engine::Impl::load_directory(const std::filesystem::path& dir) {
+  require(std::filesystem::is_directory(dir),
+          "{}: not a directory; give a Hugging Face model directory (config.json, *.safetensors, "
+          "tokenizer.json or tokenizer.model) or a .gguf file",
+          dir.string());
+  tokenizer = load_tokenizer(dir);
+  model = std::make_unique<Model>(Model::load(*backend, dir, options.on_load));
+  chat = ChatTemplate::load(dir, *tokenizer);
+
+  const GenerationConfig generation = load_generation_config(dir);
+  default_sampling = sampling_of(generation);
+  const ModelConfig& config = model->config();
+  eos.insert(config.eos_ids.begin(), config.eos_ids.end());
+  eos.insert(generation.eos_ids.begin(), generation.eos_ids.end());
+  if (tokenizer->eos_id()) eos.insert(*tokenizer->eos_id());
+}
+
+void Engine::Impl::load_file(const std::filesystem::path& path) {
+  const auto file = std::make_shared<const GgufFile>(path);
+  tokenizer = load_tokenizer(file->metadata());
+  model = std::make_unique<Model>(Model::load(*backend, file, options.on_load));
+  chat = load_chat_template(file->metadata(), *tokenizer);
+  const std::vector<int32_t> ends = end_ids(file->metadata(), *tokenizer);
+  eos.insert(ends.begin(), ends.end());
 }
 
 Engine Engine::random(std::string_view shape, const EngineOptions& options) {
@@ -117,8 +133,9 @@ int64_t Engine::Impl::n_ids() const {
 
 const ChatTemplate& Engine::Impl::chat_template() const {
   require(chat.has_value(),
-          "this checkpoint has no chat template (chat_template.jinja, or \"chat_template\" in "
-          "tokenizer_config.json); give the prompt as raw text (--raw, /v1/completions)");
+          "this checkpoint has no chat template (chat_template.jinja, \"chat_template\" in "
+          "tokenizer_config.json, tokenizer.chat_template in GGUF); give the prompt as raw text "
+          "(--raw, /v1/completions)");
   return *chat;
 }
 

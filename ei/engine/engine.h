@@ -61,8 +61,9 @@ struct ModelInfo {
 // A checkpoint ready to run. Sessions of one engine share it; one of them runs at a time.
 class Engine {
  public:
-  // Loads a Hugging Face directory. Throws Error naming the file and the field that is wrong.
-  explicit Engine(const std::filesystem::path& model_dir, const EngineOptions& options = {});
+  // Loads a Hugging Face directory or a .gguf file. Throws Error naming the file and the field that
+  // is wrong.
+  explicit Engine(const std::filesystem::path& model, const EngineOptions& options = {});
   // Random weights in the shape of a well-known checkpoint (named_shapes.h), for measurements.
   // There is no tokenizer: prompts are token ids, answers have no text.
   static Engine random(std::string_view shape, const EngineOptions& options = {});

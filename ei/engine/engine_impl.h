@@ -27,6 +27,9 @@ struct Engine::Impl {
   double load_ms = 0;
   std::mutex mutex;  // held by the session that runs
 
+  void load_directory(const std::filesystem::path& dir);
+  void load_file(const std::filesystem::path& path);  // GGUF
+
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
   const ChatTemplate& chat_template() const;
   // Ids that can be drawn: those the tokenizer knows, but none behind the embedding, where some

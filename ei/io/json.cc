@@ -160,6 +160,10 @@ OrderedJson parse_ordered_json(std::string_view text, std::string_view where, Js
   return parse<OrderedJson>(text, where, limits);
 }
 
+std::string shown(std::string_view text) {
+  return Json(text.substr(0, 80)).dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
 bool file_exists(const std::filesystem::path& path) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);

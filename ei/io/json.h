@@ -31,6 +31,9 @@ OrderedJson parse_ordered_json(std::string_view text, std::string_view where,
 // The same for a file; throws Error when it cannot be read.
 Json read_json(const std::filesystem::path& path, JsonLimits limits = {});
 
+// A string out of a file, fit to be printed: foreign, perhaps long, perhaps full of control bytes.
+std::string shown(std::string_view text);
+
 // Throws Error when it cannot be known: a directory without permission, a loop of links.
 bool file_exists(const std::filesystem::path& path);
 

@@ -34,11 +34,6 @@ int64_t dtype_bits(std::string_view name, std::string_view where) {
   fail("{}: field \"dtype\" is \"{}\", which safetensors does not define", where, name);
 }
 
-// A name out of a file, fit to be printed: foreign, perhaps long, perhaps full of control bytes.
-std::string shown(std::string_view name) {
-  return Json(name.substr(0, 80)).dump(-1, ' ', true, Json::error_handler_t::replace);
-}
-
 TensorInfo parse_tensor(const Json& json, std::string_view where, std::span<const std::byte> data) {
   const Fields fields(json, where);
   TensorInfo tensor{
@@ -93,19 +88,6 @@ void check_coverage(const TensorMap& tensors, std::span<const std::byte> data,
 
 }  // namespace
 
-int64_t TensorInfo::size() const {
-  int64_t n = 1;
-  for (const int64_t dim : shape) n *= dim;
-  return n;
-}
-
-std::optional<DType> float_dtype(std::string_view name) {
-  if (name == "F32") return DType::kF32;
-  if (name == "F16") return DType::kF16;
-  if (name == "BF16") return DType::kBF16;
-  return std::nullopt;
-}
-
 TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view where) {
   uint64_t header_bytes = 0;
   require(file.size() > sizeof header_bytes,
@@ -150,7 +132,7 @@ Checkpoint::Checkpoint(const std::filesystem::path& dir) {
     path_ = single.string();
     const SafetensorsFile& file = files_.emplace_back(single);
     for (const auto& [name, tensor] : file.tensors())
-      entries_.emplace(name, Entry{&tensor, &file.path()});
+      entries_.emplace(name, TensorEntry{&tensor, &file.path()});
   } else {
     path_ = index.string();
     const Json json = read_json(index, {.max_bytes = kMaxHeaderBytes, .max_depth = 64});
@@ -178,12 +160,12 @@ Checkpoint::Checkpoint(const std::filesystem::path& dir) {
       const auto tensor = file.tensors().find(name);
       require(tensor != file.tensors().end(), "{}: tensor {} is missing, which {} places there",
               file.path(), shown(name), path_);
-      entries_.emplace(tensor->first, Entry{&tensor->second, &file.path()});
+      entries_.emplace(tensor->first, TensorEntry{&tensor->second, &file.path()});
     }
   }
 }
 
-const Checkpoint::Entry* Checkpoint::find(std::string_view name) const {
+const TensorEntry* Checkpoint::find(std::string_view name) const {
   const auto it = entries_.find(name);
   return it == entries_.end() ? nullptr : &it->second;
 }

@@ -4,30 +4,15 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "ei/base/dtype.h"
 #include "ei/io/mapped_file.h"
+#include "ei/io/tensor_info.h"
 
 namespace ei {
-
-// One tensor of a safetensors file, row-major, little-endian. Any dtype of the format is listed;
-// what cannot be computed with is refused only by who wants it.
-struct TensorInfo {
-  std::string dtype;                // as the format names it: "BF16", "F32", "I64", ...
-  std::vector<int64_t> shape;       // [outer, ..., inner]; empty: a scalar
-  std::span<const std::byte> data;  // not aligned to anything
-
-  int64_t size() const;  // elements
-};
-using TensorMap = std::map<std::string, TensorInfo, std::less<>>;
-
-// The DType of "F32", "F16" and "BF16"; nothing for the others.
-std::optional<DType> float_dtype(std::string_view name);
 
 // The tensors of a whole file in memory, pointing into it. Throws Error naming `where`, the tensor
 // and the field unless the file is as the format demands: header size within the file and 32 MiB,
@@ -58,19 +43,15 @@ class Checkpoint {
   // where the index places it, or a file is malformed.
   explicit Checkpoint(const std::filesystem::path& dir);
 
-  struct Entry {
-    const TensorInfo* tensor = nullptr;
-    const std::string* file = nullptr;  // for messages
-  };
-  const Entry* find(std::string_view name) const;  // nullptr: there is none
-  const std::map<std::string_view, Entry>& entries() const { return entries_; }
+  const TensorEntry* find(std::string_view name) const;  // nullptr: there is none
+  const std::map<std::string_view, TensorEntry>& entries() const { return entries_; }
   const std::string& path() const { return path_; }  // of model.safetensors or the index
   void check_size() const;                           // as MappedFile's, of every file
 
  private:
   std::string path_;
   std::vector<SafetensorsFile> files_;
-  std::map<std::string_view, Entry> entries_;
+  std::map<std::string_view, TensorEntry> entries_;
 };
 
 }  // namespace ei

@@ -1,76 +1,95 @@
 #include <set>
 
 #include "ei/base/fail.h"
-#include "ei/base/half.h"
+#include "ei/io/gguf.h"
+#include "ei/model/gguf_model.h"
 #include "ei/model/model.h"
 #include "ei/model/weight_source.h"
+#include "ei/ops/weight_blocks.h"
 
 namespace ei {
 namespace {
 
+std::string format_names() {
+  std::vector<std::string_view> names;
+  for (const WeightBlock& block : kWeightBlocks) names.push_back(block.name);
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// The tensors of a checkpoint's files, which stay mapped as long as this lives.
 class CheckpointSource : public WeightSource {
  public:
-  CheckpointSource(const std::filesystem::path& dir, const ModelConfig& config)
-      : checkpoint_(dir), config_(config) {}
+  // `hugging_face` turns names in `files` into those of Hugging Face's checkpoints.
+  template <class Files, class Rename>
+  CheckpointSource(std::shared_ptr<const Files> files, const ModelConfig& config,
+                   const Rename& hugging_face)
+      : path_(files->path()), architecture_(config.architecture), n_layers_(config.n_layers) {
+    for (const auto& [name, entry] : files->entries())
+      entries_.emplace(hugging_face(name), Entry{entry, name});
+    files_ = std::move(files);
+  }
 
-  bool has(const std::string& name) const override { return checkpoint_.find(name) != nullptr; }
+  bool has(const std::string& name) const override { return entries_.contains(name); }
 
   Weight matrix(const std::string& name, int64_t rows, int64_t cols) override {
     const Found found = find(name, {rows, cols});
-    return {aligned(found), found.dtype, rows, cols};
+    return {aligned(found), found.format, rows, cols};
   }
 
   std::vector<float> vector(const std::string& name, int64_t size) override {
     const Found found = find(name, {size});
-    const void* data = aligned(found);
     std::vector<float> values(static_cast<size_t>(size));
-    for (int64_t i = 0; i < size; ++i) values[static_cast<size_t>(i)] = load(data, found.dtype, i);
+    dequantize(found.format, found.data.data(), size, values.data());
     return values;
   }
 
-  // Throws Error when the layers have weights that nobody asked for: the checkpoint is then of
-  // another model than config.json says, and leaving them out would give wrong answers in silence.
-  void check_complete() const {
-    for (const auto& [name, entry] : checkpoint_.entries()) {
-      if (!name.starts_with("model.layers.") || asked_.contains(name) ||
-          name.ends_with("rotary_emb.inv_freq"))
-        continue;
-      fail("{}: tensor {} is not part of a {} with {} layers, as config.json describes it",
-           *entry.file, name, config_.architecture, config_.n_layers);
+  void check_complete() const override {
+    for (const auto& [name, entry] : entries_) {
+      if (asked_.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
+      require(!name.starts_with("model.layers.") && !name.starts_with("blk."),
+              "{}: tensor {} is not part of a {} with {} layers, as the checkpoint describes it",
+              *entry.file, entry.name, architecture_, n_layers_);
     }
-    checkpoint_.check_size();
   }
 
  private:
+  struct Entry : TensorEntry {
+    std::string_view name;  // in the file
+  };
   struct Found {
-    DType dtype;
+    WeightFormat format;
     std::span<const std::byte> data;
   };
 
   Found find(const std::string& name, const std::vector<int64_t>& shape) {
-    const Checkpoint::Entry* entry = checkpoint_.find(name);
-    require(entry != nullptr, "{}: tensor {} is missing; {} needs it as [{}]", checkpoint_.path(),
-            name, config_.architecture, fmt::join(shape, ", "));
-    const TensorInfo& tensor = *entry->tensor;
-    require(tensor.shape == shape,
-            "{}: tensor {} has shape [{}], expected [{}] according to config.json", *entry->file,
-            name, fmt::join(tensor.shape, ", "), fmt::join(shape, ", "));
-    const auto dtype = float_dtype(tensor.dtype);
-    require(dtype.has_value(), "{}: tensor {} has dtype {}, expected BF16, F16 or F32",
-            *entry->file, name, tensor.dtype);
+    const auto it = entries_.find(name);
+    require(it != entries_.end(), "{}: tensor {} is missing; {} needs it as [{}]", path_, name,
+            architecture_, fmt::join(shape, ", "));
+    const Entry& entry = it->second;
+    require(
+        entry.tensor->shape == shape,
+        "{}: tensor {} has shape [{}], expected [{}] according to the checkpoint's configuration",
+        *entry.file, entry.name, fmt::join(entry.tensor->shape, ", "), fmt::join(shape, ", "));
+    const auto format = weight_format(entry.tensor->dtype);
+    require(format.has_value(), "{}: tensor {} is in {}, which is not supported; these are: {}",
+            *entry.file, entry.name, entry.tensor->dtype, format_names());
     asked_.insert(name);
-    return {*dtype, tensor.data};
+    return {*format, entry.tensor->data};
   }
 
-  // The format does not align tensors; the rare one that is not gets a copy that is.
+  // Safetensors does not align tensors; the rare one that is not gets a copy that is.
   const void* aligned(const Found& found) {
     const auto address = reinterpret_cast<uintptr_t>(found.data.data());
-    if (address % static_cast<uintptr_t>(dtype_bytes(found.dtype)) == 0) return found.data.data();
+    if (is_quantized(found.format) ||
+        address % static_cast<uintptr_t>(block_of(found.format).bytes) == 0)
+      return found.data.data();
     return copies_.emplace_back(found.data.begin(), found.data.end()).data();
   }
 
-  Checkpoint checkpoint_;
-  ModelConfig config_;
+  std::string path_, architecture_;
+  int n_layers_;
+  std::shared_ptr<const void> files_;
+  std::map<std::string, Entry, std::less<>> entries_;  // by their names at Hugging Face
   std::set<std::string, std::less<>> asked_;
   std::vector<std::vector<std::byte>> copies_;
 };
@@ -79,34 +98,51 @@ class CheckpointSource : public WeightSource {
 
 Model Model::load(Backend& backend, const std::filesystem::path& dir,
                   const LoadProgress& progress) {
-  Model model(backend, load_config(dir));
-  const auto source = std::make_shared<CheckpointSource>(dir, model.config_);
-  model.take(*source);
-  source->check_complete();
+  const ModelConfig config = load_config(dir);
+  const auto files = std::make_shared<const Checkpoint>(dir);
+  const auto same = [](std::string_view name) { return std::string(name); };
+  Model model(backend, config);
+  model.load(std::make_shared<CheckpointSource>(files, config, same), dir.string(), progress);
+  files->check_size();
+  return model;
+}
 
+Model Model::load(Backend& backend, std::shared_ptr<const GgufFile> file,
+                  const LoadProgress& progress) {
+  const ModelConfig config = gguf_config(*file);
+  Model model(backend, config);
+  model.load(std::make_shared<CheckpointSource>(file, config, hugging_face_name), file->path(),
+             progress);
+  file->check_size();
+  return model;
+}
+
+void Model::load(const std::shared_ptr<WeightSource>& source, const std::string& path,
+                 const LoadProgress& progress) {
+  take(*source);
+  source->check_complete();
   int64_t done = 0;
   const auto place = [&](Weight& weight) {
     try {
-      weight = backend.place(weight);
+      weight = backend_->place(weight);
     } catch (const Error& error) {
-      fail("{}: the weights take {} MiB, {} MiB of them were placed: {}", dir.string(),
-           model.weight_bytes_ >> 20, done >> 20, error.what());
+      fail("{}: the weights take {} MiB, {} MiB of them were placed: {}", path, weight_bytes_ >> 20,
+           done >> 20, error.what());
     }
     done += weight.bytes();
-    if (progress) progress(done, model.weight_bytes_);
+    if (progress) progress(done, weight_bytes_);
   };
-  place(model.embedding_);
-  for (Layer& layer : model.layers_)
+  place(embedding_);
+  for (Layer& layer : layers_)
     for (Weight* weight :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
       place(*weight);
-  if (model.config_.tie_word_embeddings) {
-    model.head_ = model.embedding_;
+  if (config_.tie_word_embeddings) {
+    head_ = embedding_;
   } else {
-    place(model.head_);
+    place(head_);
   }
-  model.memory_ = source;
-  return model;
+  memory_ = source;
 }
 
 }  // namespace ei

@@ -138,8 +138,8 @@ Qkv Model::project(int layer, Activations& act) const {
   }
   const View<float, 2> cos = act.cos_.view().slice(0, act.rows_);
   const View<float, 2> sin = act.sin_.view().slice(0, act.rows_);
-  backend_->run(Rope{.x = qkv.q, .cos = cos, .sin = sin});
-  backend_->run(Rope{.x = qkv.k, .cos = cos, .sin = sin});
+  backend_->run(Rope{.x = qkv.q, .cos = cos, .sin = sin, .interleaved = config_.rope.interleaved});
+  backend_->run(Rope{.x = qkv.k, .cos = cos, .sin = sin, .interleaved = config_.rope.interleaved});
   return qkv;
 }
 

@@ -13,6 +13,7 @@
 
 namespace ei {
 
+class GgufFile;
 class WeightSource;
 
 // What attention needs of a chunk in one layer, RoPE applied.
@@ -71,6 +72,9 @@ class Model {
   // and found before anything is placed. `backend` must outlive the model.
   static Model load(Backend& backend, const std::filesystem::path& dir,
                     const LoadProgress& progress = {});
+  // The same of a GGUF file, which the model keeps open.
+  static Model load(Backend& backend, std::shared_ptr<const GgufFile> file,
+                    const LoadProgress& progress = {});
   // Random bf16 weights of a given shape, for measurements: activations stay of order one, and
   // heads range from attention that is nearly uniform to attention on few tokens.
   static Model random(Backend& backend, const ModelConfig& config, uint64_t seed);
@@ -110,6 +114,9 @@ class Model {
   Model(Backend& backend, const ModelConfig& config);
   // Takes all weights from `source` and makes sure that they are as config() says.
   void take(WeightSource& source);
+  // The same, and places and keeps them; `path` is for messages.
+  void load(const std::shared_ptr<WeightSource>& source, const std::string& path,
+            const LoadProgress& progress);
 
   Backend* backend_;
   ModelConfig config_;

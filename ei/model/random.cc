@@ -49,7 +49,7 @@ class RandomSource : public WeightSource {
     for (int64_t row = 0; row < rows; row += group_rows)
       fill(static_cast<char*>(buffer.data()) + row * cols * dtype_bytes(DType::kBF16),
            group_rows * cols, queries ? scale * spread() : scale);
-    return {buffer.data(), DType::kBF16, rows, cols};
+    return {buffer.data(), WeightFormat::kBF16, rows, cols};
   }
 
   std::vector<float> vector(const std::string& name, int64_t size) override {

@@ -74,6 +74,7 @@ RopeFrequencies rope_frequencies(const RopeConfig& rope, int64_t head_dim) {
         break;
       }
     }
+    if (!rope.factors.empty()) f /= static_cast<double>(rope.factors[static_cast<size_t>(k)]);
     out.inv_freq.push_back(static_cast<float>(f));
   }
   if (rope.type == RopeType::kYarn) out.scale = static_cast<float>(yarn_scale(rope));

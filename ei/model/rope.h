@@ -23,6 +23,8 @@ struct RopeConfig {
   double mscale_all_dim = 0;               // yarn; 0: not given
   bool truncate = true;                    // yarn: the ramp starts and ends at whole channels
   std::optional<double> attention_factor;  // yarn
+  std::vector<float> factors;  // [d / 2] what frequencies are divided by on top; or empty
+  bool interleaved = false;    // pairs are neighbours: Rope::interleaved
 };
 
 struct RopeFrequencies {

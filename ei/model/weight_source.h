@@ -17,6 +17,10 @@ class WeightSource {
   // long as the source.
   virtual Weight matrix(const std::string& name, int64_t rows, int64_t cols) = 0;
   virtual std::vector<float> vector(const std::string& name, int64_t size) = 0;
+  // Throws Error when the layers have weights that nobody asked for: the checkpoint is then of
+  // another model than its configuration says, and leaving them out would give wrong answers in
+  // silence.
+  virtual void check_complete() const {}
 };
 
 }  // namespace ei

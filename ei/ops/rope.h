@@ -17,11 +17,13 @@ struct RopeAngles {
 void check(const RopeAngles& op);
 
 // Rotates, in place, the pairs (j, j + d/2) of every head of every row ("half split" layout):
-//   x[j] = x[j] cos - x[j + d/2] sin,   x[j + d/2] = x[j + d/2] cos + x[j] sin.
+//   x[j] = x[j] cos - x[j + d/2] sin,   x[j + d/2] = x[j + d/2] cos + x[j] sin,
+// or, interleaved, the pairs (2j, 2j + 1). GGUF stores q and k of Llama's kind for the latter.
 struct Rope {
   Act x;                     // [n, n_heads * d]
   View<const float, 2> cos;  // [n, d / 2]
   View<const float, 2> sin;  // [n, d / 2]
+  bool interleaved = false;
 };
 void check(const Rope& op);
 

@@ -3,8 +3,8 @@
 #include <cassert>
 #include <cstdint>
 
-#include "ei/base/dtype.h"
 #include "ei/base/view.h"
+#include "ei/ops/weight_format.h"
 
 namespace ei {
 
@@ -28,15 +28,19 @@ struct Act {
   }
 };
 
-// A weight matrix as the checkpoint stores it, [rows = outputs, cols = inputs], row-major. Placed
-// on a device by Backend::place.
+// A weight matrix as the checkpoint stores it, [rows = outputs, cols = inputs], row-major, rows of
+// whole blocks. Placed on a device by Backend::place.
 struct Weight {
   const void* data = nullptr;
-  DType dtype = DType::kBF16;
+  WeightFormat format = WeightFormat::kBF16;
   int64_t rows = 0;
   int64_t cols = 0;
 
-  int64_t bytes() const { return rows * cols * dtype_bytes(dtype); }
+  int64_t bytes() const { return rows * row_bytes(format, cols); }
+  // Row i, on the host.
+  const char* row(int64_t i) const {
+    return static_cast<const char*>(data) + i * row_bytes(format, cols);
+  }
 };
 
 }  // namespace ei

@@ -7,7 +7,6 @@
 #include "ei/base/fail.h"
 #include "ei/text/bpe.h"
 #include "ei/text/chars_map.h"
-#include "ei/text/sentencepiece_model.h"
 
 namespace ei {
 namespace {
@@ -267,7 +266,11 @@ Vocabulary make_vocabulary(const Model& model, const TokenizerConfig& config,
 
 std::unique_ptr<Tokenizer> make_sentencepiece(std::string_view bytes, const TokenizerConfig& config,
                                               std::string_view where) {
-  Model model = parse_sentencepiece_model(bytes, where);
+  return make_sentencepiece(parse_sentencepiece_model(bytes, where), config, where);
+}
+
+std::unique_ptr<Tokenizer> make_sentencepiece(Model model, const TokenizerConfig& config,
+                                              std::string_view where) {
   Vocabulary vocabulary = make_vocabulary(model, config, where);
   return std::make_unique<SentencePieceTokenizer>(std::move(vocabulary), std::move(model), where);
 }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string_view>
 
+#include "ei/text/sentencepiece_model.h"
 #include "ei/text/tokenizer.h"
 #include "ei/text/tokenizer_config.h"
 
@@ -15,6 +16,11 @@ namespace ei {
 // added tokens of tokenizer_config.json are recognised in the text, and decode() gives them back
 // as they are. Throws Error naming `where` and what is malformed or not supported.
 std::unique_ptr<Tokenizer> make_sentencepiece(std::string_view model, const TokenizerConfig& config,
+                                              std::string_view where);
+
+// The same of a model that check() has passed.
+std::unique_ptr<Tokenizer> make_sentencepiece(SentencePieceModel model,
+                                              const TokenizerConfig& config,
                                               std::string_view where);
 
 }  // namespace ei

@@ -89,7 +89,10 @@ class ModelReader {
       if (field.number == 2) read_trainer_spec(message(field, "trainer_spec"));
       if (field.number == 3) read_normalizer_spec(message(field, "normalizer_spec"));
     }
-    check();
+    constexpr std::string_view kTypes[] = {"0", "UNIGRAM", "BPE", "WORD", "CHAR"};
+    require(model_type_ == 2, "{}: SentencePiece model type {} is not supported; BPE is", where_,
+            model_type_ < std::size(kTypes) ? kTypes[model_type_] : "unknown");
+    check(model_, where_);
     return std::move(model_);
   }
 
@@ -113,7 +116,6 @@ class ModelReader {
   }
 
   void read_piece(std::string_view bytes) {
-    constexpr size_t kMaxPieceBytes = 1024;
     const size_t id = model_.pieces.size();
     require(id <= static_cast<size_t>(kMaxTokenId), "{}: more than {} pieces", where_, id);
     SentencePieceModel::Piece piece;
@@ -132,11 +134,6 @@ class ModelReader {
         piece.type = static_cast<SentencePieceModel::Type>(type);
       }
     }
-    require(!piece.text.empty() && piece.text.size() <= kMaxPieceBytes,
-            "{}: piece {} has {} bytes, expected 1 to {}", where_, id, piece.text.size(),
-            kMaxPieceBytes);
-    require_utf8(piece.text, fmt::format("{}: piece {}", where_, id));
-    require(std::isfinite(piece.score), "{}: the score of piece {} is not finite", where_, id);
     model_.pieces.push_back(std::move(piece));
   }
 
@@ -165,30 +162,35 @@ class ModelReader {
     }
   }
 
-  void check() const {
-    constexpr std::string_view kTypes[] = {"0", "UNIGRAM", "BPE", "WORD", "CHAR"};
-    require(model_type_ == 2, "{}: SentencePiece model type {} is not supported; BPE is", where_,
-            model_type_ < std::size(kTypes) ? kTypes[model_type_] : "unknown");
-    const auto n = static_cast<int32_t>(model_.pieces.size());
-    require(n > 0, "{}: not a SentencePiece model: it has no pieces", where_);
-    std::unordered_set<std::string_view> seen;
-    for (const auto& piece : model_.pieces)
-      require(seen.insert(piece.text).second, "{}: the piece \"{}\" is there twice", where_,
-              piece.text);
-    for (const auto& [name, value] :
-         {std::pair("unk_id", model_.unk_id), {"bos_id", model_.bos_id}, {"eos_id", model_.eos_id}})
-      require(value < n, "{}: {} is {}, but there are {} pieces", where_, name, value, n);
-    require(model_.unk_id >= 0 && model_.pieces[static_cast<size_t>(model_.unk_id)].type ==
-                                      SentencePieceModel::kUnknown,
-            "{}: unk_id is {}, which is not the piece of type UNKNOWN", where_, model_.unk_id);
-  }
-
   std::string_view where_;
   uint64_t model_type_ = 1;
   SentencePieceModel model_;
 };
 
 }  // namespace
+
+void check(const SentencePieceModel& model, std::string_view where) {
+  constexpr size_t kMaxPieceBytes = 1024;
+  const auto n = static_cast<int32_t>(model.pieces.size());
+  require(n > 0, "{}: not a SentencePiece model: it has no pieces", where);
+  std::unordered_set<std::string_view> seen;
+  for (int32_t id = 0; const SentencePieceModel::Piece& piece : model.pieces) {
+    require(!piece.text.empty() && piece.text.size() <= kMaxPieceBytes,
+            "{}: piece {} has {} bytes, expected 1 to {}", where, id, piece.text.size(),
+            kMaxPieceBytes);
+    require_utf8(piece.text, fmt::format("{}: piece {}", where, id));
+    require(std::isfinite(piece.score), "{}: the score of piece {} is not finite", where, id);
+    require(seen.insert(piece.text).second, "{}: the piece \"{}\" is there twice", where,
+            piece.text);
+    ++id;
+  }
+  for (const auto& [name, value] :
+       {std::pair("unk_id", model.unk_id), {"bos_id", model.bos_id}, {"eos_id", model.eos_id}})
+    require(value < n, "{}: {} is {}, but there are {} pieces", where, name, value, n);
+  require(model.unk_id >= 0 &&
+              model.pieces[static_cast<size_t>(model.unk_id)].type == SentencePieceModel::kUnknown,
+          "{}: unk_id is {}, which is not the piece of type UNKNOWN", where, model.unk_id);
+}
 
 SentencePieceModel parse_sentencepiece_model(std::string_view bytes, std::string_view where) {
   return ModelReader(where).read(bytes);

@@ -27,6 +27,9 @@ struct SentencePieceModel {
   bool escape_whitespaces = true;
 };
 
+// Throws Error naming `where` unless pieces are as said above and different, and ids among them.
+void check(const SentencePieceModel& model, std::string_view where);
+
 // Throws Error naming `where` and the field when the bytes are not a ModelProto, when the model is
 // not BPE, or when it uses what is not supported.
 SentencePieceModel parse_sentencepiece_model(std::string_view bytes, std::string_view where);

@@ -52,6 +52,80 @@ TEST_P(MatMulTest, MatchesReference) {
       }
 }
 
+std::vector<WeightFormat> quantized_formats() {
+  std::vector<WeightFormat> formats;
+  for (const WeightBlock& block : kWeightBlocks)
+    if (block.weights > 1) formats.push_back(*weight_format(block.name));
+  return formats;
+}
+
+// Sizes around every tile: of 8 rows that go straight from the blocks, 6 and 24 beyond; of 16, 32
+// and 64 outputs; of 256 columns.
+TEST_P(MatMulTest, MultipliesQuantizedWeights) {
+  if (backend().act_bytes() != 4) GTEST_SKIP() << "CUDA refuses them";
+  struct Shape {
+    int64_t rows, k, m;
+  };
+  for (const WeightFormat format : quantized_formats())
+    for (auto [rows, k, m] : {Shape{1, 32, 1},
+                              {1, 576, 130},
+                              {2, 288, 17},
+                              {3, 64, 5},
+                              {4, 96, 9},
+                              {5, 544, 33},
+                              {6, 32, 2},
+                              {7, 160, 3},
+                              {8, 256, 64},
+                              {9, 512, 65},
+                              {31, 800, 127},
+                              {67, 96, 259},
+                              {259, 32, 18}})
+      for (const bool accumulate : {false, true}) {
+        k = (k + block_of(format).weights - 1) / block_of(format).weights *
+            block_of(format).weights;
+        SCOPED_TRACE(testing::Message() << rows << " x " << k << " x " << m << " "
+                                        << block_of(format).name << " accumulate " << accumulate);
+        // Columns of very different magnitudes, as models have them.
+        Matrix wanted = normal<2>({rows, k}, 1);
+        for (int64_t i = 0; i < rows; ++i) wanted[i][(7 * i) % k] *= 50;
+        const DeviceAct x = act(wanted, 1);
+        const HostWeight w(format, m, k, 2, accumulate ? 0 : 1);
+        const Vector bias = normal<1>({m}, 3, 10);
+        const DeviceAct out =
+            accumulate ? act(normal<2>({rows, m}, 4, 30), 3) : poisoned(rows, m, 3);
+        const Matrix product = ref::matmul(x.values(), w.values), before = out.values();
+        Matrix want = product;
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < m; ++j) want[i][j] += bias[j] + (accumulate ? before[i][j] : 0);
+        const auto b = upload<float>(bias);
+        backend().run(MatMul{.x = x,
+                             .parts = {{{.weight = backend().place(w.weight()),
+                                         .bias = b.view(),
+                                         .out = out,
+                                         .accumulate = accumulate}}}});
+        // The error is the product's own: what is added to it is exact.
+        std::vector<double> got = out.values().v;
+        for (size_t i = 0; i < got.size(); ++i) got[i] += product.v[i] - want.v[i];
+        EXPECT_LE(nmse(got, product.v), 4e-9);
+      }
+}
+
+TEST_P(MatMulTest, QuantizedWeightsKeepWhatIsNotFinite) {
+  if (backend().act_bytes() != 4) GTEST_SKIP() << "CUDA refuses them";
+  for (const int64_t rows : {1, 20})
+    for (const double value :
+         {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+      Matrix x = normal<2>({rows, 64}, 1);
+      x[0][40] = value;
+      const HostWeight w(WeightFormat::kQ4_0, 3, 64, 2);
+      const DeviceAct out = poisoned(rows, 3);
+      backend().run(
+          MatMul{.x = act(x), .parts = {{{.weight = w.weight(), .bias = {}, .out = out}}}});
+      for (int64_t j = 0; j < 3; ++j) EXPECT_FALSE(std::isfinite(out.values()[0][j]));
+      for (int64_t j = 0; rows > 1 && j < 3; ++j) EXPECT_TRUE(std::isfinite(out.values()[1][j]));
+    }
+}
+
 TEST_P(MatMulTest, PartsAreIndependent) {
   for (const int64_t rows : {1, 3, 40}) {
     const DeviceAct x = act(normal<2>({rows, 96}, 1));
@@ -72,9 +146,11 @@ TEST_P(MatMulTest, PartsAreIndependent) {
 }
 
 TEST_P(MatMulTest, ThreadsDoNotChangeTheResult) {
-  for (const int64_t rows : {1, 4, 100, 300}) {
-    const DeviceAct x = act(normal<2>({rows, 1000}, 1));
-    const HostWeight w(normal<2>({300, 1000}, 2), DType::kBF16);
+  for (const auto& [rows, quantized] :
+       {std::pair{1, false}, {4, false}, {100, false}, {300, false}, {1, true}, {300, true}}) {
+    const DeviceAct x = act(normal<2>({rows, 1024}, 1));
+    const HostWeight w = quantized ? HostWeight(WeightFormat::kQ4_K, 300, 1024, 2)
+                                   : HostWeight(normal<2>({300, 1024}, 2), DType::kBF16);
     std::vector<std::vector<double>> results;
     for (const int n_threads : {1, 2, 3}) {
       const auto other = make_backend(n_threads);
@@ -89,6 +165,12 @@ TEST_P(MatMulTest, ThreadsDoNotChangeTheResult) {
 
 TEST_P(MatMulTest, RejectsShapesThatDisagree) {
   const HostWeight w(normal<2>({4, 8}, 2), DType::kBF16);
+  Weight part_of_a_block = w.weight();
+  part_of_a_block.format = WeightFormat::kQ8_0;
+  EXPECT_THROW(backend().run(MatMul{
+                   .x = poisoned(1, 8),
+                   .parts = {{{.weight = part_of_a_block, .bias = {}, .out = poisoned(1, 4)}}}}),
+               Error);
   EXPECT_THROW(
       backend().run(MatMul{.x = poisoned(1, 7),
                            .parts = {{{.weight = w.weight(), .bias = {}, .out = poisoned(1, 4)}}}}),

@@ -53,6 +53,27 @@ TEST_P(RopeTest, RotationMatchesReference) {
       }
 }
 
+// The same rotation of the same pairs, elsewhere.
+TEST_P(RopeTest, InterleavedPairsAreNeighbours) {
+  const int64_t rows = 5, half = 17, heads = 3;
+  const DeviceAct x = act(normal<2>({rows, heads * 2 * half}, 1), 1);
+  const auto moved = [&](const Matrix& from, bool to_halves) {
+    Matrix to({rows, heads * 2 * half});
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t c = 0; c < heads * half; ++c)
+        for (int64_t s = 0; s < 2; ++s) {
+          const int64_t in_halves = c / half * 2 * half + s * half + c % half, pair = 2 * c + s;
+          to[i][to_halves ? in_halves : pair] = from[i][to_halves ? pair : in_halves];
+        }
+    return to;
+  };
+  const ref::Angles angles = {normal<2>({rows, half}, 2), normal<2>({rows, half}, 3)};
+  const Matrix want = moved(ref::rope(moved(x.values(), true), angles), false);
+  const auto cos = upload<float>(angles.cos), sin = upload<float>(angles.sin);
+  backend().run(Rope{.x = x, .cos = cos.view(), .sin = sin.view(), .interleaved = true});
+  EXPECT_LE(nmse(x.values().v, want.v), tolerance(1e-12));
+}
+
 TEST_P(RopeTest, RejectsHeadsThatDoNotFit) {
   const auto angles = poisoned_array<float, 2>({1, 4});
   EXPECT_THROW(

@@ -3,6 +3,7 @@
 #include "ei/cpu/backend.h"
 #include "ei/cpu/targets.h"
 #include "ei/cuda/backend.h"
+#include "ei/ops/weight_blocks.h"
 #include "tests/support/numbers.h"
 
 namespace ei::test {
@@ -37,12 +38,43 @@ Matrix DeviceAct::values() const {
 }
 
 HostWeight::HostWeight(const Matrix& wanted, DType dtype, int64_t misaligned_bytes)
-    : dtype(dtype), offset(misaligned_bytes), values(wanted) {
+    : format(format_of(dtype)), offset(misaligned_bytes), values(wanted) {
   const auto size = static_cast<size_t>(dtype_bytes(dtype));
   bytes.resize(static_cast<size_t>(offset) + values.v.size() * size);
   for (size_t i = 0; i < values.v.size(); ++i) {
     values.v[i] = round_to(dtype, values.v[i]);
     encode(values.v[i], dtype, bytes.data() + static_cast<size_t>(offset) + i * size);
+  }
+}
+
+HostWeight::HostWeight(WeightFormat format, int64_t rows, int64_t cols, uint64_t seed,
+                       int64_t misaligned_bytes)
+    : format(format), offset(misaligned_bytes), values({rows, cols}) {
+  using enum WeightFormat;
+  const WeightBlock& block = block_of(format);
+  std::mt19937_64 random(seed);
+  bytes.resize(static_cast<size_t>(offset + rows * row_bytes(format, cols)));
+  for (char& byte : bytes) byte = static_cast<char>(random());
+  // Where a block has its float16 scale d, and how large it is for values around 1.
+  const int64_t at = format == kQ2_K ? 80 : format == kQ3_K ? 108 : format == kQ6_K ? 208 : 0;
+  const double d = format == kQ8_0 || format == kIQ4_NL ? 1.0 / 64
+                   : format == kQ3_K || format == kQ2_K ? 1.0 / 16
+                   : block.weights == 32                ? 1.0 / 4
+                                                        : 1.0 / 512;
+  const auto put = [&](char* to, double value) {
+    encode(value * std::uniform_real_distribution<>(0.5, 1)(random), DType::kF16, to);
+  };
+  for (size_t i = static_cast<size_t>(offset); i < bytes.size();
+       i += static_cast<size_t>(block.bytes)) {
+    put(&bytes[i] + at, d);
+    if (format == kQ4_1 || format == kQ5_1) put(&bytes[i] + 2, -8 * d);
+    if (format == kQ4_K || format == kQ5_K) put(&bytes[i] + 2, 8 * d);
+    if (format == kQ2_K) put(&bytes[i] + 82, 1.5 * d);
+  }
+  std::vector<float> row(static_cast<size_t>(cols));
+  for (int64_t i = 0; i < rows; ++i) {
+    dequantize(format, weight().row(i), cols, row.data());
+    std::copy(row.begin(), row.end(), values[i].begin());
   }
 }
 

@@ -32,9 +32,12 @@ class DeviceAct {
 // A weight of the checkpoint: its bytes on the host, and the values they stand for.
 struct HostWeight {
   HostWeight(const Matrix& wanted, DType dtype, int64_t misaligned_bytes = 0);
-  Weight weight() const { return {bytes.data() + offset, dtype, values.dim(0), values.dim(1)}; }
+  // Random blocks of a quantized format, whose values have deviations around 1.
+  HostWeight(WeightFormat format, int64_t rows, int64_t cols, uint64_t seed,
+             int64_t misaligned_bytes = 0);
+  Weight weight() const { return {bytes.data() + offset, format, values.dim(0), values.dim(1)}; }
 
-  DType dtype;
+  WeightFormat format;
   int64_t offset;
   std::vector<char> bytes;
   Matrix values;

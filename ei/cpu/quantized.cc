@@ -1,0 +1,362 @@
+#include "ei/cpu/quantized.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ei/ops/weight_blocks.h"
+
+// One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ei/cpu/quantized.cc"
+#include <hwy/foreach_target.h>
+
+#include "ei/cpu/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+// Columns that are unpacked at a time: one block of the formats with the largest ones.
+constexpr int64_t kChunk = 256;
+
+// Weights of a row, or of several outputs: whole numbers, and what makes numbers of them.
+struct Chunk {
+  HWY_ALIGN int16_t q[kChunk];
+  HWY_ALIGN float scale[kChunk / 16];
+  HWY_ALIGN float offset[kChunk / 16];
+};
+
+template <WeightFormat kFormat>
+HWY_INLINE void unpack(const char* row, int64_t from, int64_t depth, Chunk& to) {
+  constexpr int64_t kSize = block_of(kFormat).weights;
+  const auto* block = reinterpret_cast<const uint8_t*>(row) + row_bytes(kFormat, from);
+  for (int64_t k = 0; k < depth; k += kSize, block += block_of(kFormat).bytes)
+    unpack_block<kFormat>(block, to.q + k, to.scale + k / group_of(kFormat),
+                          to.offset + k / group_of(kFormat));
+}
+
+// sum + the products of pairs of 16-bit numbers, each lane's two added up.
+template <class D>
+HWY_INLINE hn::Vec<D> add_products(D d, hn::Vec<D> a, hn::Vec<D> b, hn::Vec<D> sum) {
+#if HWY_TARGET == HWY_SCALAR
+  const int32_t x = hn::GetLane(a), y = hn::GetLane(b);
+  return hn::Add(
+      sum, hn::Set(d, static_cast<int16_t>(x) * static_cast<int16_t>(y) + (x >> 16) * (y >> 16)));
+#else
+  const hn::Repartition<int16_t, D> d16;
+  return hn::ReorderWidenMulAccumulate(d, hn::BitCast(d16, a), hn::BitCast(d16, b), sum, sum);
+#endif
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_pairs(D d, const int16_t* from) {
+#if HWY_TARGET == HWY_SCALAR
+  int32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return hn::Set(d, pair);
+#else
+  return hn::BitCast(d, hn::LoadU(hn::Repartition<int16_t, D>(), from));
+#endif
+}
+
+HWY_INLINE int32_t pair_at(const int16_t* from) {
+  int32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
+}
+
+void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows& to) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const hn::Rebind<int16_t, F32> d16;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), cols = to.cols;
+  for (int64_t r = first; r < last; ++r) {
+    const float* row = static_cast<const float*>(x.data) + r * cols;
+    for (int64_t g = 0; g < cols / 32; ++g) {
+      const float* from = row + g * 32;
+      V32 most = hn::Zero(d), all = hn::Zero(d);
+      for (int64_t k = 0; k < 32; k += lanes) {
+        most = hn::Max(most, hn::Abs(hn::LoadU(d, from + k)));
+        all = hn::Add(all, hn::LoadU(d, from + k));
+      }
+      const float top = hn::GetLane(hn::MaxOfLanes(d, most));
+      const float nothing =
+          0 * hn::GetLane(hn::SumOfLanes(d, all));  // NaN if a value is not finite
+      const float scale = top / 32767 + nothing;
+      const V32 inverse = hn::Set(d, top > 0 ? 32767 / top : 0);
+      float sums[2];
+      for (int64_t half = 0; half < 2; ++half) {
+        auto sum = hn::Zero(di);
+        for (int64_t k = half * 16; k < half * 16 + 16; k += lanes) {
+          const auto q = hn::NearestInt(hn::Mul(hn::LoadU(d, from + k), inverse));
+          hn::StoreU(hn::DemoteTo(d16, q), d16, to.q + r * cols + g * 32 + k);
+          sum = hn::Add(sum, q);
+        }
+        sums[half] = scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, sum)));
+        to.sums_16[(r * cols + g * 32) / 16 + half] = sums[half];
+      }
+      to.sums_32[r * cols / 32 + g] = sums[0] + sums[1];
+      to.scale[r * cols / 32 + g] = scale;
+    }
+  }
+}
+
+template <WeightFormat kFormat, int kN>
+void dot_rows(const IntegerRows& x, const MatMul::Part& part, int64_t begin, int64_t end) {
+  constexpr int64_t kGroup = group_of(kFormat);
+  const hn::CappedTag<int32_t, 8> d;
+  const hn::Rebind<float, decltype(d)> df;
+  const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(d)), cols = x.cols;
+  const float* sums = kGroup == 32 ? x.sums_32 : x.sums_16;
+  Chunk w;
+  for (int64_t j = begin; j < end; ++j) {
+    hn::Vec<decltype(df)> sum[kN];
+    float offsets[kN];
+    for (int i = 0; i < kN; ++i) {
+      sum[i] = hn::Zero(df);
+      offsets[i] = 0;
+    }
+    for (int64_t from = 0; from < cols; from += kChunk) {
+      const int64_t depth = std::min(kChunk, cols - from);
+      unpack<kFormat>(part.weight.row(j), from, depth, w);
+      for (int i = 0; i < kN; ++i) {
+        const int16_t* q = x.q + i * cols + from;
+        const float* scale = x.scale + (i * cols + from) / 32;
+        const float* group_sum = sums + (i * cols + from) / kGroup;
+        for (int64_t g = 0; g < depth / kGroup; ++g) {
+          auto products = hn::Zero(d);
+          HWY_UNROLL(4)
+          for (int64_t k = g * kGroup; k < (g + 1) * kGroup; k += step)
+            products = add_products(d, load_pairs(d, w.q + k), load_pairs(d, q + k), products);
+          sum[i] = hn::MulAdd(hn::ConvertTo(df, products),
+                              hn::Set(df, w.scale[g] * scale[g * kGroup / 32]), sum[i]);
+          if constexpr (has_offset(kFormat)) offsets[i] += w.offset[g] * group_sum[g];
+        }
+      }
+    }
+    for (int i = 0; i < kN; ++i) {
+      float total = hn::GetLane(hn::SumOfLanes(df, sum[i])) - offsets[i];
+      if (part.bias.data != nullptr) total += part.bias[j];
+      float& to = static_cast<float*>(part.out.data)[i * part.out.cols + j];
+      to = part.accumulate ? to + total : total;
+    }
+  }
+}
+
+void dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin, int64_t end) {
+  with_quantized(part.weight.format, [&]<WeightFormat kFormat>() {
+    switch (n) {
+      case 1:
+        return dot_rows<kFormat, 1>(x, part, begin, end);
+      case 2:
+        return dot_rows<kFormat, 2>(x, part, begin, end);
+      case 3:
+        return dot_rows<kFormat, 3>(x, part, begin, end);
+      case 4:
+        return dot_rows<kFormat, 4>(x, part, begin, end);
+      case 5:
+        return dot_rows<kFormat, 5>(x, part, begin, end);
+      case 6:
+        return dot_rows<kFormat, 6>(x, part, begin, end);
+      case 7:
+        return dot_rows<kFormat, 7>(x, part, begin, end);
+      default:
+        return dot_rows<kFormat, 8>(x, part, begin, end);
+    }
+  });
+}
+
+// Outputs of the register block; packed, they stand side by side.
+constexpr int64_t kWidth = kVectors * static_cast<int64_t>(hn::MaxLanes(F32()));
+
+// kChunk columns of kWidth outputs: pairs of weights [kChunk / 2, kWidth], scales and offsets
+// [kChunk / 16, kWidth].
+struct Panel {
+  HWY_ALIGN int32_t pairs[kChunk / 2 * kWidth];
+  HWY_ALIGN float scale[kChunk / 16 * kWidth];
+  HWY_ALIGN float offset[kChunk / 16 * kWidth];
+};
+
+// Zeros beyond n outputs.
+template <WeightFormat kFormat>
+void pack(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth, Panel& to) {
+  constexpr int64_t kAtOnce = HWY_TARGET == HWY_SCALAR ? 1 : 4;
+  Chunk rows[kAtOnce];
+  for (int64_t j = 0; j < kWidth; j += kAtOnce) {
+    for (int64_t u = 0; u < kAtOnce; ++u) {
+      if (j + u < n) {
+        unpack<kFormat>(weight.row(begin + j + u), from, depth, rows[u]);
+      } else {
+        rows[u] = {};
+      }
+      for (int64_t g = 0; g < depth / group_of(kFormat); ++g) {
+        to.scale[g * kWidth + j + u] = rows[u].scale[g];
+        if constexpr (has_offset(kFormat)) to.offset[g * kWidth + j + u] = rows[u].offset[g];
+      }
+    }
+#if HWY_TARGET == HWY_SCALAR
+    for (int64_t p = 0; p < depth / 2; ++p) to.pairs[p * kWidth + j] = pair_at(rows[0].q + 2 * p);
+#else
+    const hn::FixedTag<int32_t, 4> d;
+    const hn::Repartition<int64_t, decltype(d)> dd;
+    for (int64_t p = 0; p < depth / 2; p += 4) {
+      const auto a = load_pairs(d, rows[0].q + 2 * p), b = load_pairs(d, rows[1].q + 2 * p);
+      const auto c = load_pairs(d, rows[2].q + 2 * p), e = load_pairs(d, rows[3].q + 2 * p);
+      const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
+      const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
+      const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
+      const auto ce_high = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
+      int32_t* at = to.pairs + p * kWidth + j;
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)), d, at);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)), d, at + kWidth);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab_high, ce_high)), d, at + 2 * kWidth);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kWidth);
+    }
+#endif
+  }
+}
+
+// out += x w for kM rows of x from `row` on and a panel, over `depth` columns from `from` on.
+template <int64_t kGroup, bool kOffset, int64_t kM>
+HWY_INLINE void multiply_panel(const IntegerRows& x, int64_t row, int64_t from, int64_t depth,
+                               const Panel& w, float* HWY_RESTRICT out, int64_t out_stride) {
+  const hn::RebindToSigned<F32> d;
+  const F32 df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), cols = x.cols;
+  const int16_t* q = x.q + row * cols + from;
+  const float* scale = x.scale + (row * cols + from) / 32;
+  const float* sums = (kGroup == 32 ? x.sums_32 : x.sums_16) + (row * cols + from) / kGroup;
+  for (int64_t g = 0; g < depth / kGroup; ++g) {
+    hn::Vec<decltype(d)> sum[kM][kVectors];
+    HWY_UNROLL(6)
+    for (int64_t i = 0; i < kM; ++i) HWY_UNROLL(4)
+    for (int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(d);
+    for (int64_t p = g * kGroup / 2; p < (g + 1) * kGroup / 2; ++p) {
+      hn::Vec<decltype(d)> pairs[kVectors];
+      HWY_UNROLL(4)
+      for (int64_t v = 0; v < kVectors; ++v)
+        pairs[v] = hn::Load(d, w.pairs + p * kWidth + v * lanes);
+      HWY_UNROLL(6)
+      for (int64_t i = 0; i < kM; ++i) {
+        const auto pair = hn::Set(d, pair_at(q + i * cols + 2 * p));
+        HWY_UNROLL(4)
+        for (int64_t v = 0; v < kVectors; ++v)
+          sum[i][v] = add_products(d, pairs[v], pair, sum[i][v]);
+      }
+    }
+    HWY_UNROLL(4)
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const V32 w_scale = hn::Load(df, w.scale + g * kWidth + v * lanes);
+      HWY_UNROLL(6)
+      for (int64_t i = 0; i < kM; ++i) {
+        float* to = out + i * out_stride + v * lanes;
+        const V32 both = hn::Mul(w_scale, hn::Set(df, scale[i * (cols / 32) + g * kGroup / 32]));
+        V32 total = hn::MulAdd(hn::ConvertTo(df, sum[i][v]), both, hn::LoadU(df, to));
+        if constexpr (kOffset)
+          total = hn::NegMulAdd(hn::Load(df, w.offset + g * kWidth + v * lanes),
+                                hn::Set(df, sums[i * (cols / kGroup) + g]), total);
+        hn::StoreU(total, df, to);
+      }
+    }
+  }
+}
+
+template <int64_t kGroup, bool kOffset>
+void multiply_rows(const IntegerRows& x, int64_t row, int64_t m, int64_t from, int64_t depth,
+                   const Panel& w, float* out, int64_t out_stride) {
+  const auto go = [&]<int64_t kM>() {
+    multiply_panel<kGroup, kOffset, kM>(x, row, from, depth, w, out, out_stride);
+  };
+  switch (m) {
+    case 6:
+      return go.template operator()<6>();
+    case 5:
+      return go.template operator()<5>();
+    case 4:
+      return go.template operator()<4>();
+    case 3:
+      return go.template operator()<3>();
+    case 2:
+      return go.template operator()<2>();
+    default:
+      return go.template operator()<1>();
+  }
+}
+
+void multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int64_t last,
+              int64_t begin, int64_t end, void* memory) {
+  auto* panels = static_cast<Panel*>(memory);
+  const int64_t stride = part.out.cols;
+  auto* out = static_cast<float*>(part.out.data);
+  for (int64_t r = first; r < last; ++r)
+    for (int64_t j = begin; j < end; ++j) {
+      const float before = part.accumulate ? out[r * stride + j] : 0;
+      out[r * stride + j] = part.bias.data == nullptr ? before : before + part.bias[j];
+    }
+  with_quantized(part.weight.format, [&]<WeightFormat kFormat>() {
+    constexpr int64_t kGroup = group_of(kFormat);
+    for (int64_t from = 0; from < x.cols; from += kChunk) {
+      const int64_t depth = std::min(kChunk, x.cols - from);
+      for (int64_t j = begin; j < end; j += kWidth)
+        pack<kFormat>(part.weight, j, std::min(kWidth, end - j), from, depth,
+                      panels[(j - begin) / kWidth]);
+      for (int64_t strip = first; strip < last; strip += kStrip)
+        for (int64_t j = begin; j < end; j += kWidth)
+          for (int64_t r = strip; r < std::min(strip + kStrip, last); r += kRows) {
+            const int64_t m = std::min(kRows, last - r), n = std::min(kWidth, end - j);
+            float *to = out + r * stride + j, tile[kRows * kWidth];
+            const Panel& panel = panels[(j - begin) / kWidth];
+            if (n == kWidth) {
+              multiply_rows<kGroup, has_offset(kFormat)>(x, r, m, from, depth, panel, to, stride);
+              continue;
+            }
+            for (int64_t i = 0; i < m; ++i) std::copy_n(to + i * stride, n, tile + i * kWidth);
+            multiply_rows<kGroup, has_offset(kFormat)>(x, r, m, from, depth, panel, tile, kWidth);
+            for (int64_t i = 0; i < m; ++i) std::copy_n(tile + i * kWidth, n, to + i * stride);
+          }
+    }
+  });
+}
+
+int64_t panel_bytes(int64_t outputs) {
+  return (outputs + kWidth - 1) / kWidth * int64_t{sizeof(Panel)};
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ei::cpu {
+namespace {
+
+HWY_EXPORT(quantize_rows);
+HWY_EXPORT(dot);
+HWY_EXPORT(multiply);
+HWY_EXPORT(panel_bytes);
+
+}  // namespace
+
+IntegerRows::IntegerRows(void* memory, int64_t rows, int64_t cols)
+    : cols(cols), q(static_cast<int16_t*>(memory)) {
+  scale = reinterpret_cast<float*>(q + rows * cols);
+  sums_32 = scale + rows * cols / 32;
+  sums_16 = sums_32 + rows * cols / 32;
+}
+
+void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows& to) {
+  HWY_DYNAMIC_DISPATCH(quantize_rows)(x, first, last, to);
+}
+
+void quantized_dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin,
+                   int64_t end) {
+  HWY_DYNAMIC_DISPATCH(dot)(x, n, part, begin, end);
+}
+
+void quantized_multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int64_t last,
+                        int64_t begin, int64_t end, void* memory) {
+  HWY_DYNAMIC_DISPATCH(multiply)(x, part, first, last, begin, end, memory);
+}
+
+int64_t packed_bytes(int64_t outputs) { return HWY_DYNAMIC_DISPATCH(panel_bytes)(outputs); }
+
+}  // namespace ei::cpu
+#endif

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+
+#include "ei/ops/matmul.h"
+
+namespace ei::cpu {
+
+// Rows of activations as whole numbers of 16 bits, x = scale * q with a scale for every 32 columns,
+// beside the sums of every 16 and every 32 of these products. Products with quantized weights,
+// whole numbers too, are exact until they are scaled, and take half the instructions of floats.
+// Rounding costs an NMSE of 3e-10 where the 32 are alike, 2.5e-9 where one outweighs all others;
+// what is not finite stays so.
+struct IntegerRows {
+  int64_t cols = 0;
+  int16_t* q = nullptr;      // [rows, cols]
+  float* scale = nullptr;    // [rows, cols / 32]
+  float* sums_32 = nullptr;  // [rows, cols / 32]
+  float* sums_16 = nullptr;  // [rows, cols / 16]
+
+  static int64_t bytes(int64_t rows, int64_t cols) { return rows * (cols * 2 + cols / 32 * 16); }
+  IntegerRows(void* memory, int64_t rows, int64_t cols);
+};
+
+// Rows [first, last) of x.
+void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows& to);
+
+// The product of a part whose weight is quantized: for outputs [begin, end) and all n <= 8 rows,
+// straight from the blocks; and for rows [first, last), by `memory` of packed_bytes(end - begin)
+// into which weights are unpacked.
+void quantized_dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin,
+                   int64_t end);
+void quantized_multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int64_t last,
+                        int64_t begin, int64_t end, void* memory);
+int64_t packed_bytes(int64_t outputs);
+
+}  // namespace ei::cpu

@@ -1,0 +1,195 @@
+#pragma once
+
+#include <cstring>
+
+#include "ei/base/half.h"
+#include "ei/ops/weight_format.h"
+
+namespace ei {
+
+// Whether every group of the format's weights has an offset, and how many weights a group has.
+constexpr bool has_offset(WeightFormat format) {
+  using enum WeightFormat;
+  return format == kQ4_1 || format == kQ5_1 || format == kQ2_K || format == kQ4_K ||
+         format == kQ5_K;
+}
+constexpr int64_t group_of(WeightFormat format) {
+  using enum WeightFormat;
+  return format == kQ2_K || format == kQ3_K || format == kQ6_K ? 16 : 32;
+}
+
+// A block of quantized weights taken apart:  weight = scale * q - offset,  where each group of
+// group_of(kFormat) weights has its scale and, if the format has_offset(), its offset.
+// |q| <= 128. Formulas with d, m and dmin (f16) as the block stores them:
+//   Q8_0    q in 8 bits                          scale d
+//   Q4_0    q in 4 bits, - 8                     scale d
+//   Q4_1    q in 4 bits                          scale d           offset -m
+//   Q5_0    q in 4 bits and one beside, - 16     scale d
+//   Q5_1    q in 4 bits and one beside           scale d           offset -m
+//   IQ4_NL  one of 16 values by 4 bits           scale d
+//   Q2_K    q in 2 bits                          scale d * 4 bits  offset dmin * 4 bits
+//   Q3_K    q in 2 bits and one beside, - 4      scale d * (6 bits - 32)
+//   Q4_K    q in 4 bits                          scale d * 6 bits  offset dmin * 6 bits
+//   Q5_K    q in 4 bits and one beside           scale d * 6 bits  offset dmin * 6 bits
+//   Q6_K    q in 4 bits and two beside, - 32     scale d * 8 bits
+//   IQ4_XS  as IQ4_NL                            scale d * (6 bits - 32)
+// Plain loops over bytes, for compilers to turn into whatever instructions the caller may use.
+template <WeightFormat kFormat>
+inline void unpack_block(const uint8_t* block, int16_t* __restrict q, float* __restrict scale,
+                         float* __restrict offset) {
+  using enum WeightFormat;
+  constexpr int16_t kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+  const auto half = [&](int at) {
+    uint16_t bits;
+    std::memcpy(&bits, block + at, sizeof bits);
+    return from_f16(bits);
+  };
+  const auto bits_of_4 = [&](int at) {
+    uint32_t bits;
+    std::memcpy(&bits, block + at, sizeof bits);
+    return bits;
+  };
+
+  if constexpr (kFormat == kQ8_0) {
+    scale[0] = half(0);
+    const auto* values = reinterpret_cast<const int8_t*>(block + 2);
+    for (int i = 0; i < 32; ++i) q[i] = values[i];
+  } else if constexpr (kFormat == kQ4_0 || kFormat == kQ4_1 || kFormat == kIQ4_NL) {
+    scale[0] = half(0);
+    if constexpr (kFormat == kQ4_1) offset[0] = -half(2);
+    const uint8_t* nibbles = block + (kFormat == kQ4_1 ? 4 : 2);
+    for (int i = 0; i < 16; ++i) {
+      const int low = nibbles[i] & 15, high = nibbles[i] >> 4;
+      constexpr int kZero = kFormat == kQ4_0 ? 8 : 0;
+      q[i] = kFormat == kIQ4_NL ? kValues[low] : static_cast<int16_t>(low - kZero);
+      q[i + 16] = kFormat == kIQ4_NL ? kValues[high] : static_cast<int16_t>(high - kZero);
+    }
+  } else if constexpr (kFormat == kQ5_0 || kFormat == kQ5_1) {
+    scale[0] = half(0);
+    if constexpr (kFormat == kQ5_1) offset[0] = -half(2);
+    constexpr int kAt = kFormat == kQ5_1 ? 4 : 2, kZero = kFormat == kQ5_0 ? 16 : 0;
+    const uint32_t fifth = bits_of_4(kAt);
+    const uint8_t* nibbles = block + kAt + 4;
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t low = (nibbles[i] & 15u) | (fifth >> i & 1) << 4;
+      const uint32_t high = nibbles[i] >> 4 | (fifth >> (i + 16) & 1) << 4;
+      q[i] = static_cast<int16_t>(static_cast<int>(low) - kZero);
+      q[i + 16] = static_cast<int16_t>(static_cast<int>(high) - kZero);
+    }
+  } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
+    constexpr bool kTwo = kFormat == kQ2_K;
+    const uint8_t* twos = block + (kTwo ? 16 : 32);
+    for (int part = 0; part < 8; ++part) {  // of 32 weights, whose bits have one place in a byte
+      const uint8_t* from = twos + part / 4 * 32;
+      const int shift = part % 4 * 2;
+      for (int i = 0; i < 32; ++i) {
+        const int low = from[i] >> shift & 3;
+        q[part * 32 + i] = static_cast<int16_t>(kTwo ? low : low - 4 + 4 * (block[i] >> part & 1));
+      }
+    }
+    if constexpr (kTwo) {
+      const float d = half(80), dmin = half(82);
+      for (int g = 0; g < 16; ++g) {
+        scale[g] = d * static_cast<float>(block[g] & 15);
+        offset[g] = dmin * static_cast<float>(block[g] >> 4);
+      }
+    } else {
+      const float d = half(108);
+      const uint8_t* scales = block + 96;
+      for (int g = 0; g < 16; ++g) {
+        const int low = scales[g % 8] >> g / 8 * 4 & 15;
+        const int high = scales[8 + g % 4] >> g / 4 * 2 & 3;
+        scale[g] = d * static_cast<float>((low | high << 4) - 32);
+      }
+    }
+  } else if constexpr (kFormat == kQ4_K || kFormat == kQ5_K) {
+    const float d = half(0), dmin = half(2);
+    const uint8_t* scales = block + 4;
+    for (int g = 0; g < 4; ++g) {
+      scale[g] = d * static_cast<float>(scales[g] & 63);
+      offset[g] = dmin * static_cast<float>(scales[g + 4] & 63);
+      scale[g + 4] = d * static_cast<float>((scales[g + 8] & 15) | scales[g] >> 6 << 4);
+      offset[g + 4] = dmin * static_cast<float>(scales[g + 8] >> 4 | scales[g + 4] >> 6 << 4);
+    }
+    constexpr bool kFive = kFormat == kQ5_K;
+    const uint8_t* fifth = block + 16;
+    const uint8_t* nibbles = block + (kFive ? 48 : 16);
+    for (int pair = 0; pair < 4; ++pair, nibbles += 32, q += 64) {
+      for (int i = 0; i < 32; ++i) {
+        int low = nibbles[i] & 15, high = nibbles[i] >> 4;
+        if constexpr (kFive) {
+          low |= (fifth[i] >> 2 * pair & 1) << 4;
+          high |= (fifth[i] >> (2 * pair + 1) & 1) << 4;
+        }
+        q[i] = static_cast<int16_t>(low);
+        q[i + 32] = static_cast<int16_t>(high);
+      }
+    }
+  } else if constexpr (kFormat == kQ6_K) {
+    const float d = half(208);
+    for (int g = 0; g < 16; ++g)
+      scale[g] = d * static_cast<float>(static_cast<int8_t>(block[192 + g]));
+    for (int part = 0; part < 2; ++part, q += 128) {
+      const uint8_t *low = block + 64 * part, *high = block + 128 + 32 * part;
+      for (int i = 0; i < 32; ++i) {
+        q[i] = static_cast<int16_t>(((low[i] & 15) | (high[i] & 3) << 4) - 32);
+        q[i + 32] = static_cast<int16_t>(((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4) - 32);
+        q[i + 64] = static_cast<int16_t>((low[i] >> 4 | (high[i] >> 4 & 3) << 4) - 32);
+        q[i + 96] = static_cast<int16_t>((low[i + 32] >> 4 | high[i] >> 6 << 4) - 32);
+      }
+    }
+  } else {
+    static_assert(kFormat == kIQ4_XS);
+    const float d = half(0);
+    const uint32_t high_bits = bits_of_4(2) & 0xFFFF;
+    for (int g = 0; g < 8; ++g) {
+      const int low = block[4 + g / 2] >> g % 2 * 4 & 15;
+      const int high = static_cast<int>(high_bits >> 2 * g & 3);
+      scale[g] = d * static_cast<float>((low | high << 4) - 32);
+      const uint8_t* nibbles = block + 8 + 16 * g;
+      for (int i = 0; i < 16; ++i) {
+        q[g * 32 + i] = kValues[nibbles[i] & 15];
+        q[g * 32 + i + 16] = kValues[nibbles[i] >> 4];
+      }
+    }
+  }
+}
+
+// Calls f.template operator()<kFormat>() for the format, which is one of the quantized ones.
+template <class F>
+auto with_quantized(WeightFormat format, const F& f) {
+  using enum WeightFormat;
+  switch (format) {
+    case kQ8_0:
+      return f.template operator()<kQ8_0>();
+    case kQ4_0:
+      return f.template operator()<kQ4_0>();
+    case kQ4_1:
+      return f.template operator()<kQ4_1>();
+    case kQ5_0:
+      return f.template operator()<kQ5_0>();
+    case kQ5_1:
+      return f.template operator()<kQ5_1>();
+    case kQ2_K:
+      return f.template operator()<kQ2_K>();
+    case kQ3_K:
+      return f.template operator()<kQ3_K>();
+    case kQ4_K:
+      return f.template operator()<kQ4_K>();
+    case kQ5_K:
+      return f.template operator()<kQ5_K>();
+    case kQ6_K:
+      return f.template operator()<kQ6_K>();
+    case kIQ4_NL:
+      return f.template operator()<kIQ4_NL>();
+    default:
+      return f.template operator()<kIQ4_XS>();
+  }
+}
+
+// n numbers of a row, whole blocks of any format, as floats: the numbers that GGUF's own tools
+// give, to the bit.
+void dequantize(WeightFormat format, const void* blocks, int64_t n, float* to);
+
+}  // namespace ei
