@@ -25,13 +25,51 @@ struct Chunk {
   HWY_ALIGN float offset[kChunk / 16];
 };
 
+// Halves at the head of n <= 8 blocks, `at` bytes in, as floats. All at once, as that is one
+// instruction.
+HWY_INLINE void load_halves(const uint8_t* block, int64_t block_bytes, int64_t n, float* to) {
+  const hn::CappedTag<float, 8> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  HWY_ALIGN uint16_t bits[8] = {};
+  for (int64_t b = 0; b < n; ++b) std::memcpy(&bits[b], block + b * block_bytes, sizeof bits[b]);
+  for (size_t b = 0; b < 8; b += hn::Lanes(d))
+    hn::StoreU(hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, decltype(d)>(),
+                                            hn::LoadU(d16, bits + b))),
+               d, to + b);
+}
+
+// Columns [from, from + depth) of a row.
 template <WeightFormat kFormat>
-HWY_INLINE void unpack(const char* row, int64_t from, int64_t depth, Chunk& to) {
-  constexpr int64_t kSize = block_of(kFormat).weights;
+void unpack(const char* row, int64_t from, int64_t depth, Chunk& to) {
+  constexpr int64_t kSize = block_of(kFormat).weights, kBytes = block_of(kFormat).bytes;
   const auto* block = reinterpret_cast<const uint8_t*>(row) + row_bytes(kFormat, from);
-  for (int64_t k = 0; k < depth; k += kSize, block += block_of(kFormat).bytes)
-    unpack_block<kFormat>(block, to.q + k, to.scale + k / group_of(kFormat),
-                          to.offset + k / group_of(kFormat));
+  for (int64_t k = 0; k < depth; k += kSize)
+    unpack_numbers<kFormat>(block + k / kSize * kBytes, to.q + k);
+  if constexpr (kSize == kChunk) {
+    unpack_scales<kFormat>(block, to.scale, to.offset);
+  } else {
+    load_halves(block, kBytes, depth / kSize, to.scale);
+    if constexpr (has_offset(kFormat)) {  // -m
+      load_halves(block + 2, kBytes, depth / kSize, to.offset);
+      for (float& offset : to.offset) offset = -offset;
+    }
+  }
+}
+
+// Formats differ in how a chunk of a row is unpacked and in nothing else but the groups' size and
+// whether they have offsets.
+using Unpack = void (*)(const char* row, int64_t from, int64_t depth, Chunk& to);
+Unpack unpack_of(WeightFormat format) {
+  return with_quantized(format, []<WeightFormat kFormat>() -> Unpack { return unpack<kFormat>; });
+}
+template <class F>
+void with_groups(WeightFormat format, const F& f) {
+  const bool offset = has_offset(format);
+  if (group_of(format) == 32) {
+    offset ? f.template operator()<32, true>() : f.template operator()<32, false>();
+  } else {
+    offset ? f.template operator()<16, true>() : f.template operator()<16, false>();
+  }
 }
 
 // sum + the products of pairs of 16-bit numbers, each lane's two added up.
@@ -100,72 +138,81 @@ void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows&
   }
 }
 
-template <WeightFormat kFormat, int kN>
-void dot_rows(const IntegerRows& x, const MatMul::Part& part, int64_t begin, int64_t end) {
-  constexpr int64_t kGroup = group_of(kFormat);
+// sum - the products of n offsets and sums of x.
+template <class D>
+HWY_INLINE hn::Vec<D> subtract_offsets(D d, int64_t n, const float* offset, const float* sums,
+                                       hn::Vec<D> sum) {
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t g = 0;
+  for (; g + lanes <= n; g += lanes)
+    sum = hn::NegMulAdd(hn::LoadU(d, offset + g), hn::LoadU(d, sums + g), sum);
+  float rest = 0;
+  for (; g < n; ++g) rest += offset[g] * sums[g];
+  const hn::Vec<D> first = hn::IfThenElseZero(hn::FirstN(d, 1), hn::Set(d, rest));
+  return hn::Sub(sum, first);
+}
+
+// out[i][j] (+)= x[i] . weight[j] + bias[j] for n <= kN rows of x from `first` on and outputs
+// [begin, end). Where n is less, the last row is multiplied again.
+template <int64_t kGroup, bool kOffset, int kN>
+void dot_rows(const IntegerRows& x, int64_t first, int64_t n, const MatMul::Part& part,
+              int64_t begin, int64_t end) {
   const hn::CappedTag<int32_t, 8> d;
   const hn::Rebind<float, decltype(d)> df;
   const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(d)), cols = x.cols;
   const float* sums = kGroup == 32 ? x.sums_32 : x.sums_16;
+  const Unpack unpack_chunk = unpack_of(part.weight.format);
+  int64_t row[kN];  // where it begins
+  for (int i = 0; i < kN; ++i) row[i] = (first + std::min<int64_t>(i, n - 1)) * cols;
   Chunk w;
   for (int64_t j = begin; j < end; ++j) {
     hn::Vec<decltype(df)> sum[kN];
-    float offsets[kN];
-    for (int i = 0; i < kN; ++i) {
-      sum[i] = hn::Zero(df);
-      offsets[i] = 0;
-    }
+    HWY_UNROLL(4)
+    for (int i = 0; i < kN; ++i) sum[i] = hn::Zero(df);
     for (int64_t from = 0; from < cols; from += kChunk) {
       const int64_t depth = std::min(kChunk, cols - from);
-      unpack<kFormat>(part.weight.row(j), from, depth, w);
-      for (int i = 0; i < kN; ++i) {
-        const int16_t* q = x.q + i * cols + from;
-        const float* scale = x.scale + (i * cols + from) / 32;
-        const float* group_sum = sums + (i * cols + from) / kGroup;
-        for (int64_t g = 0; g < depth / kGroup; ++g) {
+      unpack_chunk(part.weight.row(j), from, depth, w);
+      for (int64_t g = 0; g < depth / kGroup; ++g) {
+        const auto w_scale = hn::Set(df, w.scale[g]);
+        HWY_UNROLL(4)
+        for (int i = 0; i < kN; ++i) {
+          const int64_t at = row[i] + from + g * kGroup;
           auto products = hn::Zero(d);
           HWY_UNROLL(4)
-          for (int64_t k = g * kGroup; k < (g + 1) * kGroup; k += step)
-            products = add_products(d, load_pairs(d, w.q + k), load_pairs(d, q + k), products);
+          for (int64_t k = 0; k < kGroup; k += step)
+            products = add_products(d, load_pairs(d, w.q + g * kGroup + k),
+                                    load_pairs(d, x.q + at + k), products);
           sum[i] = hn::MulAdd(hn::ConvertTo(df, products),
-                              hn::Set(df, w.scale[g] * scale[g * kGroup / 32]), sum[i]);
-          if constexpr (has_offset(kFormat)) offsets[i] += w.offset[g] * group_sum[g];
+                              hn::Mul(w_scale, hn::Set(df, x.scale[at / 32])), sum[i]);
         }
       }
+      if constexpr (kOffset) {
+        HWY_UNROLL(4)
+        for (int i = 0; i < kN; ++i)
+          sum[i] = subtract_offsets(df, depth / kGroup, w.offset, sums + (row[i] + from) / kGroup,
+                                    sum[i]);
+      }
     }
-    for (int i = 0; i < kN; ++i) {
-      float total = hn::GetLane(hn::SumOfLanes(df, sum[i])) - offsets[i];
+    for (int i = 0; i < n; ++i) {
+      float total = hn::GetLane(hn::SumOfLanes(df, sum[i]));
       if (part.bias.data != nullptr) total += part.bias[j];
-      float& to = static_cast<float*>(part.out.data)[i * part.out.cols + j];
+      float& to = static_cast<float*>(part.out.data)[(first + i) * part.out.cols + j];
       to = part.accumulate ? to + total : total;
     }
   }
 }
 
 void dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin, int64_t end) {
-  with_quantized(part.weight.format, [&]<WeightFormat kFormat>() {
-    switch (n) {
-      case 1:
-        return dot_rows<kFormat, 1>(x, part, begin, end);
-      case 2:
-        return dot_rows<kFormat, 2>(x, part, begin, end);
-      case 3:
-        return dot_rows<kFormat, 3>(x, part, begin, end);
-      case 4:
-        return dot_rows<kFormat, 4>(x, part, begin, end);
-      case 5:
-        return dot_rows<kFormat, 5>(x, part, begin, end);
-      case 6:
-        return dot_rows<kFormat, 6>(x, part, begin, end);
-      case 7:
-        return dot_rows<kFormat, 7>(x, part, begin, end);
-      default:
-        return dot_rows<kFormat, 8>(x, part, begin, end);
-    }
+  with_groups(part.weight.format, [&]<int64_t kGroup, bool kOffset>() {
+    if (n == 1) return dot_rows<kGroup, kOffset, 1>(x, 0, 1, part, begin, end);
+    for (int64_t i = 0; i < n; i += 4)
+      dot_rows<kGroup, kOffset, 4>(x, i, std::min<int64_t>(4, n - i), part, begin, end);
   });
 }
 
-// Outputs of the register block; packed, they stand side by side.
+// Rows and outputs of the register block: a product needs a register beside its sum, so that there
+// are fewer rows than of floats. Packed, the outputs stand side by side.
+constexpr int64_t kBlockRows = HWY_TARGET <= HWY_AVX3 ? kRows : 4;
 constexpr int64_t kWidth = kVectors * static_cast<int64_t>(hn::MaxLanes(F32()));
 
 // kChunk columns of kWidth outputs: pairs of weights [kChunk / 2, kWidth], scales and offsets
@@ -177,20 +224,21 @@ struct Panel {
 };
 
 // Zeros beyond n outputs.
-template <WeightFormat kFormat>
 void pack(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth, Panel& to) {
   constexpr int64_t kAtOnce = HWY_TARGET == HWY_SCALAR ? 1 : 4;
-  Chunk rows[kAtOnce];
+  const Unpack unpack_chunk = unpack_of(weight.format);
+  const int64_t n_groups = depth / group_of(weight.format);
+  Chunk rows[kAtOnce] = {};
   for (int64_t j = 0; j < kWidth; j += kAtOnce) {
     for (int64_t u = 0; u < kAtOnce; ++u) {
       if (j + u < n) {
-        unpack<kFormat>(weight.row(begin + j + u), from, depth, rows[u]);
+        unpack_chunk(weight.row(begin + j + u), from, depth, rows[u]);
       } else {
         rows[u] = {};
       }
-      for (int64_t g = 0; g < depth / group_of(kFormat); ++g) {
+      for (int64_t g = 0; g < n_groups; ++g) {
         to.scale[g * kWidth + j + u] = rows[u].scale[g];
-        if constexpr (has_offset(kFormat)) to.offset[g * kWidth + j + u] = rows[u].offset[g];
+        to.offset[g * kWidth + j + u] = rows[u].offset[g];  // means nothing without offsets
       }
     }
 #if HWY_TARGET == HWY_SCALAR
@@ -267,18 +315,18 @@ void multiply_rows(const IntegerRows& x, int64_t row, int64_t m, int64_t from, i
     multiply_panel<kGroup, kOffset, kM>(x, row, from, depth, w, out, out_stride);
   };
   switch (m) {
-    case 6:
-      return go.template operator()<6>();
-    case 5:
-      return go.template operator()<5>();
-    case 4:
-      return go.template operator()<4>();
-    case 3:
-      return go.template operator()<3>();
+    case 1:
+      return go.template operator()<1>();
     case 2:
       return go.template operator()<2>();
+    case 3:
+      return go.template operator()<3>();
+    case 4:
+      return go.template operator()<4>();
+    case 5:
+      return go.template operator()<std::min<int64_t>(5, kBlockRows)>();
     default:
-      return go.template operator()<1>();
+      return go.template operator()<kBlockRows>();
   }
 }
 
@@ -292,25 +340,23 @@ void multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int
       const float before = part.accumulate ? out[r * stride + j] : 0;
       out[r * stride + j] = part.bias.data == nullptr ? before : before + part.bias[j];
     }
-  with_quantized(part.weight.format, [&]<WeightFormat kFormat>() {
-    constexpr int64_t kGroup = group_of(kFormat);
+  with_groups(part.weight.format, [&]<int64_t kGroup, bool kOffset>() {
     for (int64_t from = 0; from < x.cols; from += kChunk) {
       const int64_t depth = std::min(kChunk, x.cols - from);
       for (int64_t j = begin; j < end; j += kWidth)
-        pack<kFormat>(part.weight, j, std::min(kWidth, end - j), from, depth,
-                      panels[(j - begin) / kWidth]);
+        pack(part.weight, j, std::min(kWidth, end - j), from, depth, panels[(j - begin) / kWidth]);
       for (int64_t strip = first; strip < last; strip += kStrip)
         for (int64_t j = begin; j < end; j += kWidth)
-          for (int64_t r = strip; r < std::min(strip + kStrip, last); r += kRows) {
-            const int64_t m = std::min(kRows, last - r), n = std::min(kWidth, end - j);
-            float *to = out + r * stride + j, tile[kRows * kWidth];
+          for (int64_t r = strip; r < std::min(strip + kStrip, last); r += kBlockRows) {
+            const int64_t m = std::min(kBlockRows, last - r), n = std::min(kWidth, end - j);
+            float *to = out + r * stride + j, tile[kBlockRows * kWidth];
             const Panel& panel = panels[(j - begin) / kWidth];
             if (n == kWidth) {
-              multiply_rows<kGroup, has_offset(kFormat)>(x, r, m, from, depth, panel, to, stride);
+              multiply_rows<kGroup, kOffset>(x, r, m, from, depth, panel, to, stride);
               continue;
             }
             for (int64_t i = 0; i < m; ++i) std::copy_n(to + i * stride, n, tile + i * kWidth);
-            multiply_rows<kGroup, has_offset(kFormat)>(x, r, m, from, depth, panel, tile, kWidth);
+            multiply_rows<kGroup, kOffset>(x, r, m, from, depth, panel, tile, kWidth);
             for (int64_t i = 0; i < m; ++i) std::copy_n(tile + i * kWidth, n, to + i * stride);
           }
     }

@@ -15,8 +15,8 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "values are used as the files have them");
 
 constexpr uint64_t kMaxEntries = 65536;  // keys, and tensors
-constexpr uint64_t kMaxNameBytes = 512;
-constexpr uint32_t kMaxDims = 4;
+constexpr uint64_t kMaxKeyBytes = 512;
+constexpr uint32_t kMaxGgufDims = 4;
 constexpr uint64_t kMaxAlignment = 1 << 16;
 constexpr int64_t kMaxParts = 1024;
 
@@ -131,11 +131,12 @@ struct Placed {
 
 Placed read_tensor(Cursor& in, TensorMap& tensors, std::string_view file) {
   const std::string name(in.string("the name of a tensor"));
-  require(name.size() <= kMaxNameBytes, "{}: the name {}... has {} bytes, at most {} are read",
-          file, shown(name), name.size(), kMaxNameBytes);
+  require(name.size() <= kMaxKeyBytes, "{}: the name {}... has {} bytes, at most {} are read", file,
+          shown(name), name.size(), kMaxKeyBytes);
   const std::string where = fmt::format("{}: tensor {}", file, shown(name));
   const auto n_dims = in.number<uint32_t>("the number of dimensions");
-  require(n_dims <= kMaxDims, "{}: {} dimensions, at most {} are read", where, n_dims, kMaxDims);
+  require(n_dims <= kMaxGgufDims, "{}: {} dimensions, at most {} are read", where, n_dims,
+          kMaxGgufDims);
   TensorInfo tensor;
   for (uint32_t i = 0; i < n_dims; ++i) {
     const auto dim = in.number<uint64_t>("a dimension");
@@ -360,8 +361,8 @@ GgufPart parse_gguf(std::span<const std::byte> file, std::string_view where) {
   GgufPart part{GgufMetadata(std::string(where)), {}};
   for (uint64_t i = 0; i < n_keys; ++i) {
     const std::string_view key = in.string("a key");
-    require(key.size() <= kMaxNameBytes, "{}: the key {}... has {} bytes, at most {} are read",
-            where, shown(key), key.size(), kMaxNameBytes);
+    require(key.size() <= kMaxKeyBytes, "{}: the key {}... has {} bytes, at most {} are read",
+            where, shown(key), key.size(), kMaxKeyBytes);
     part.metadata.add(key, read_value(in, shown(key), where));
   }
   const auto alignment =

@@ -11,21 +11,21 @@
 namespace ei {
 namespace {
 
-struct Architecture {
+struct GgufArchitecture {
   std::string_view name, in_config;
   Family family;
   bool interleaved;  // RoPE's pairs are neighbours: rows of q and k are in that order
 };
-constexpr std::array kArchitectures = {
-    Architecture{"llama", "LlamaForCausalLM", Family::kLlama, true},
-    Architecture{"qwen2", "Qwen2ForCausalLM", Family::kQwen2, false},
-    Architecture{"qwen3", "Qwen3ForCausalLM", Family::kQwen3, false},
-    Architecture{"pangu-embedded", "PanguEmbeddedForCausalLM", Family::kPangu, false}};
+constexpr std::array kGgufArchitectures = {
+    GgufArchitecture{"llama", "LlamaForCausalLM", Family::kLlama, true},
+    GgufArchitecture{"qwen2", "Qwen2ForCausalLM", Family::kQwen2, false},
+    GgufArchitecture{"qwen3", "Qwen3ForCausalLM", Family::kQwen3, false},
+    GgufArchitecture{"pangu-embedded", "PanguEmbeddedForCausalLM", Family::kPangu, false}};
 
-const Architecture& find_architecture(const GgufMetadata& keys) {
+const GgufArchitecture& find_gguf_architecture(const GgufMetadata& keys) {
   const std::string_view name = keys.string("general.architecture");
   std::string known;
-  for (const Architecture& architecture : kArchitectures) {
+  for (const GgufArchitecture& architecture : kGgufArchitectures) {
     if (architecture.name == name) return architecture;
     known += known.empty() ? "" : ", ";
     known += architecture.name;
@@ -82,7 +82,7 @@ ModelConfig gguf_config(const GgufFile& file) {
   constexpr int64_t kMaxVocab = 1 << 24, kMaxPositions = 1 << 24;
   constexpr double kMaxFactor = 1e6;
   const GgufMetadata& keys = file.metadata();
-  const Architecture& architecture = find_architecture(keys);
+  const GgufArchitecture& architecture = find_gguf_architecture(keys);
   const auto key = [&](std::string_view name) {
     return fmt::format("{}.{}", architecture.name, name);
   };

@@ -23,7 +23,8 @@ void dequantize(WeightFormat format, const void* blocks, int64_t n, float* to) {
     int16_t q[kSize];
     float scale[kSize / kGroup], offset[kSize / kGroup];
     for (int64_t i = 0; i < n; i += kSize, block += block_of(kFormat).bytes) {
-      unpack_block<kFormat>(block, q, scale, offset);
+      unpack_numbers<kFormat>(block, q);
+      unpack_scales<kFormat>(block, scale, offset);
       for (int64_t k = 0; k < kSize; ++k) {
         const float product = scale[k / kGroup] * static_cast<float>(q[k]);
         to[i + k] = has_offset(kFormat) ? product - offset[k / kGroup] : product;

@@ -34,48 +34,41 @@ constexpr int64_t group_of(WeightFormat format) {
 //   Q6_K    q in 4 bits and two beside, - 32     scale d * 8 bits
 //   IQ4_XS  as IQ4_NL                            scale d * (6 bits - 32)
 // Plain loops over bytes, for compilers to turn into whatever instructions the caller may use.
+
+inline float half_at(const uint8_t* at) {
+  uint16_t bits;
+  std::memcpy(&bits, at, sizeof bits);
+  return from_f16(bits);
+}
+
+// q of a block's weights.
 template <WeightFormat kFormat>
-inline void unpack_block(const uint8_t* block, int16_t* __restrict q, float* __restrict scale,
-                         float* __restrict offset) {
+inline void unpack_numbers(const uint8_t* block, int16_t* __restrict q) {
   using enum WeightFormat;
   constexpr int16_t kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
-  const auto half = [&](int at) {
-    uint16_t bits;
-    std::memcpy(&bits, block + at, sizeof bits);
-    return from_f16(bits);
-  };
-  const auto bits_of_4 = [&](int at) {
-    uint32_t bits;
-    std::memcpy(&bits, block + at, sizeof bits);
-    return bits;
-  };
-
   if constexpr (kFormat == kQ8_0) {
-    scale[0] = half(0);
     const auto* values = reinterpret_cast<const int8_t*>(block + 2);
     for (int i = 0; i < 32; ++i) q[i] = values[i];
-  } else if constexpr (kFormat == kQ4_0 || kFormat == kQ4_1 || kFormat == kIQ4_NL) {
-    scale[0] = half(0);
-    if constexpr (kFormat == kQ4_1) offset[0] = -half(2);
+  } else if constexpr (kFormat == kQ4_0 || kFormat == kQ4_1) {
     const uint8_t* nibbles = block + (kFormat == kQ4_1 ? 4 : 2);
+    constexpr int kZero = kFormat == kQ4_0 ? 8 : 0;
     for (int i = 0; i < 16; ++i) {
-      const int low = nibbles[i] & 15, high = nibbles[i] >> 4;
-      constexpr int kZero = kFormat == kQ4_0 ? 8 : 0;
-      q[i] = kFormat == kIQ4_NL ? kValues[low] : static_cast<int16_t>(low - kZero);
-      q[i + 16] = kFormat == kIQ4_NL ? kValues[high] : static_cast<int16_t>(high - kZero);
+      q[i] = static_cast<int16_t>((nibbles[i] & 15) - kZero);
+      q[i + 16] = static_cast<int16_t>((nibbles[i] >> 4) - kZero);
     }
   } else if constexpr (kFormat == kQ5_0 || kFormat == kQ5_1) {
-    scale[0] = half(0);
-    if constexpr (kFormat == kQ5_1) offset[0] = -half(2);
     constexpr int kAt = kFormat == kQ5_1 ? 4 : 2, kZero = kFormat == kQ5_0 ? 16 : 0;
-    const uint32_t fifth = bits_of_4(kAt);
+    uint8_t fifth[32];
+    for (int byte = 0; byte < 4; ++byte) {  // bit i to 16 in byte i
+      const uint64_t bits = block[kAt + byte] * 0x0101010101010101u & 0x8040201008040201u;
+      const uint64_t spread = (bits + 0x7F7F7F7F7F7F7F7Fu) >> 3 & 0x1010101010101010u;
+      std::memcpy(fifth + 8 * byte, &spread, sizeof spread);
+    }
     const uint8_t* nibbles = block + kAt + 4;
     for (int i = 0; i < 16; ++i) {
-      const uint32_t low = (nibbles[i] & 15u) | (fifth >> i & 1) << 4;
-      const uint32_t high = nibbles[i] >> 4 | (fifth >> (i + 16) & 1) << 4;
-      q[i] = static_cast<int16_t>(static_cast<int>(low) - kZero);
-      q[i + 16] = static_cast<int16_t>(static_cast<int>(high) - kZero);
+      q[i] = static_cast<int16_t>(((nibbles[i] & 15) | fifth[i]) - kZero);
+      q[i + 16] = static_cast<int16_t>((nibbles[i] >> 4 | fifth[i + 16]) - kZero);
     }
   } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
     constexpr bool kTwo = kFormat == kQ2_K;
@@ -88,30 +81,7 @@ inline void unpack_block(const uint8_t* block, int16_t* __restrict q, float* __r
         q[part * 32 + i] = static_cast<int16_t>(kTwo ? low : low - 4 + 4 * (block[i] >> part & 1));
       }
     }
-    if constexpr (kTwo) {
-      const float d = half(80), dmin = half(82);
-      for (int g = 0; g < 16; ++g) {
-        scale[g] = d * static_cast<float>(block[g] & 15);
-        offset[g] = dmin * static_cast<float>(block[g] >> 4);
-      }
-    } else {
-      const float d = half(108);
-      const uint8_t* scales = block + 96;
-      for (int g = 0; g < 16; ++g) {
-        const int low = scales[g % 8] >> g / 8 * 4 & 15;
-        const int high = scales[8 + g % 4] >> g / 4 * 2 & 3;
-        scale[g] = d * static_cast<float>((low | high << 4) - 32);
-      }
-    }
   } else if constexpr (kFormat == kQ4_K || kFormat == kQ5_K) {
-    const float d = half(0), dmin = half(2);
-    const uint8_t* scales = block + 4;
-    for (int g = 0; g < 4; ++g) {
-      scale[g] = d * static_cast<float>(scales[g] & 63);
-      offset[g] = dmin * static_cast<float>(scales[g + 4] & 63);
-      scale[g + 4] = d * static_cast<float>((scales[g + 8] & 15) | scales[g] >> 6 << 4);
-      offset[g + 4] = dmin * static_cast<float>(scales[g + 8] >> 4 | scales[g + 4] >> 6 << 4);
-    }
     constexpr bool kFive = kFormat == kQ5_K;
     const uint8_t* fifth = block + 16;
     const uint8_t* nibbles = block + (kFive ? 48 : 16);
@@ -127,9 +97,6 @@ inline void unpack_block(const uint8_t* block, int16_t* __restrict q, float* __r
       }
     }
   } else if constexpr (kFormat == kQ6_K) {
-    const float d = half(208);
-    for (int g = 0; g < 16; ++g)
-      scale[g] = d * static_cast<float>(static_cast<int8_t>(block[192 + g]));
     for (int part = 0; part < 2; ++part, q += 128) {
       const uint8_t *low = block + 64 * part, *high = block + 128 + 32 * part;
       for (int i = 0; i < 32; ++i) {
@@ -140,18 +107,58 @@ inline void unpack_block(const uint8_t* block, int16_t* __restrict q, float* __r
       }
     }
   } else {
+    static_assert(kFormat == kIQ4_NL || kFormat == kIQ4_XS);
+    const uint8_t* nibbles = block + (kFormat == kIQ4_NL ? 2 : 8);
+    for (int64_t g = 0; g < block_of(kFormat).weights / 32; ++g, nibbles += 16, q += 32) {
+      for (int i = 0; i < 16; ++i) {
+        q[i] = kValues[nibbles[i] & 15];
+        q[i + 16] = kValues[nibbles[i] >> 4];
+      }
+    }
+  }
+}
+
+// Scales of a block's groups, and offsets if the format has them.
+template <WeightFormat kFormat>
+inline void unpack_scales(const uint8_t* block, float* __restrict scale, float* __restrict offset) {
+  using enum WeightFormat;
+  if constexpr (block_of(kFormat).weights == 32) {
+    scale[0] = half_at(block);
+    if constexpr (has_offset(kFormat)) offset[0] = -half_at(block + 2);
+  } else if constexpr (kFormat == kQ2_K) {
+    const float d = half_at(block + 80), dmin = half_at(block + 82);
+    for (int g = 0; g < 16; ++g) {
+      scale[g] = d * static_cast<float>(block[g] & 15);
+      offset[g] = dmin * static_cast<float>(block[g] >> 4);
+    }
+  } else if constexpr (kFormat == kQ3_K) {
+    const float d = half_at(block + 108);
+    const uint8_t* scales = block + 96;
+    for (int g = 0; g < 16; ++g) {
+      const int low = scales[g % 8] >> g / 8 * 4 & 15;
+      const int high = scales[8 + g % 4] >> g / 4 * 2 & 3;
+      scale[g] = d * static_cast<float>((low | high << 4) - 32);
+    }
+  } else if constexpr (kFormat == kQ4_K || kFormat == kQ5_K) {
+    const float d = half_at(block), dmin = half_at(block + 2);
+    const uint8_t* scales = block + 4;
+    for (int g = 0; g < 4; ++g) {
+      scale[g] = d * static_cast<float>(scales[g] & 63);
+      offset[g] = dmin * static_cast<float>(scales[g + 4] & 63);
+      scale[g + 4] = d * static_cast<float>((scales[g + 8] & 15) | scales[g] >> 6 << 4);
+      offset[g + 4] = dmin * static_cast<float>(scales[g + 8] >> 4 | scales[g + 4] >> 6 << 4);
+    }
+  } else if constexpr (kFormat == kQ6_K) {
+    const float d = half_at(block + 208);
+    for (int g = 0; g < 16; ++g)
+      scale[g] = d * static_cast<float>(static_cast<int8_t>(block[192 + g]));
+  } else {
     static_assert(kFormat == kIQ4_XS);
-    const float d = half(0);
-    const uint32_t high_bits = bits_of_4(2) & 0xFFFF;
+    const float d = half_at(block);
+    const int high_bits = block[2] | block[3] << 8;
     for (int g = 0; g < 8; ++g) {
       const int low = block[4 + g / 2] >> g % 2 * 4 & 15;
-      const int high = static_cast<int>(high_bits >> 2 * g & 3);
-      scale[g] = d * static_cast<float>((low | high << 4) - 32);
-      const uint8_t* nibbles = block + 8 + 16 * g;
-      for (int i = 0; i < 16; ++i) {
-        q[g * 32 + i] = kValues[nibbles[i] & 15];
-        q[g * 32 + i + 16] = kValues[nibbles[i] >> 4];
-      }
+      scale[g] = d * static_cast<float>((low | (high_bits >> 2 * g & 3) << 4) - 32);
     }
   }
 }
