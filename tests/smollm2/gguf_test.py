@@ -86,7 +86,8 @@ def logits_of(reader, tokens):
     return norm(x, weights['output_norm.weight']) @ weights['token_embd.weight'].T
 
 
-def test_logits_are_those_of_float32(reader, tokenizer, tmp_path):
+def test_probabilities_are_those_of_float32(reader, tokenizer, tmp_path):
+    """Activations of 16 bits move logits by 8e-4 of a deviation of 5.3, and a few by up to 0.008."""
     tokens = tokenizer.encode(text()).ids[:2000]
     logits = logits_of(reader, tokens).astype(np.float64)
     top = logits.max(-1, keepdims=True)
@@ -94,10 +95,10 @@ def test_logits_are_those_of_float32(reader, tokenizer, tmp_path):
     want = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
     for args in [[], ['--prompt-tokens', '1900']]:  # read, and the last hundred written one by one
         got = score(tokens, tmp_path, *args)
-        assert np.abs(np.array(got['logprobs'][1:]) - want).max() < 2e-3
+        assert np.abs(np.array(got['logprobs'][1:]) - want).max() < 5e-3
         # The likeliest token, but where two are as good as equal.
         for i, token in enumerate(got['argmax'][1:]):
-            assert logits[i].max() - logits[i, token] < 2e-3
+            assert logits[i].max() - logits[i, token] < 5e-3
 
 
 def test_a_chat_through_the_template():
@@ -107,7 +108,7 @@ def test_a_chat_through_the_template():
 
 
 def test_perplexity_is_llama_cpps(tokenizer, tmp_path):
-    """Where llama.cpp is installed beside: it takes a quarter of an hour to build."""
+    """Where the package llama_cpp is installed beside: it takes a quarter of an hour to build."""
     llama_cpp = pytest.importorskip('llama_cpp')
     tokens = tokenizer.encode(text()).ids[:4000]
     ours = np.exp(-np.mean(score(tokens, tmp_path)['logprobs'][1:]))
