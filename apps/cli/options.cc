@@ -61,7 +61,8 @@ CLI::Option* add_device(CLI::App& command, Device& device) {
 }
 
 ModelOptions::ModelOptions(CLI::App& command) {
-  command.add_option("MODEL", path_, "Directory of a Hugging Face checkpoint")->required();
+  command.add_option("MODEL", path_, "Directory of a Hugging Face checkpoint, or a .gguf file")
+      ->required();
   add_device(command, options_.device)->group(kModelGroup);
   command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
       ->check(CLI::Range(0, 4096))

@@ -34,9 +34,10 @@ constexpr int64_t group_of(WeightFormat format) {
 //   Q5_K    q in 4 bits and one beside           scale d * 6 bits  offset dmin * 6 bits
 //   Q6_K    q in 4 bits and two beside, - 32     scale d * 8 bits
 //   IQ4_XS  as IQ4_NL                            scale d * (6 bits - 32)
-// Plain loops over bytes, for compilers to turn into whatever instructions the caller may use.
+// Plain loops over bytes, inlined for compilers to turn into whatever instructions the caller may
+// use.
 
-inline float half_at(const uint8_t* at) {
+[[gnu::always_inline]] inline float half_at(const uint8_t* at) {
   uint16_t bits;
   std::memcpy(&bits, at, sizeof bits);
   return from_f16(bits);
@@ -44,7 +45,7 @@ inline float half_at(const uint8_t* at) {
 
 // q of a block's weights.
 template <WeightFormat kFormat>
-inline void unpack_numbers(const uint8_t* block, int16_t* __restrict q) {
+[[gnu::always_inline]] inline void unpack_numbers(const uint8_t* block, int16_t* __restrict q) {
   using enum WeightFormat;
   constexpr int16_t kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
@@ -121,7 +122,8 @@ inline void unpack_numbers(const uint8_t* block, int16_t* __restrict q) {
 
 // Scales of a block's groups, and offsets if the format has them.
 template <WeightFormat kFormat>
-inline void unpack_scales(const uint8_t* block, float* __restrict scale, float* __restrict offset) {
+[[gnu::always_inline]] inline void unpack_scales(const uint8_t* block, float* __restrict scale,
+                                                 float* __restrict offset) {
   using enum WeightFormat;
   if constexpr (block_of(kFormat).weights == 32) {
     scale[0] = half_at(block);
