@@ -1,5 +1,6 @@
 #include <cuda_fp16.h>
 
+#include "ei/base/error.h"
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/numbers.cuh"
 #include "ei/cuda/launch.cuh"
