@@ -143,28 +143,29 @@ KvLayer KvCache::layer(int l) const {
 }
 
 void KvCache::adopt(std::span<const std::span<const PageRef>> pages) {
-  const int64_t n = static_cast<int64_t>(pages.size()) * shape_.layout.rows;
-  require(n_tokens_ == 0 && !compacted_ && n <= shape_.max_tokens,
-          "KV cache: cannot take {} tokens over (has {}, room for {})", n, n_tokens_,
+  const int64_t n = n_tokens_ + std::ssize(pages) * shape_.layout.rows;
+  require(n_tokens_ % shape_.layout.rows == 0 && !compacted_ && n <= shape_.max_tokens,
+          "KV cache: cannot take {} tokens over (has {}, room for {})", n - n_tokens_, n_tokens_,
           shape_.max_tokens);
   const auto n_heads = static_cast<size_t>(shape_.n_kv_heads);
-  try {
-    for (size_t l = 0; l < layers_.size(); ++l) {
-      Layer& layer = layers_[l];
-      for (size_t h = 0; h < n_heads; ++h) {
-        layer.pages[h].reserve(pages.size());
-        for (const auto& page : pages) layer.pages[h].push_back(page[l * n_heads + h]);
-      }
-      std::fill(layer.rows.begin(), layer.rows.end(), n);
-      layer.rows_bound = layer.n_tokens = n;
+  const auto keep = [&](int64_t n_tokens) noexcept {
+    for (Layer& layer : layers_) {
+      for (auto& of_head : layer.pages)
+        of_head.resize(
+            std::min(of_head.size(), static_cast<size_t>(shape_.layout.pages(n_tokens))));
+      std::fill(layer.rows.begin(), layer.rows.end(), n_tokens);
+      layer.rows_bound = layer.n_tokens = n_tokens;
     }
+  };
+  keep(n_tokens_);
+  try {
+    for (size_t l = 0; l < layers_.size(); ++l)
+      for (size_t h = 0; h < n_heads; ++h)
+        for (const auto& page : pages) layers_[l].pages[h].push_back(page[l * n_heads + h]);
+    keep(n);
     upload(0, shape_.n_layers);
   } catch (...) {
-    for (Layer& layer : layers_) {
-      for (auto& of_head : layer.pages) of_head.clear();
-      std::fill(layer.rows.begin(), layer.rows.end(), 0);
-      layer.rows_bound = layer.n_tokens = 0;
-    }
+    keep(n_tokens_);
     throw;
   }
   n_tokens_ = n;

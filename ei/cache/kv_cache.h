@@ -70,8 +70,9 @@ class KvCache {
     return layers_[static_cast<size_t>(layer)]
         .pages[static_cast<size_t>(head)][static_cast<size_t>(i)];
   }
-  // Fills an empty cache with full pages of another: pages[i] are page i of every layer and head,
-  // [n_layers, n_kv_heads]. Throws Error when they do not fit; the cache is then still empty.
+  // Goes on with full pages of another cache, after full pages: pages[i] are page i, counted from
+  // n_tokens(), of every layer and head, [n_layers, n_kv_heads]. Throws Error when they do not fit;
+  // the cache is then as it was.
   void adopt(std::span<const std::span<const PageRef>> pages);
   // Fills an empty cache with all tokens of another that is not compacted, to be written on from:
   // full pages are shared, the last is copied without its key bounds.

@@ -69,9 +69,15 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
   Hit hit;
   Key key = hash_of(policy);
   std::vector<Entry*> found;
+  const int64_t n_there = cache.n_tokens();
   while (hit.n_tokens + segment <= limit) {
     const auto tokens = segment_of(prompt, hit.n_tokens / segment, segment);
     const Key next = chain(key, tokens);
+    if (hit.n_tokens < n_there) {
+      key = next;
+      hit.n_tokens += segment;
+      continue;
+    }
     Entry* entry = find(key, next, policy, tokens);
     if (entry == nullptr) {
       hit.stopped_by = why_not(key, next, tokens, hit.n_tokens);
@@ -89,7 +95,8 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
     pages.push_back(entry->pages);
     all.insert(all.end(), entry->entropies.begin(), entry->entropies.end());
   }
-  backend_.copy_in(entropies.data, all.data(), std::ssize(all) * int64_t{sizeof(float)});
+  float* const to = entropies.data + n_there / segment * entropies.dim(1);
+  backend_.copy_in(to, all.data(), std::ssize(all) * int64_t{sizeof(float)});
   cache.adopt(pages);
   for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i]->use);
   return hit;

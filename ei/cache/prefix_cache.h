@@ -25,10 +25,10 @@ class PrefixCache {
     int64_t n_tokens = 0;
     std::string stopped_by;  // why it is not more; empty if it is all that was wanted
   };
-  // Puts the longest known prefix of `prompt`, of at most `limit` tokens read under `policy`, into
-  // an empty cache, and its entropies [max_segments, of a segment], on the device, to where whoever
-  // is to read on has them (PrefillPlan). Whole segments. Throws Error when memory is short; the
-  // cache is then still empty.
+  // Goes on with what is known of `prompt`, up to `limit` tokens of it read under `policy`, in a
+  // cache that holds whole segments of it or nothing; the entropies [max_segments, of a segment],
+  // on the device, go to where whoever is to read on has them (PrefillPlan). Whole segments; a hit
+  // counts those that were there. Throws Error when memory is short; the cache is then as it was.
   Hit restore(std::span<const int32_t> prompt, int64_t limit, const PrefillPolicy& policy,
               KvCache& cache, const View<float, 2>& entropies);
 

@@ -68,26 +68,30 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   stats_.reset();
   const int64_t n = n_prompt();
   // The window's queries and the last token's logits are made anew.
-  const int64_t limit = wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
-  int64_t cached = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit));
-  cached = cached / prefill.segment * prefill.segment;
+  limit_ = wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
+  const int64_t own = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit_));
+  n_cached_ = own / prefill.segment * prefill.segment;
 
   if (!window_ || window_->n_rows() != window_rows) window_ = make_window(window_rows);
-  if (cached > 0) {
-    cache_->truncate(cached);
+  if (n_cached_ > 0) {
+    cache_->truncate(n_cached_);
   } else {
     cache_->clear();
-    lost_ = {};
-    if (prefixes_ != nullptr && limit > 0) {
-      const PrefixCache::Hit hit =
-          prefixes_->restore(prompt_, limit, prefill, *cache_, plan_->entropies());
-      cached = hit.n_tokens;
-      lost_ = hit.stopped_by;
-    }
   }
-  tokens_.assign(prompt_.begin(), prompt_.begin() + cached);
-  reusable_ = cached;
-  plan_->begin(n, cached);
+  lost_ = {};
+  tokens_.assign(prompt_.begin(), prompt_.begin() + n_cached_);
+  reusable_ = n_cached_;
+  plan_->begin(n, n_cached_);
+}
+
+// Others may have read on since the last chunk.
+void Context::find_prefix() {
+  const int64_t before = n_read();
+  if (prefixes_ == nullptr || before + plan_->policy().segment > limit_) return;
+  const PrefixCache::Hit hit =
+      prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies());
+  if (before == n_cached_) lost_ = hit.stopped_by;
+  n_cached_ += n_read() - before;
 }
 
 void Context::fork(Context& read, const DecodePolicy& decode) {
@@ -97,10 +101,12 @@ void Context::fork(Context& read, const DecodePolicy& decode) {
   window_->copy(*read.window_, read.n_read());
   prompt_ = read.prompt_;
   tokens_ = prompt_;
+  n_cached_ = n_prompt();
   stats_ = read.stats();
 }
 
 ChunkReader Context::next_chunk(Activations& act, int64_t max_rows) {
+  find_prefix();
   return {*engine_.backend, *engine_.model, act,     *cache_, *window_,
           *plan_,           prompt_,        wanted_, max_rows};
 }

@@ -30,7 +30,8 @@ class Context {
   void check(int64_t n_prompt, int64_t n_total, const Request& request) const;
 
   // Readies everything for a prompt, to be read in chunks; how many of its first tokens are there
-  // already is n_read() then. Hidden::kAll: all of it is to be read, whatever is known.
+  // already is n_read() then. Hidden::kAll: all of it is to be read, whatever is known; else what
+  // `prefixes` has of it is looked up before every chunk.
   void begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill, const DecodePolicy& decode,
              Hidden wanted);
   // The same for a prompt that another context has just read: goes on from a copy of its cache,
@@ -50,7 +51,8 @@ class Context {
   int64_t n_prompt() const { return static_cast<int64_t>(prompt_.size()); }
   int64_t n_read() const { return cache_ ? cache_->n_tokens() : 0; }
   const std::vector<int32_t>& prompt() const { return prompt_; }
-  // Why begin() found no more of the prompt in the prefix cache; empty if it did.
+  int64_t n_cached() const { return n_cached_; }  // of n_read(), not read for this prompt
+  // Why no more of the prompt was found before its first chunk; empty if nothing was wanted.
   const std::string& lost_prefix() const { return lost_; }
   // Rows that Activations need for this prompt's chunks.
   int64_t chunk_rows() const { return std::min(plan_->chunk_rows(n_prompt()), n_prompt()); }
@@ -67,6 +69,7 @@ class Context {
  private:
   KvShape kv_shape(const PrefillPolicy& prefill) const;
   int64_t own_prefix(int64_t window_rows) const;
+  void find_prefix();
   std::unique_ptr<QueryWindow> make_window(int64_t n_rows) const;
 
   Engine::Impl& engine_;
@@ -76,6 +79,8 @@ class Context {
   std::string lost_;
 
   std::vector<int32_t> prompt_;
+  int64_t limit_ = 0;  // so many of its tokens need not be read if they are known
+  int64_t n_cached_ = 0;
   Hidden wanted_ = Hidden::kLast;
   std::vector<int32_t> tokens_;  // that the cache has read
   int64_t reusable_ = 0;         // of them, by a prompt that starts with them

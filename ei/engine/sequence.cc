@@ -47,13 +47,11 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
 void Sequence::begin() {
   if (begun_) return;
   context_.begin(std::move(prompt_), prefill_, decode_, all_rows() ? Hidden::kAll : Hidden::kLast);
-  result_.cached_tokens = context_.n_read();
   begun_ = true;
 }
 
 void Sequence::fork(Sequence& read) {
   context_.fork(read.context_, decode_);
-  result_.cached_tokens = n_prompt();
   begun_ = read_ = true;
 }
 
@@ -127,6 +125,7 @@ void Sequence::finish(FinishReason reason) {
   const double total_ms = ms(Clock::now() - start_);
   if (n_drawn == 0) t.prefill_ms = total_ms;
   t.decode_ms = total_ms - t.prefill_ms;
+  result_.cached_tokens = n_cached();
   t.prefill_tps = per_second(n_read() - n_cached(), t.prefill_ms);
   t.decode_tps = per_second(std::max<int64_t>(0, n_drawn - 1), t.decode_ms);
   if (read_) {

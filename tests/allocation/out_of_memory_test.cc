@@ -49,7 +49,7 @@ TEST(OutOfMemoryTest, OneAllocationEndsOneRequest) {
   std::vector<std::vector<int32_t>> want;
   for (const Request& request : requests)
     want.push_back(Session(small.engine).generate(request).tokens);
-  const int64_t bytes = small.backend->bytes();
+  const int64_t bytes = small.backend->allocated_bytes;
   int64_t n_failed = 0;
   bool reached = true;
   for (int64_t k = 1; reached; ++k) {
@@ -87,7 +87,7 @@ TEST(OutOfMemoryTest, OneAllocationEndsOneRequest) {
       EXPECT_EQ(scheduler.stats().kv_bytes_planned, 0);
       EXPECT_LE(scheduler.stats().kv_bytes_used, scheduler.stats().prefix_bytes);
     }
-    EXPECT_EQ(small.backend->bytes(), bytes);
+    EXPECT_EQ(small.backend->allocated_bytes, bytes);
     if (testing::Test::HasFailure()) return;
   }
   EXPECT_GT(n_failed, 50);
@@ -126,7 +126,7 @@ TEST(OutOfMemoryTest, ASessionGoesOnAfterAFailure) {
   test::SmallEngine small;
   const Request request = test::mixed_requests()[0];
   const std::vector<int32_t> want = Session(small.engine).generate(request).tokens;
-  const int64_t bytes = small.backend->bytes();
+  const int64_t bytes = small.backend->allocated_bytes;
   {
     Session session(small.engine);
     bool reached = true;
@@ -146,7 +146,7 @@ TEST(OutOfMemoryTest, ASessionGoesOnAfterAFailure) {
       if (testing::Test::HasFailure()) return;
     }
   }
-  EXPECT_EQ(small.backend->bytes(), bytes);
+  EXPECT_EQ(small.backend->allocated_bytes, bytes);
 }
 
 }  // namespace

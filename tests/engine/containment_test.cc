@@ -6,7 +6,7 @@
 namespace ei {
 namespace {
 
-using test::FailingBackend;
+using test::ProbedBackend;
 using test::SmallEngine;
 
 std::vector<std::vector<int32_t>> alone(Engine& engine, const std::vector<Request>& requests) {
@@ -22,37 +22,35 @@ TEST(ContainmentTest, OneFailureEndsOneRequest) {
   SmallEngine small;
   const std::vector<Request> requests = test::mixed_requests();
   const auto want = alone(small.engine, requests);
-  const int64_t bytes = small.backend->bytes();
-  for (const int64_t prefix_bytes : {int64_t{0}, int64_t{1} << 20}) {
-    int64_t n_failed = 0;
-    bool reached = true;
-    for (int64_t k = 1; reached; ++k) {
-      SCOPED_TRACE(testing::Message() << "call " << k << ", " << prefix_bytes << " for prefixes");
-      {
-        Scheduler scheduler(small.engine, test::mixed_options(prefix_bytes));
-        small.backend->fail_at(k);
-        const std::vector<Outcome> got = test::run_together(scheduler, requests);
-        reached = small.backend->failed();
-        small.backend->fail_at(0);
-        int64_t n_errors = 0;
-        for (size_t i = 0; i < got.size(); ++i) {
-          if (got[i].error) {
-            EXPECT_EQ(*got[i].error, FailingBackend::kMessage);
-            ++n_errors;
-          } else {
-            EXPECT_EQ(got[i].generation.tokens, want[i]) << i;
-          }
+  const int64_t bytes = small.backend->allocated_bytes;
+  int64_t n_failed = 0;
+  bool reached = true;
+  for (int64_t k = 0; reached; ++k) {
+    SCOPED_TRACE(testing::Message() << "call " << k);
+    {
+      Scheduler scheduler(small.engine, test::mixed_options(1 << 20));
+      small.backend->calls_left = k;
+      const std::vector<Outcome> got = test::run_together(scheduler, requests);
+      reached = small.backend->calls_left < 0;
+      small.backend->calls_left = INT64_MAX;
+      int64_t n_errors = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        if (got[i].error) {
+          EXPECT_EQ(*got[i].error, ProbedBackend::kFailure);
+          ++n_errors;
+        } else {
+          EXPECT_EQ(got[i].generation.tokens, want[i]) << i;
         }
-        EXPECT_LE(n_errors, 1);
-        n_failed += n_errors;
-        EXPECT_EQ(scheduler.stats().kv_bytes_planned, 0);
-        EXPECT_LE(scheduler.stats().kv_bytes_used, scheduler.stats().prefix_bytes);
       }
-      EXPECT_EQ(small.backend->bytes(), bytes);
-      if (testing::Test::HasFailure()) return;
+      EXPECT_LE(n_errors, 1);
+      n_failed += n_errors;
+      EXPECT_EQ(scheduler.stats().kv_bytes_planned, 0);
+      EXPECT_LE(scheduler.stats().kv_bytes_used, scheduler.stats().prefix_bytes);
     }
-    EXPECT_GT(n_failed, 100);
+    EXPECT_EQ(small.backend->allocated_bytes, bytes);
+    if (testing::Test::HasFailure()) return;
   }
+  EXPECT_GT(n_failed, 100);
 }
 
 // A session that failed half way is as good as new; one that refused a request is as it was.
@@ -63,22 +61,22 @@ TEST(ContainmentTest, ASessionGoesOnAfterAFailure) {
   Session session(small.engine, 1 << 20);
   session.generate(request);
   session.clear();
-  const int64_t bytes = small.backend->bytes();
+  const int64_t bytes = small.backend->allocated_bytes;
   bool reached = true;
-  for (int64_t k = 1; reached; ++k) {
+  for (int64_t k = 0; reached; ++k) {
     SCOPED_TRACE(k);
-    small.backend->fail_at(k);
+    small.backend->calls_left = k;
     const std::string error = test::error_of([&] { session.generate(request); });
-    reached = small.backend->failed();
-    small.backend->fail_at(0);
-    EXPECT_EQ(error, reached ? FailingBackend::kMessage : "");
+    reached = small.backend->calls_left < 0;
+    small.backend->calls_left = INT64_MAX;
+    EXPECT_EQ(error, reached ? ProbedBackend::kFailure : "");
     EXPECT_EQ(session.generate(request).tokens, want);
     Request wrong = request;
     wrong.sampling->top_p = 7;
     EXPECT_NE(test::error_of([&] { session.generate(wrong); }), "");
     EXPECT_GE(session.generate(request).cached_tokens, 3 * SmallEngine::kSegment);
     session.clear();
-    EXPECT_EQ(small.backend->bytes(), bytes);
+    EXPECT_EQ(small.backend->allocated_bytes, bytes);
     if (testing::Test::HasFailure()) return;
   }
 }
@@ -126,7 +124,7 @@ TEST(ForksTest, EqualPromptsAreReadOnce) {
     requests[3].sampling = SamplingParams{.temperature = 1, .repetition_penalty = 1.5f, .seed = 4};
     const auto want = alone(small.engine, requests);
     Scheduler scheduler(small.engine, test::mixed_options(0));
-    const int64_t before = small.backend->n_embedded();
+    const int64_t before = small.backend->n_tokens;
     const std::vector<Outcome> got = test::run_together(scheduler, requests);
     for (size_t i = 0; i < got.size(); ++i) {
       ASSERT_FALSE(got[i].error) << *got[i].error;
@@ -134,9 +132,27 @@ TEST(ForksTest, EqualPromptsAreReadOnce) {
       EXPECT_EQ(got[i].generation.cached_tokens, i == 0 ? 0 : n_prompt);
     }
     // The first token of an answer comes with the prompt, and the last is not read any more.
-    EXPECT_EQ(small.backend->n_embedded() - before, n_prompt + 4 * 7);
+    EXPECT_EQ(small.backend->n_tokens - before, n_prompt + 4 * 7);
     EXPECT_EQ(scheduler.stats().kv_bytes_used, 0);
   }
+}
+
+// Prompts that only begin alike read on from each other's segments, in turns.
+TEST(ForksTest, AnEqualBeginningIsReadOnce) {
+  SmallEngine small;
+  const int64_t n_equal = 160;
+  std::vector<Request> requests = {SmallEngine::request(200, 9), SmallEngine::request(200, 9)};
+  for (size_t i = n_equal; i < 200; ++i) requests[1].tokens[i] += 7;
+  const auto want = alone(small.engine, requests);
+  Scheduler scheduler(small.engine, test::mixed_options(1 << 20));
+  const int64_t before = small.backend->n_tokens;
+  const std::vector<Outcome> got = test::run_together(scheduler, requests);
+  for (const size_t i : {size_t{0}, size_t{1}}) {
+    ASSERT_FALSE(got[i].error) << *got[i].error;
+    EXPECT_EQ(got[i].generation.tokens, want[i]);
+  }
+  EXPECT_EQ(small.backend->n_tokens - before, n_equal + 2 * 40 + 2 * 7);
+  EXPECT_EQ(got[0].generation.cached_tokens + got[1].generation.cached_tokens, n_equal);
 }
 
 TEST(ForksTest, AFollowerTakesOverFromALeaderThatIsCancelled) {

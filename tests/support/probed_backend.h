@@ -14,8 +14,11 @@ class ProbedBackend final : public Backend {
  public:
   explicit ProbedBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
 
+  static constexpr const char kFailure[] = "this call was to fail";
+
   int64_t allocated_bytes = 0;     // now
   int64_t n_copies = 0;            // either way
+  int64_t n_tokens = 0;            // embedded, of prompts and answers
   int64_t calls_left = INT64_MAX;  // of allocate, copies and ops: the one after them throws Error
   std::function<void()> on_call;   // after each of them
 
@@ -50,6 +53,7 @@ class ProbedBackend final : public Backend {
 #define EI_PROBED_RUN(Op)           \
   void run(const Op& op) override { \
     count();                        \
+    look_at(op);                    \
     inner_->run(op);                \
     if (on_call) on_call();         \
   }
@@ -57,7 +61,10 @@ class ProbedBackend final : public Backend {
 #undef EI_PROBED_RUN
 
  private:
-  void count() { require(calls_left-- > 0, "this call was to fail"); }
+  void count() { require(calls_left-- != 0, kFailure); }
+  template <class Op>
+  void look_at(const Op&) {}
+  void look_at(const Embed& op) { n_tokens += op.tokens.dim(0); }
 
   std::unique_ptr<Backend> inner_;
 };

@@ -15,9 +15,9 @@ SmallEngine::SmallEngine() : engine(kNeedle, {.device = Device::kCpu, .threads =
   config.head_dim = 16;
   config.max_positions = 1024;
   e.model.reset();
-  auto failing = std::make_unique<FailingBackend>(std::move(e.backend));
-  backend = failing.get();
-  e.backend = std::move(failing);
+  auto probed = std::make_unique<ProbedBackend>(std::move(e.backend));
+  backend = probed.get();
+  e.backend = std::move(probed);
   e.model = std::make_unique<Model>(Model::random(*backend, config, /*seed=*/1));
 }
 

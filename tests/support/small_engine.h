@@ -1,7 +1,7 @@
 #pragma once
 
 #include "ei/engine/engine.h"
-#include "tests/support/failing_backend.h"
+#include "tests/support/probed_backend.h"
 
 namespace ei::test {
 
@@ -15,7 +15,7 @@ struct SmallEngine {
   static Request request(int64_t n_prompt, int32_t seed);
 
   Engine engine;
-  FailingBackend* backend;
+  ProbedBackend* backend;
 };
 
 // Of a window of four, to sixteen rows, once after so many tokens.
