@@ -70,7 +70,9 @@ void Batch::read(const StepPlan::Read& plan) {
   const Act logits = engine_.model->logits(*chunk_act_, chunk_act_->rows() - 1, 1);
   const auto begin_answer = [&](Sequence* s) {
     if (s->max_new_ == 0) return s->finish(FinishReason::kLength);
-    s->accept(draw(logits, {&s, 1})[0], logits);
+    const int32_t token = draw(logits, {&s, 1})[0];
+    if (token == Sample::kNotFinite) sequence.context_.blame_layer(*chunk_act_, chunk);
+    s->accept(token, logits);
   };
   for (Sequence* follower : plan.followers)
     contained(*follower, [&] {

@@ -4,6 +4,7 @@
 
 #include "ei/base/fail.h"
 #include "ei/decode/compress.h"
+#include "ei/engine/logprobs.h"
 #include "ei/engine/memory_plan.h"
 
 namespace ei {
@@ -25,7 +26,9 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
   // with.
   const bool has_activations = pool_ != nullptr || cache_ != nullptr;
   const int64_t need = has_activations ? plan.sequence() : plan.total();
-  const int64_t have = engine_.backend->available_bytes() + (cache_ ? cache_->bytes() : 0);
+  // Pages of its own, those that it keeps for the next turn among them, are there for this one.
+  const int64_t own = own_pool_ ? own_pool_->bytes_in_use() : cache_ ? cache_->bytes() : 0;
+  const int64_t have = engine_.backend->available_bytes() + own;
   require(need <= have,
           "{} tokens need {} MiB ({} MiB of KV cache, {} MiB of activations), {} MiB are available "
           "beside {} MiB of weights; shorten the prompt or generate fewer tokens",
@@ -115,6 +118,24 @@ void Context::end_chunk() {
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_read());
   reusable_ = std::min(n_read(), plan_->reusable(n_prompt()));
   keep_prefix();
+}
+
+void Context::blame_layer(Activations& act, const Chunk& chunk) {
+  const Model& model = *engine_.model;
+  cache_->truncate(chunk.begin);
+  plan_->begin(n_prompt(), chunk.begin);
+  ChunkReader again = next_chunk(act, chunk.size + plan_->policy().segment - 1);
+  const int n_layers = model.config().n_layers;
+  for (int layer = 0; layer < n_layers; ++layer) {
+    again.read(1);
+    require(is_finite(*engine_.backend, model.residual(act).slice(chunk.size - 1, 1)),
+            "the model computes NaN or infinity, first in layer {} of 0 to {}; its weights are "
+            "damaged (download them again), or too large for the type of its numbers",
+            layer, n_layers - 1);
+  }
+  fail(
+      "the model computes NaN or infinity, first in the final norm or the output matrix; its "
+      "weights are damaged (download them again)");
 }
 
 void Context::keep_prefix() {

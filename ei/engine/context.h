@@ -42,6 +42,10 @@ class Context {
   // wanted, stay in `act`. Once its layers are read, end_chunk().
   ChunkReader next_chunk(Activations& act, int64_t max_rows);
   void end_chunk();
+  // Throws Error naming the first layer that leaves the last row of `chunk`, which was read just
+  // now, with a number that is not finite. For whoever has seen that its logits are not: reads the
+  // chunk again, so that nothing has to be looked at as long as all is well.
+  [[noreturn]] void blame_layer(Activations& act, const Chunk& chunk);
   void wrote(int32_t token) { tokens_.push_back(token); }  // the decode loop has read it
   void finish_answer();  // what can be reused of the answer, now that it is complete
   // Lets other requests reuse what was read of the prompt.

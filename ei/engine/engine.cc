@@ -63,6 +63,7 @@ Engine::Engine(const std::filesystem::path& model, const EngineOptions& options)
   } else {
     impl_->load_directory(model);
   }
+  impl_->check_tokens(model.string());
   impl_->load_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
@@ -91,6 +92,19 @@ void Engine::Impl::load_file(const std::filesystem::path& path) {
   chat = load_chat_template(file->metadata(), *tokenizer);
   const std::vector<int32_t> ends = end_ids(file->metadata(), *tokenizer);
   eos.insert(ends.begin(), ends.end());
+}
+
+void Engine::Impl::check_tokens(const std::string& where) {
+  const int64_t vocab_size = model->config().vocab_size;
+  std::erase_if(eos, [&](int32_t id) {
+    const bool known = id >= 0 && id < vocab_size;
+    if (!known)
+      warnings.push_back(fmt::format("{}: eos_token_id {} is ignored: the vocabulary has {} tokens",
+                                     where, id, vocab_size));
+    return !known;
+  });
+  for (int32_t id = 0; id < tokenizer->vocab_size(); ++id)
+    longest_token = std::max(longest_token, std::ssize(tokenizer->token_bytes(id)));
 }
 
 Engine Engine::random(std::string_view shape, const EngineOptions& options) {
@@ -162,6 +176,7 @@ ModelInfo Engine::info() const {
   info.intermediate = config.intermediate;
   info.vocab_size = config.vocab_size;
   info.max_context = config.max_positions;
+  info.max_text_bytes = config.max_positions * e.longest_token;
   info.weight_bytes = e.model->weight_bytes();
   info.activation_bytes = Activations::bytes(*e.backend, config, e.options.chunk, 1);
   info.available_bytes = e.backend->available_bytes();
@@ -185,6 +200,7 @@ ModelInfo Engine::info() const {
   info.longest_context = fits;
   info.longest_context_bytes = fits == 0 ? 0 : bytes_of(fits);
   info.load_ms = e.load_ms;
+  info.warnings = e.warnings;
   return info;
 }
 

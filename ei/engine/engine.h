@@ -48,6 +48,7 @@ struct ModelInfo {
   int64_t intermediate = 0;
   int64_t vocab_size = 0;
   int64_t max_context = 0;      // tokens the checkpoint was made for
+  int64_t max_text_bytes = 0;   // a longer text has more tokens than that
   int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context
   int64_t longest_context_bytes = 0;  // that they take: cache, tables, selection, activations
   int64_t weight_bytes = 0;
@@ -56,6 +57,7 @@ struct ModelInfo {
   int64_t kv_bytes_per_token = 0;      // full cache, K and V of all layers
   int64_t bounds_bytes_per_token = 0;  // key bounds beside them, under the default prefill policy
   double load_ms = 0;
+  std::vector<std::string> warnings;  // what the checkpoint has wrong, and is ignored
 };
 
 // A checkpoint ready to run. Sessions of one engine share it; one of them runs at a time.
@@ -106,6 +108,14 @@ struct Request {
   bool ignore_eos = false;
 };
 
+// How much of dense attention the prefill spent.
+struct SparsityStats {
+  double density = 1;           // attended query-key pairs over those of dense attention
+  double kept_blocks_mean = 0;  // past blocks a sparse (layer, head, segment) attended to
+  int64_t rigid_heads = 0;      // KV heads of sparse layers whose entropy always stayed below e_t
+  int64_t dynamic_heads = 0;    // the others
+};
+
 struct Callbacks {
   // A piece of the answer, always whole characters.
   std::function<void(std::string_view text)> on_text;
@@ -114,6 +124,8 @@ struct Callbacks {
   std::function<void(int64_t done, int64_t total, int64_t cached)> on_prefill;
   // Of score() alone: the model's logits [vocab_size] for the token at `position`.
   std::function<void(int64_t position, std::span<const float> logits)> on_logits;
+  // Of score() alone, at its end: of the prompt.
+  std::function<void(const SparsityStats&)> on_sparsity;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };
@@ -123,14 +135,6 @@ struct Timings {
   double decode_ms = 0;   // of the tokens after the first
   double prefill_tps = 0;
   double decode_tps = 0;
-};
-
-// How much of dense attention the prefill spent.
-struct SparsityStats {
-  double density = 1;           // attended query-key pairs over those of dense attention
-  double kept_blocks_mean = 0;  // past blocks a sparse (layer, head, segment) attended to
-  int64_t rigid_heads = 0;      // KV heads of sparse layers whose entropy always stayed below e_t
-  int64_t dynamic_heads = 0;    // the others
 };
 
 struct KvStats {
@@ -147,6 +151,7 @@ struct Generation {
   FinishReason finish_reason = FinishReason::kStop;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, not read again
+  int64_t read_tokens = 0;    // of the prompt, those included; fewer than all if it was cancelled
   Timings timings;
   SparsityStats sparsity;
   KvStats kv;

@@ -25,10 +25,15 @@ struct Engine::Impl {
   SamplingParams default_sampling;
   std::set<int32_t> eos;  // any of them ends an answer
   double load_ms = 0;
+  int64_t longest_token = 0;  // bytes
+  std::vector<std::string> warnings;
   std::mutex mutex;  // held by the session that runs
 
   void load_directory(const std::filesystem::path& dir);
   void load_file(const std::filesystem::path& path);  // GGUF
+  // Drops ends of answers that the vocabulary does not have, with a warning about `where`, and
+  // looks for the longest token.
+  void check_tokens(const std::string& where);
 
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
   const ChatTemplate& chat_template() const;

@@ -44,4 +44,11 @@ TokenReport LogitRows::report(int64_t row, int32_t chosen, int64_t n_top, int64_
   return report;
 }
 
+bool is_finite(Backend& backend, const Act& rows) {
+  const LogitRows values(backend, rows);
+  for (int64_t i = 0; i < rows.rows; ++i)
+    if (!std::ranges::all_of(values[i], [](float x) { return std::isfinite(x); })) return false;
+  return true;
+}
+
 }  // namespace ei

@@ -36,4 +36,7 @@ class LogitRows {
   std::vector<float> logits_;
 };
 
+// Whether rows of activations or logits hold neither NaN nor infinity.
+bool is_finite(Backend& backend, const Act& rows);
+
 }  // namespace ei

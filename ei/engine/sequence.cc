@@ -56,6 +56,9 @@ void Sequence::fork(Sequence& read) {
 }
 
 void Sequence::end_chunk(Activations& act, const Chunk& chunk) {
+  if (all_rows() &&
+      !is_finite(*engine_.backend, engine_.model->residual(act).slice(chunk.size - 1, 1)))
+    context_.blame_layer(act, chunk);
   context_.end_chunk();
   if (all_rows()) report_prompt(act, chunk);
   read_ = context_.n_read() == n_prompt();
@@ -126,6 +129,7 @@ void Sequence::finish(FinishReason reason) {
   if (n_drawn == 0) t.prefill_ms = total_ms;
   t.decode_ms = total_ms - t.prefill_ms;
   result_.cached_tokens = n_cached();
+  result_.read_tokens = n_read();
   t.prefill_tps = per_second(n_read() - n_cached(), t.prefill_ms);
   t.decode_tps = per_second(std::max<int64_t>(0, n_drawn - 1), t.decode_ms);
   if (read_) {

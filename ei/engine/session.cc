@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "ei/base/fail.h"
@@ -95,6 +96,10 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
     std::optional<LogitRows> rows;
     if (callbacks.on_logits) rows.emplace(backend, logits.slice(0, n_known));
     for (int64_t i = 0; i < n_known; ++i) {
+      require(std::isfinite(logprobs[static_cast<size_t>(i)]),
+              "the model computes NaN or infinity instead of the logits after {} tokens; its "
+              "weights are damaged (download them again)",
+              at + 1 + i);
       if (rows) callbacks.on_logits(at + 1 + i, (*rows)[i]);
       scores[static_cast<size_t>(at + 1 + i)] = {logprobs[static_cast<size_t>(i)],
                                                  likeliest[static_cast<size_t>(i)]};
@@ -119,6 +124,8 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
     n_read = sequence.n_read();
   });
   scores.resize(static_cast<size_t>(n_read) + sequence.result().tokens.size());
+  if (sequence.result().read_tokens == n_prefill && callbacks.on_sparsity)
+    callbacks.on_sparsity(sequence.result().sparsity);
   impl_->context.clear();  // of use to nobody: all of it is read whatever is known
   return scores;
 }

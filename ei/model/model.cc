@@ -147,6 +147,8 @@ Act Model::context(Activations& act) const {
   return act.act(act.context_, config_.n_heads * config_.head_dim);
 }
 
+Act Model::residual(Activations& act) const { return act.act(act.x_, config_.hidden); }
+
 void Model::finish(int layer, Activations& act) const {
   const Layer& w = layers_[static_cast<size_t>(layer)];
   const Act x = act.act(act.x_, config_.hidden);

@@ -94,6 +94,8 @@ class Model {
   Act context(Activations& act) const;
   // x += context Wo + bo;  x += mlp(norm(x)).
   void finish(int layer, Activations& act) const;
+  // [n, hidden]: what the last call left for the next layer to read.
+  Act residual(Activations& act) const;
   // Final norm and head of rows [first_row, first_row + n_rows) of the chunk: [n_rows, vocab_size],
   // valid until the next logits(). May be called repeatedly.
   Act logits(Activations& act, int64_t first_row, int64_t n_rows) const;
