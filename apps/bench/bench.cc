@@ -9,6 +9,7 @@
 #include "apps/bench/prompt.h"
 #include "apps/bench/report.h"
 #include "apps/cli/command.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/report.h"
 #include "apps/cli/units.h"
@@ -29,7 +30,7 @@ void announce(const std::string& text) {
 class Bench {
  public:
   explicit Bench(CLI::App& command) {
-    const CLI::Range any_count(int64_t{0}, int64_t{1} << 24);
+    const CLI::Validator any_count = count(0, int64_t{1} << 24);
     command.add_option("model", model_, "Directory of a Hugging Face checkpoint")
         ->option_text("MODEL");
     command.add_option("--shape", shape_, "Random weights in the shape of this model instead")
@@ -43,11 +44,11 @@ class Bench {
     };
     list("-p,--prompt", options_.prompts, "N,... [512,8192]",
          "Read prompts of so many tokens; 0: none")
-        ->check(any_count);
+        ->transform(any_count);
     list("-n,--answer", options_.answers, "N,... [32]", "Write so many tokens; 0: none")
-        ->check(any_count);
+        ->transform(any_count);
     list("-d,--depth", options_.depths, "N,... [0]", "Write them after a prompt of so many tokens")
-        ->check(any_count);
+        ->transform(any_count);
     list("--prefill", options_.prefills, "dense,entropy [both]", "How prompts are read")
         ->check(CLI::IsMember({"dense", "entropy"}));
     list("--decode", options_.decodes, "full,latent [full]",
@@ -55,15 +56,15 @@ class Bench {
         ->check(CLI::IsMember({"full", "latent"}));
     list("--dense-layers", options_.dense_layers, "N,... [1]",
          "First layers that --prefill entropy reads densely")
-        ->check(CLI::Range(int64_t{0}, int64_t{1000}));
+        ->transform(count(0, 1000));
     command
         .add_option("-r,--repetitions", options_.repetitions,
                     "Runs of each, after one to warm up; with --kernels: rounds over all")
-        ->check(CLI::Range(int64_t{1}, int64_t{1000}))
+        ->transform(count(1, 1000))
         ->option_text("N [3]");
     cli::add_device(command, engine_options_.device);
     command.add_option("-t,--threads", engine_options_.threads, "CPU threads; 0: all cores")
-        ->check(CLI::Range(0, 4096))
+        ->check(between(0, 4096))
         ->option_text("N [0]");
     command
         .add_option_function<std::string>(

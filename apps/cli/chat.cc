@@ -2,37 +2,90 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <system_error>
 
 #include "apps/cli/input.h"
 #include "apps/cli/line_editor.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
+#include "apps/cli/suggest.h"
+#include "apps/cli/terminal.h"
 #include "apps/cli/units.h"
 
 namespace ei::cli {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr const char* kHelp =
     "/read FILE  puts a file before your next question\n"
-    "/clear      forgets the conversation\n"
-    "/exit       ends the program, as does Ctrl-D\n"
+    "/clear      forgets the conversation, but not the files of --file\n"
+    "/help       shows this\n"
+    "/exit       ends the program, as does Ctrl-D on an empty line\n"
     "Ctrl-C stops an answer. A line that ends in a backslash goes on in the next.\n";
+const std::vector<std::string> kCommands = {"/read", "/clear", "/help", "/exit"};
+
+fs::path home() {
+  const char* home = std::getenv("HOME");
+  return home ? home : "";
+}
+
+fs::path history_file() {
+  const char* state = std::getenv("XDG_STATE_HOME");
+  return (state && *state ? fs::path(state) : home() / ".local/state") / "entropyinfer/history";
+}
+
+// A path as people type it.
+fs::path typed_path(std::string_view text) {
+  return text.starts_with("~/") ? home() / text.substr(2) : fs::path(text);
+}
+
+// Of a command or, after /read, of a file: the lines it can become.
+std::vector<std::string> completions(std::string_view line) {
+  constexpr std::string_view kRead = "/read ";
+  std::vector<std::string> lines;
+  if (!line.starts_with(kRead)) {
+    for (const std::string& command : kCommands)
+      if (command.starts_with(line)) lines.push_back(command == "/read" ? "/read " : command);
+    return lines;
+  }
+  const size_t name_at = std::max(line.rfind('/') + 1, kRead.size());  // the first '/' is /read's
+  const fs::path folder = typed_path(line.substr(kRead.size(), name_at - kRead.size()));
+  std::error_code error;
+  for (fs::directory_iterator it(folder.empty() ? "." : folder, error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    std::error_code unknown;
+    if (name.starts_with(line.substr(name_at)))
+      lines.push_back(std::string(line.substr(0, name_at)) + name +
+                      (it->is_directory(unknown) ? "/" : ""));
+  }
+  std::sort(lines.begin(), lines.end());
+  return lines;
+}
 
 class Chat {
  public:
+  // The pages of what was read are kept beside the cache that an answer is written with: the next
+  // question goes on from them. A tenth of the memory is left for all else.
   Chat(Engine& engine, const Request& base, std::vector<std::string> documents,
        Interrupts& interrupts)
       : base_(base),
+        base_documents_(std::move(documents)),
+        max_bytes_(engine.info().max_text_bytes),
         request_(base),
-        documents_(std::move(documents)),
-        session_(engine),
+        documents_(base_documents_),
+        session_(engine, engine.info().available_bytes / 10 * 9),
         interrupts_(interrupts) {}
 
   void loop() {
     fmt::print(stderr, "{}", kHelp);
-    LineEditor editor("> ");
+    LineEditor editor("> ", completions, history_file());
     for (std::optional<std::string> line; (line = editor.read()) && *line != "/exit";) {
+      const KeysHidden hidden;
       try {
         handle(*line);
       } catch (const Error& error) {
@@ -43,23 +96,37 @@ class Chat {
 
  private:
   void handle(const std::string& line) {
-    if (line.starts_with("/read ")) {
-      documents_.push_back(read_text(line.substr(6)));
-      fmt::print(stderr, "{}, read before your next question\n",
-                 human_bytes(static_cast<int64_t>(documents_.back().size())));
+    const std::string command = line.substr(0, line.find_first_of(" \n"));
+    if (command == "/read") {
+      read(line.substr(std::min(line.size(), command.size() + 1)));
     } else if (line == "/clear") {
       request_.messages = base_.messages;
-      documents_.clear();
-      session_.clear();
-    } else if (line.starts_with('/')) {
+      documents_ = base_documents_;
+      if (documents_.empty()) session_.clear();
+      fmt::print(stderr, "forgotten{}\n",
+                 documents_.empty() ? "" : "; the files of --file stay before your next question");
+    } else if (line == "/help") {
       fmt::print(stderr, "{}", kHelp);
-    } else if (line.find_first_not_of(" \t\n") != std::string::npos) {
-      ask(line);
+    } else if (line.starts_with('/')) {
+      const std::string meant = nearest(command, kCommands);
+      fmt::print(stderr,
+                 "{} is not a command{}; /help lists them. Type a space before a question that "
+                 "begins with /.\n",
+                 command, meant.empty() ? "" : fmt::format(" (did you mean {}?)", meant));
+    } else if (const size_t begin = line.find_first_not_of(" \t\n"); begin != line.npos) {
+      ask(line.substr(begin));
     }
   }
 
+  void read(const std::string& file) {
+    if (file.empty()) return fmt::print(stderr, "/read FILE: which file?\n");
+    documents_.push_back(read_text(typed_path(file), max_bytes_));
+    fmt::print(stderr, "{}, read before your next question\n",
+               human_bytes(static_cast<int64_t>(documents_.back().size())));
+  }
+
   void ask(const std::string& question) {
-    // The conversation grows only when the engine took the question.
+    // The conversation grows only with an answer.
     Request request = request_;
     Message message{"user", documents_};
     message.parts.push_back(question);
@@ -69,14 +136,17 @@ class Chat {
     const Interrupts::Scope scope(interrupts_);
     const Generation answer = session_.generate(request, watch(progress, print), scope.token());
     progress.clear();
-    print("\n");
+    if (!answer.tokens.empty()) print("\n");
     fmt::print(stderr, "{}{}\n", scope.interrupted() ? "[stopped] " : "", stats_line(answer));
+    if (answer.tokens.empty()) return;
     request.messages.push_back({"assistant", {answer.text}});
     request_ = std::move(request);
     documents_.clear();
   }
 
   const Request& base_;
+  const std::vector<std::string> base_documents_;
+  int64_t max_bytes_;
   Request request_;
   std::vector<std::string> documents_;
   Session session_;

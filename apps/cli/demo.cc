@@ -1,16 +1,15 @@
 #include <fmt/format.h>
 
-#include <fstream>
 #include <memory>
 
 #include "apps/cli/command.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
 #include "apps/cli/table.h"
 #include "apps/cli/units.h"
 #include "apps/eval/document.h"
-#include "ei/base/fail.h"
 
 namespace ei::cli {
 namespace {
@@ -21,7 +20,7 @@ class Demo {
  public:
   explicit Demo(CLI::App& command) : model_(command), policy_(command) {
     command.add_option("--length", spec_.n_tokens, "Tokens of the document")
-        ->check(CLI::Range(int64_t{1000}, int64_t{1} << 24))
+        ->transform(count(1000, int64_t{1} << 24))
         ->option_text(fmt::format("N [{}]", spec_.n_tokens));
     command.add_option("--seed", spec_.seed, "Another seed, another document")
         ->option_text(fmt::format("N [{}]", spec_.seed));
@@ -36,10 +35,7 @@ class Demo {
       return static_cast<int64_t>(engine.tokenize(text).size());
     });
     const eval::Needle& needle = document.needles[document.needles.size() / 3];
-    if (!save_.empty()) {
-      std::ofstream file(save_, std::ios::binary);
-      require(bool(file << document.text << std::flush), "{}: cannot be written", save_);
-    }
+    if (!save_.empty()) save(save_, document.text);
     print(fmt::format("question  {}\ntruth     {}\n", needle.question(), needle.value));
 
     Request request;

@@ -3,7 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "apps/cli/command.h"
+#include "apps/cli/terminal.h"
 
 namespace ei::cli {
 namespace {
@@ -19,6 +19,7 @@ sigset_t interrupts() {
 }  // namespace
 
 Interrupts::Interrupts() {
+  remember_terminal();
   const sigset_t set = interrupts();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   watcher_ = std::jthread([this](const std::stop_token& end) { watch(end); });
@@ -33,7 +34,9 @@ void Interrupts::watch(const std::stop_token& end) {
   const sigset_t set = interrupts();
   for (int signal = 0; sigwait(&set, &signal) == 0 && !end.stop_requested();) {
     const std::lock_guard lock(mutex_);
-    if (!scope_ || !scope_->request_stop()) _exit(128 + signal);  // kExitInterrupted for SIGINT
+    if (scope_ && scope_->request_stop()) continue;
+    restore_terminal();
+    _exit(128 + signal);  // kExitInterrupted for SIGINT
   }
 }
 

@@ -1,3 +1,6 @@
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -8,6 +11,8 @@
 #include "apps/cli/command.h"
 #include "apps/cli/environment.h"
 #include "apps/cli/interrupt.h"
+#include "apps/cli/lost_file.h"
+#include "apps/cli/suggest.h"
 #include "apps/cli/version.h"
 #include "apps/eval/eval.h"
 #include "apps/eval/perplexity.h"
@@ -25,6 +30,35 @@ class Help : public CLI::Formatter {
   }
 };
 
+// The subcommand that was called, of those that were called the innermost.
+const CLI::App& called(const CLI::App& program) {
+  const std::vector<CLI::App*> commands = program.get_subcommands();
+  return commands.empty() ? program : called(*commands.front());
+}
+
+// What is wrong with arguments that nobody takes, and what was probably meant.
+std::string unknown_arguments(const CLI::App& program, const CLI::App& command) {
+  const std::vector<std::string> rest = program.remaining(/*recurse=*/true);
+  if (rest.empty()) return {};
+  const auto is_flag = [](const std::string& argument) { return argument.starts_with('-'); };
+  const auto flag = std::ranges::find_if(rest, is_flag);
+  std::vector<std::string> names;
+  std::string what;
+  if (flag == rest.end() && !command.get_subcommands({}).empty()) {
+    what = fmt::format("{} is not a subcommand", rest.front());
+    for (const CLI::App* sub : command.get_subcommands({})) names.push_back(sub->get_name());
+  } else if (flag == rest.end()) {
+    return fmt::format("{} is one argument too many", rest.front());
+  } else {
+    what = fmt::format("{} is not a flag of {}", *flag, command.get_name());
+    for (const CLI::Option* option : command.get_options())
+      for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  const std::string& typed = flag == rest.end() ? rest.front() : *flag;
+  const std::string meant = nearest(typed.substr(0, typed.find('=')), names);
+  return what + (meant.empty() ? "" : fmt::format("; did you mean {}?", meant));
+}
+
 int complain(const std::string& message, int exit_code) {
   std::fprintf(stderr, "entropyinfer: %s\n", message.c_str());
   return exit_code;
@@ -32,6 +66,7 @@ int complain(const std::string& message, int exit_code) {
 
 int run(int argc, char** argv) {
   Interrupts interrupts;  // before anything that starts threads
+  report_lost_files();
   CLI::App program(
       "Long-context LLM inference that spends attention where entropy says it matters.",
       "entropyinfer");
@@ -60,8 +95,11 @@ int run(int argc, char** argv) {
     return kExitUsage;  // not reached: a subcommand is required
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return program.exit(error);  // --help, --version
-    return complain(std::string(error.what()) +
-                        "\nSee `entropyinfer --help` and `entropyinfer COMMAND --help`.",
+    const CLI::App& command = called(program);
+    const std::string unknown = unknown_arguments(program, command);
+    const std::string message =
+        unknown.empty() ? set_by_environment(command, error.what(), {argv, size_t(argc)}) : unknown;
+    return complain(message + "\nSee `entropyinfer --help` and `entropyinfer COMMAND --help`.",
                     kExitUsage);
   } catch (const std::bad_alloc&) {
     return complain("not enough memory", kExitError);

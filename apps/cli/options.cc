@@ -10,6 +10,7 @@
 #include <random>
 #include <type_traits>
 
+#include "apps/cli/limits.h"
 #include "apps/cli/progress.h"
 #include "ei/policy/named.h"
 
@@ -60,12 +61,16 @@ CLI::Option* add_device(CLI::App& command, Device& device) {
       ->option_text("auto|cpu|cuda [auto]");
 }
 
+void print_warning(const std::string& warning) {
+  fmt::print(stderr, "entropyinfer: warning: {}\n", warning);
+}
+
 ModelOptions::ModelOptions(CLI::App& command) {
   command.add_option("MODEL", path_, "Directory of a Hugging Face checkpoint, or a .gguf file")
       ->required();
   add_device(command, options_.device)->group(kModelGroup);
   command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
-      ->check(CLI::Range(0, 4096))
+      ->check(between(0, 4096))
       ->option_text("N [0]")
       ->group(kModelGroup);
   command
@@ -79,12 +84,12 @@ ModelOptions::ModelOptions(CLI::App& command) {
       ->option_text("bf16|f32 [bf16]")
       ->group(kModelGroup);
   command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->transform(count(1, int64_t{1} << 30))
       ->option_text("N [2048; CUDA: 8192]")
       ->group(kModelGroup);
 }
 
-Engine ModelOptions::load() const {
+Engine ModelOptions::load(const std::function<void(const std::string&)>& warn) const {
   ProgressBar bar("loading", "MiB");
   EngineOptions options = options_;
   const auto start = std::chrono::steady_clock::now();
@@ -92,7 +97,10 @@ Engine ModelOptions::load() const {
     if (std::chrono::steady_clock::now() - start > std::chrono::seconds(1))
       bar.update(done >> 20, total >> 20);
   };
-  return Engine(path_, options);
+  Engine engine(path_, options);
+  bar.clear();
+  for (const std::string& warning : engine.info().warnings) warn(warning);
+  return engine;
 }
 
 template <class T>
@@ -103,16 +111,18 @@ CLI::Option* PolicyOptions::number(Loop loop, const std::string& flag, Field<T> 
                          return nlohmann::ordered_json::parse(fmt::format("{}", field(p)));
                        }});
   Policies defaults;
-  return command_
-      .add_option_function<T>(
-          flag,
-          [this, field](const T& value) {
-            overrides_.push_back([field, value](Policies& p) { field(p) = value; });
-          },
-          help)
-      ->option_text(
-          fmt::format("{} [{}]", std::is_floating_point_v<T> ? "X" : "N", field(defaults)))
-      ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
+  CLI::Option* option =
+      command_
+          .add_option_function<T>(
+              flag,
+              [this, field](const T& value) {
+                overrides_.push_back([field, value](Policies& p) { field(p) = value; });
+              },
+              help)
+          ->option_text(
+              fmt::format("{} [{}]", std::is_floating_point_v<T> ? "X" : "N", field(defaults)))
+          ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
+  return std::is_floating_point_v<T> ? option : option->transform(count(INT64_MIN));
 }
 
 template <class T>
@@ -329,15 +339,15 @@ nlohmann::ordered_json PolicyOptions::describe(Policies p) const {
 }
 
 SamplingOptions::SamplingOptions(CLI::App& command) {
-  const auto add = [&](const char* flag, auto& value, auto min, auto max, const char* text,
+  const auto add = [&](const char* flag, auto& value, double min, double max, const char* text,
                        const char* help) {
     command.add_option(flag, value, help)
-        ->check(CLI::Range(min, max))
+        ->check(between(min, max))
         ->option_text(text)
         ->group(kSamplingGroup);
   };
   add("--temp", temperature_, 0.0, 100.0, "X", "Temperature; 0: always the likeliest token");
-  add("--top-k", top_k_, 0, INT32_MAX, "N", "Draw among the N likeliest tokens; 0: all");
+  add("--top-k", top_k_, -1, INT32_MAX, "N", "Draw among the N likeliest tokens; 0 or -1: all");
   add("--top-p", top_p_, 0.0, 1.0, "X", "Draw among the fewest tokens that have this probability");
   add("--min-p", min_p_, 0.0, 1.0, "X",
       "Draw among tokens at least X times as likely as the likeliest");
@@ -356,7 +366,7 @@ SamplingOptions::SamplingOptions(CLI::App& command) {
 SamplingParams SamplingOptions::params(const Engine& engine) const {
   SamplingParams p = engine.default_sampling();
   p.temperature = temperature_.value_or(p.temperature);
-  p.top_k = top_k_.value_or(p.top_k);
+  p.top_k = std::max(0, top_k_.value_or(p.top_k));
   p.top_p = top_p_.value_or(p.top_p);
   p.min_p = min_p_.value_or(p.min_p);
   p.repetition_penalty = repetition_penalty_.value_or(p.repetition_penalty);

@@ -20,6 +20,8 @@ namespace ei::cli {
 // The flag --device.
 CLI::Option* add_device(CLI::App& command, Device& device);
 
+void print_warning(const std::string& warning);
+
 // Which checkpoint, and how it runs here.
 class ModelOptions {
  public:
@@ -27,7 +29,8 @@ class ModelOptions {
   ModelOptions(const ModelOptions&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  Engine load() const;  // shows how far it is where that takes long
+  // Shows how far it is where that takes long, and hands what the checkpoint has wrong to `warn`.
+  Engine load(const std::function<void(const std::string&)>& warn = print_warning) const;
 
  private:
   std::filesystem::path path_;

@@ -29,15 +29,22 @@ int terminal_width() {
 std::string progress_text(const std::string& label, int64_t done, int64_t total, double per_s,
                           double s_left, int width, const std::string& unit) {
   const double share = total > 0 ? double(done) / double(total) : 1;
-  const std::string head = fmt::format("{} {:3.0f}% [", label, 100 * share);
-  std::string tail = fmt::format("] {}/{}", grouped(done), grouped(total));
-  if (per_s > 0)
-    tail += fmt::format("  {} {}/s  {} left", human_rate(per_s), unit, clock_time(s_left));
-  const auto room = static_cast<int64_t>(width) - static_cast<int64_t>(head.size() + tail.size());
-  const int64_t bar = std::clamp<int64_t>(room, 0, 40);
-  const auto full = static_cast<int64_t>(share * double(bar));
-  return (head + std::string(size_t(full), '#') + std::string(size_t(bar - full), '.') + tail)
-      .substr(0, static_cast<size_t>(std::max(width, 0)));
+  const std::string head = fmt::format("{} {:3.0f}%", label, 100 * share);
+  std::string tail = fmt::format(" {}/{}", grouped(done), grouped(total));
+  const std::string speed =
+      per_s <= 0 ? ""
+                 : fmt::format("  {} {}/s  {} left", human_rate(per_s), unit, clock_time(s_left));
+  // What a narrow terminal has no room for is left out, from the end.
+  const auto room = [&](const std::string& more) {
+    return width - static_cast<int>(head.size() + tail.size() + more.size());
+  };
+  if (room(speed) >= 0) tail += speed;
+  if (room("") < 0) return head.substr(0, static_cast<size_t>(std::max(width, 0)));
+  const auto bar = static_cast<size_t>(std::clamp(room(" []"), 0, 40));
+  const auto full = static_cast<size_t>(share * double(bar));
+  const std::string shown =
+      bar == 0 ? "" : " [" + std::string(full, '#') + std::string(bar - full, '.') + "]";
+  return head + shown + tail;
 }
 
 ProgressBar::ProgressBar(std::string label, std::string unit)

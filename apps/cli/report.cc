@@ -1,10 +1,12 @@
 #include "apps/cli/report.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 
 #include "apps/cli/units.h"
 #include "ei/base/fail.h"
@@ -29,7 +31,10 @@ nlohmann::ordered_json to_json(const Generation& g, double load_ms,
       {"text", g.text},
       {"tokens", g.tokens},
       {"finish_reason", finish_reason(g.finish_reason)},
-      {"usage", {{"prompt_tokens", g.prompt_tokens}, {"completion_tokens", g.tokens.size()}}},
+      {"usage",
+       {{"prompt_tokens", g.prompt_tokens},
+        {"read_tokens", g.read_tokens},
+        {"completion_tokens", g.tokens.size()}}},
       {"timings",
        {{"load_ms", load_ms},
         {"prefill_ms", g.timings.prefill_ms},
@@ -53,6 +58,10 @@ nlohmann::ordered_json to_json(const Generation& g, double load_ms,
 std::string stats_line(const Generation& g) {
   std::string cached;
   if (g.cached_tokens > 0) cached = fmt::format(" ({} known already)", grouped(g.cached_tokens));
+  if (g.read_tokens < g.prompt_tokens)
+    return fmt::format("{} of {} prompt tokens{} read in {} ({}/s), no answer",
+                       grouped(g.read_tokens), grouped(g.prompt_tokens), cached,
+                       human_ms(g.timings.prefill_ms), human_rate(g.timings.prefill_tps));
   return fmt::format(
       "{} prompt tokens{} in {} ({}/s), {} answered at {}/s; attention {:.1f}% of dense, KV cache "
       "{} of {}",
@@ -65,6 +74,20 @@ std::string stats_line(const Generation& g) {
 void print(std::string_view text) {
   const bool ok = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
   require(ok && std::fflush(stdout) == 0, "standard output: {}", std::strerror(errno));
+}
+
+void save(const std::filesystem::path& path, std::string_view text) {
+  const std::string whole = path.string() + ".new";
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(whole.c_str(), "wbe"),
+                                                             std::fclose);
+  const bool ok = file != nullptr &&
+                  std::fwrite(text.data(), 1, text.size(), file.get()) == text.size() &&
+                  std::fflush(file.get()) == 0 && fsync(fileno(file.get())) == 0 &&
+                  std::rename(whole.c_str(), path.c_str()) == 0;
+  if (ok) return;
+  const int reason = errno;
+  if (file != nullptr) std::remove(whole.c_str());
+  fail("{}: cannot be written: {}", path.string(), std::strerror(reason));
 }
 
 std::string dump(const nlohmann::ordered_json& json) {

@@ -1,14 +1,17 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "apps/cli/chat.h"
 #include "apps/cli/command.h"
 #include "apps/cli/input.h"
 #include "apps/cli/interrupt.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
+#include "apps/cli/terminal.h"
 #include "ei/base/utf8.h"
 
 namespace ei::cli {
@@ -19,8 +22,8 @@ class PromptOptions {
  public:
   explicit PromptOptions(CLI::App& command) {
     const char* group = "Prompt";
-    command.add_option("--file", files_, "A document; may be given again")
-        ->option_text("F ...")
+    command.add_option("--file", files_, "A document; may be given again; -: standard input")
+        ->option_text("F|- ...")
         ->expected(1)
         ->take_all()
         ->group(group);
@@ -38,18 +41,30 @@ class PromptOptions {
   // Without a prompt, on a terminal.
   bool interactive() const { return !prompt_ && !raw_ && stdin_is_terminal(); }
 
-  std::vector<std::string> documents() const {
+  // Before a model is loaded for nothing.
+  void check() const {
+    const bool as_prompt = prompt_ == "-";
+    if (std::ranges::count(files_, "-") + as_prompt > 1)
+      throw CLI::ValidationError("standard input (-) can be read once only");
+    for (const std::string& file : files_) check_readable(file);
+    if (prompt_) require_utf8(*prompt_, "--prompt");
+  }
+
+  std::vector<std::string> documents(int64_t max_bytes) const {
     std::vector<std::string> texts;
-    for (const std::string& file : files_) texts.push_back(read_text(file));
+    for (const std::string& file : files_) texts.push_back(read_text(file, max_bytes));
     return texts;
   }
 
-  // The documents, then the question.
-  std::vector<std::string> parts() const {
-    std::vector<std::string> parts = documents();
-    std::string question = prompt_ && *prompt_ != "-" ? *prompt_ : read_stdin();
-    require_utf8(question, "--prompt");
-    if (!question.empty()) parts.push_back(std::move(question));
+  // The documents, then the question. What comes through a pipe is the question if there is no
+  // other, else a document.
+  std::vector<std::string> parts(int64_t max_bytes) const {
+    std::vector<std::string> parts = documents(max_bytes);
+    const bool taken = std::ranges::count(files_, "-") > 0;
+    if (!taken && (!prompt_ || prompt_ == "-" || !stdin_is_terminal()))
+      parts.push_back(read_stdin(max_bytes));
+    if (prompt_ && prompt_ != "-") parts.push_back(*prompt_);
+    std::erase(parts, "");
     if (parts.empty())
       throw CLI::ValidationError("the prompt is empty; give --prompt, --file or standard input");
     return parts;
@@ -84,7 +99,7 @@ class AnswerOptions {
   explicit AnswerOptions(CLI::App& command) {
     const char* group = "Answer";
     command.add_option("-n,--max-tokens", max_tokens_, "Longest answer in tokens")
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+        ->transform(count(1, int64_t{1} << 30))
         ->option_text(fmt::format("N [{}]", max_tokens_))
         ->group(group);
     command.add_option("--stop", stop_, "Ends the answer where this appears; may be given again")
@@ -124,9 +139,12 @@ class Run {
   int operator()() {
     const Policies policies = policy_.policies();
     const bool interactive = prompt_.interactive() && !answer_.json();
-    std::vector<std::string> parts = interactive ? prompt_.documents() : prompt_.parts();
+    prompt_.check();
 
     Engine engine = model_.load();
+    const int64_t max_bytes = engine.info().max_text_bytes;
+    std::vector<std::string> parts =
+        interactive ? prompt_.documents(max_bytes) : prompt_.parts(max_bytes);
     Request request;
     prompt_.start(request);
     answer_.start(request);
@@ -144,6 +162,7 @@ class Run {
  private:
   int answer(Engine& engine, const Request& request) {
     Session session(engine);
+    const KeysHidden hidden;
     ProgressBar progress("reading");
     const Interrupts::Scope scope(interrupts_);
     const Generation generation = session.generate(

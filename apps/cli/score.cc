@@ -3,6 +3,7 @@
 
 #include "apps/cli/command.h"
 #include "apps/cli/interrupt.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
@@ -33,7 +34,7 @@ class Score {
         ->required()
         ->option_text("FILE.json");
     command.add_option("--prompt-tokens", n_prompt_, "Read so many as a prompt, decode the others")
-        ->check(CLI::PositiveNumber)
+        ->transform(count(1))
         ->option_text("N [all]");
     command.add_flag("--json", json_, "One JSON object: logprobs, argmax, policy");
   }

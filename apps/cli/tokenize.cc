@@ -14,7 +14,7 @@ class Tokenize {
  public:
   explicit Tokenize(CLI::App& command) : model_(command) {
     auto* text = command.add_option("TEXT", text_, "Without it and --file: standard input");
-    command.add_option("--file", file_, "File with the text")->option_text("F")->excludes(text);
+    command.add_option("--file", file_, "File with the text")->option_text("F|-")->excludes(text);
     command.add_flag("--chat", chat_, "As a question in the model's chat template");
     command.add_flag("--json", json_, "One JSON object: tokens, pieces, count");
   }

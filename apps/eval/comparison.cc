@@ -3,14 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <optional>
 
 #include "apps/cli/command.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
 #include "apps/eval/summary.h"
-#include "ei/base/fail.h"
 
 namespace ei::eval {
 
@@ -134,11 +132,7 @@ int Comparison::run(Engine& engine, nlohmann::ordered_json about, const std::vec
     session.clear();
   }
   progress.clear();
-  if (!out_.empty()) {
-    std::ofstream page(out_ / "report.html", std::ios::binary);
-    require(bool(page << html(about, results_) << std::flush), "{}: cannot be written",
-            (out_ / "report.html").string());
-  }
+  if (!out_.empty()) cli::save(out_ / "report.html", html(about, results_));
   cli::print(table(summarize(results_)));
   return scope.interrupted() ? cli::kExitInterrupted : cli::kExitOk;
 }

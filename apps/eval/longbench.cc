@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "apps/cli/limits.h"
 #include "apps/eval/comparison.h"
 #include "apps/eval/json_lines.h"
 #include "apps/eval/metrics.h"
@@ -93,12 +94,12 @@ class LongBench {
         ->delimiter(',')
         ->option_text("T,.. [all that are there]");
     command.add_option("--samples", n_samples_, "At most so many prompts per task; 0: all")
-        ->check(CLI::NonNegativeNumber)
+        ->transform(cli::count(0))
         ->option_text("N [0]");
     command
-        .add_option_function<std::string>(
-            "--max-length", [this](const std::string& n) { max_length_ = parse_length(n); },
-            "Tokens of a prompt at most; longer ones lose their middle")
+        .add_option("--max-length", max_length_,
+                    "Tokens of a prompt at most; longer ones lose their middle")
+        ->transform(cli::count(1))
         ->option_text("N [what the model's context leaves]");
     command.add_flag("--skip-bad", skip_bad_, "Leave out lines that are not as they should be");
   }

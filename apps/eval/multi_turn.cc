@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "apps/cli/interrupt.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
@@ -41,13 +42,11 @@ class MultiTurn {
  public:
   MultiTurn(CLI::App& command, cli::Interrupts& interrupts)
       : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
-    command
-        .add_option_function<std::string>(
-            "--length", [this](const std::string& n) { length_ = parse_length(n); },
-            "Tokens of the documents")
+    command.add_option("--length", length_, "Tokens of the documents")
+        ->transform(cli::count(1, int64_t{1} << 30))
         ->option_text("N [4k]");
     command.add_option("--samples", n_samples_, "Documents")
-        ->check(CLI::Range(1, 100000))
+        ->transform(cli::count(1, 100000))
         ->option_text("N [5]");
     command.add_option("--seed", seed_, "Another seed, other documents")->option_text("N [1]");
     command

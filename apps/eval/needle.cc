@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "apps/cli/input.h"
+#include "apps/cli/limits.h"
 #include "apps/eval/comparison.h"
 #include "apps/eval/json_lines.h"
 #include "apps/eval/task.h"
@@ -20,20 +21,20 @@ std::string read_haystack(const std::filesystem::path& dir) {
 class NeedleEval {
  public:
   NeedleEval(CLI::App& command, cli::Interrupts& interrupts) : comparison_(command, interrupts) {
-    const auto list = [&](const char* flag, std::vector<std::string>& values, const char* text,
-                          const char* help) {
+    const auto list = [&](const char* flag, auto& values, const char* text, const char* help) {
       return command.add_option(flag, values, help)->delimiter(',')->option_text(text);
     };
-    list("--lengths", lengths_, "N,.. [4k,8k]", "Tokens of the prompts; 4k is 4096");
+    list("--lengths", lengths_, "N,.. [4k,8k]", "Tokens of the prompts; 4k is 4096")
+        ->transform(cli::count(1, int64_t{1} << 30));
     list("--tasks", tasks_, "T,.. [all]", "Which questions")->check(CLI::IsMember(task_names()));
     command.add_option("--depths", depths_, "Where a needle stands, in percent of the text")
         ->delimiter(',')
-        ->check(CLI::Range(0.0, 100.0))
+        ->check(cli::between(0, 100))
         ->option_text("X,.. [0,25,50,75,100]");
     command
         .add_option("--samples", n_samples_,
                     "Prompts per task and length; they take the depths in turn")
-        ->check(CLI::Range(1, 100000))
+        ->transform(cli::count(1, 100000))
         ->option_text("N [5]");
     command.add_option("--seed", seed_, "Another seed, other prompts")->option_text("N [1]");
     command.add_option("--haystack", haystack_, "Fill the prompts with the .txt files of a folder")
@@ -43,11 +44,11 @@ class NeedleEval {
   int operator()() {
     std::vector<Item> items;
     int64_t n_documents = 0;
-    for (const std::string& length : lengths_)
+    for (const int64_t length : lengths_)
       for (int64_t i = 0; i < n_samples_; ++i, ++n_documents)
         for (const std::string& task : tasks_)
           items.push_back({.task = task,
-                           .length = parse_length(length),
+                           .length = length,
                            .sample = i,
                            .depth = has_depth(task) ? depth_of(i) : -1,
                            .document = task == "single" ? -1 : n_documents});
@@ -84,7 +85,8 @@ class NeedleEval {
   }
 
   Comparison comparison_;
-  std::vector<std::string> lengths_ = {"4k", "8k"}, tasks_ = task_names();
+  std::vector<std::string> tasks_ = task_names();
+  std::vector<int64_t> lengths_ = {4096, 8192};
   std::vector<double> depths_ = {0, 25, 50, 75, 100};
   int64_t n_samples_ = 5;
   uint64_t seed_ = 1;

@@ -2,26 +2,20 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
+#include "apps/cli/limits.h"
 
 namespace ei::eval {
 namespace {
-
-int64_t parse_number(std::string_view digits, const std::string& where) {
-  int64_t n = 0;
-  const char* const end = digits.data() + digits.size();
-  const auto [stop, error] = std::from_chars(digits.data(), end, n);
-  if (error != std::errc() || stop != end || n <= 0 || n > int64_t{1} << 30)
-    throw CLI::ValidationError(
-        fmt::format("{}: expected a positive number, found \"{}\"", where, digits));
-  return n;
-}
 
 // Takes "@N" off a name: N, or 0 when there is none.
 int64_t take_budget(std::string& name, const std::string& where) {
   const size_t at = name.find('@');
   if (at == std::string::npos) return 0;
-  const int64_t budget = parse_number(std::string_view(name).substr(at + 1), where);
+  const std::string digits = name.substr(at + 1);
+  const int64_t budget = cli::parse_count(digits).value_or(0);
+  if (budget <= 0 || budget > int64_t{1} << 30)
+    throw CLI::ValidationError(
+        fmt::format("{}: expected a positive number, found \"{}\"", where, digits));
   name.resize(at);
   if (name == "dense" || name == "full")
     throw CLI::ValidationError(fmt::format("{}: {} has no budget", where, name));
@@ -59,13 +53,6 @@ NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& 
     throw CLI::ValidationError(fmt::format("{}: {}", text, error.what()));
   }
   return {text, policies};
-}
-
-int64_t parse_length(const std::string& text) {
-  const bool kilo = text.ends_with('k') || text.ends_with('K');
-  return parse_number(std::string_view(text).substr(0, text.size() - (kilo ? 1 : 0)),
-                      "length " + text) *
-         (kilo ? 1024 : 1);
 }
 
 }  // namespace ei::eval

@@ -16,7 +16,4 @@ struct NamedPolicies {
 // Everything else is as `options` has it. Throws CLI::ValidationError.
 NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options);
 
-// 4096 of "4k" or "4096". Throws CLI::ValidationError.
-int64_t parse_length(const std::string& text);
-
 }  // namespace ei::eval

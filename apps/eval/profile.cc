@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <fstream>
 #include <memory>
 
 #include "apps/cli/input.h"
@@ -14,7 +13,6 @@
 #include "apps/cli/table.h"
 #include "apps/eval/head_profile.h"
 #include "apps/eval/page.h"
-#include "ei/base/fail.h"
 #include "ei/io/json.h"
 
 namespace ei::cli {
@@ -64,8 +62,10 @@ class Profile {
 
   int operator()() {
     const Policies policies = policy_.policies();
-    const std::string text = read_text(file_);
+    check_readable(file_);
+    std::filesystem::create_directories(out_);
     Engine engine = model_.load();
+    const std::string text = read_text(file_, engine.info().max_text_bytes);
     Request request;
     if (engine.info().chat_template.empty()) {
       request.tokens = engine.tokenize(prompt_.empty() ? text : text + "\n\n" + prompt_);
@@ -96,19 +96,13 @@ class Profile {
       for (const eval::Profile::Head& head : layer) heads.push_back(to_json(head));
       out["layers"].push_back(heads);
     }
-    std::filesystem::create_directories(out_);
-    write("profile.json", dump(out) + "\n");
-    write("profile.html", eval::fill_page(eval::kProfilePage, out));
+    save(out_ / "profile.json", dump(out) + "\n");
+    save(out_ / "profile.html", eval::fill_page(eval::kProfilePage, out));
     print(table(profile));
     return kExitOk;
   }
 
  private:
-  void write(const char* name, const std::string& text) const {
-    std::ofstream file(out_ / name, std::ios::binary);
-    require(bool(file << text << std::flush), "{}: cannot be written", (out_ / name).string());
-  }
-
   static std::string table(const eval::Profile& profile) {
     Table table({"layer", "rigid heads", "mean entropy", "mean budget", "past kept"});
     for (size_t l = 0; l < profile.heads.size(); ++l) {

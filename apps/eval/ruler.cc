@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "apps/cli/limits.h"
 #include "apps/eval/comparison.h"
 #include "apps/eval/json_lines.h"
 #include "apps/eval/task.h"
@@ -27,7 +28,7 @@ class Ruler {
         ->required()
         ->option_text("DIR");
     command.add_option("--samples", n_samples_, "At most so many prompts per task; 0: all")
-        ->check(CLI::NonNegativeNumber)
+        ->transform(cli::count(0))
         ->option_text("N [0]");
     command.add_flag("--skip-bad", skip_bad_, "Leave out lines that are not as they should be");
   }

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "apps/cli/interrupt.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/units.h"
 #include "apps/server/api.h"
@@ -53,6 +54,7 @@ class Serve {
         ->option_text("A [127.0.0.1]")
         ->group(group);
     command.add_option("--port", http_.port, "0: any that is free")
+        ->transform(count(0, 65535))
         ->option_text("N [8000]")
         ->group(group);
     command.add_option("--alias", api_.model_name, "The model's name; else its directory's")
@@ -85,11 +87,11 @@ class Serve {
                             "For requests that are being read, all together"),
          "SIZE [256MiB]", group);
     command.add_option("--max-connections", http_.max_connections, "Clients at the same time")
-        ->check(CLI::Range(1, 1 << 20))
+        ->transform(count(1, 1 << 20))
         ->option_text("N [1024]")
         ->group(group);
     command.add_option("--io-threads", http_.n_threads, "Threads that speak HTTP")
-        ->check(CLI::Range(1, 64))
+        ->transform(count(1, 64))
         ->option_text("N [4]")
         ->group(group);
     http_.n_threads = 4;
@@ -98,17 +100,17 @@ class Serve {
     command
         .add_option("--max-sequences", scheduler_.max_sequences,
                     "Requests read or written at the same time")
-        ->check(CLI::Range(1, 1024))
+        ->transform(count(1, 1024))
         ->option_text("N [16]")
         ->group(group);
     command.add_option("--max-waiting", scheduler_.max_waiting, "Requests that may wait")
-        ->check(CLI::Range(0, 1 << 20))
+        ->transform(count(0, 1 << 20))
         ->option_text("N [256]")
         ->group(group);
     command
         .add_option("--max-waiting-tokens", scheduler_.max_waiting_tokens,
                     "Prompt tokens that may wait")
-        ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+        ->transform(count(0, int64_t{1} << 40))
         ->option_text("N [4194304]")
         ->group(group);
     size(command.add_option("--kv-memory", kv_bytes_,
@@ -118,24 +120,24 @@ class Serve {
                             "For prompts that may come again, 0: none; else a quarter of it"),
          "SIZE", group);
     command.add_option("--default-max-tokens", max_tokens_, "Longest answer unless a chat says")
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+        ->transform(count(1, int64_t{1} << 30))
         ->option_text("N [2048]")
         ->group(group);
     command
         .add_option("--request-timeout", request_timeout_s_, "Seconds for a request; 0: no limit")
-        ->check(CLI::Range(0, 1 << 20))
+        ->transform(count(0, 1 << 20))
         ->option_text("N [0]")
         ->group(group);
     command
         .add_option("--ping-interval", ping_interval_s_,
                     "Seconds after which a silent stream says that it is alive")
-        ->check(CLI::Range(1, 3600))
+        ->transform(count(1, 3600))
         ->option_text("N [15]")
         ->group(group);
     command
         .add_option("--drain-timeout", drain_timeout_s_,
                     "Seconds that requests have to finish when the server is stopped")
-        ->check(CLI::Range(0, 1 << 20))
+        ->transform(count(0, 1 << 20))
         ->option_text("N [30]")
         ->group(group);
 
@@ -164,7 +166,9 @@ class Serve {
     std::optional<Engine> engine;
     server::Api api(api_);
     server::HttpServer http(http_, api);
-    engine.emplace(model_.load());
+    engine.emplace(model_.load([](const std::string& warning) {
+      server::log_event("warning", {{"message", warning}});
+    }));
     api.serve(*engine, scheduler_,
               {.prefill = policies.prefill,
                .decode = policies.decode,
@@ -207,11 +211,13 @@ class Serve {
                                 {"kv_bytes_per_token", info.kv_bytes_per_token},
                                 {"weights", human_bytes(info.weight_bytes)}});
     const char* key = api_.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";
+    const bool chat = !info.chat_template.empty();
     const std::string hello = fmt::format(
         "Serving {} at {} (chat page, /v1, /metrics). Try:\n"
-        "  curl {}/v1/chat/completions -H 'Content-Type: application/json'{} -d "
-        "'{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n",
-        api_.model_name, url, url, key);
+        "  curl {}/v1/{} -H 'Content-Type: application/json'{} -d '{}'\n",
+        api_.model_name, url, url, chat ? "chat/completions" : "completions", key,
+        chat ? R"({"messages":[{"role":"user","content":"Hello"}]})"
+             : R"({"prompt":"Once upon a time","max_tokens":64})");
     // Nobody may be there to read it.
     std::fwrite(hello.data(), 1, hello.size(), stdout);
     std::fflush(stdout);

@@ -130,16 +130,16 @@ TEST_F(EvalTest, AnUnchangedPolicyDivergesNowhere) {
   test::write_file(dir_ / "text.txt", text);
   const Finished got =
       run_program("perplexity " + test::kNeedle + " -t 1 --file " + in("text.txt") +
-                  " --ctx 256 --policies dense+full,dense+streaming@64 --json");
+                  " --length 256 --policies dense+full,dense+streaming@64 --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json policies = parse_json(got.out, "stdout")["policies"];
-  const Json& same = policies["dense+full"];
+  const Json& same = policies["dense+full"]["written"];
   EXPECT_EQ(same["kld"]["value"], 0.0);
   EXPECT_EQ(same["kld_percentiles"]["1"], 0.0);
   EXPECT_EQ(same["ppl_ratio"]["value"], 1.0);
   EXPECT_EQ(same["rms_dp"]["value"], 0.0);
   EXPECT_EQ(same["same_top"]["value"], 1.0);
-  EXPECT_GT(policies["dense+streaming@64"]["kld"]["value"].get<double>(), 0.0);
+  EXPECT_GT(policies["dense+streaming@64"]["written"]["kld"]["value"].get<double>(), 0.0);
 }
 
 }  // namespace

@@ -97,6 +97,59 @@ TEST_F(ProgramTest, ThePromptMayComeThroughAPipe) {
   EXPECT_EQ(run_program("run " + test::kNeedle + " " + file() + " --prompt -", question).out, want);
 }
 
+TEST_F(ProgramTest, ADocumentMayBeWhateverCanBeRead) {
+  const std::string run = "run " + test::kNeedle + " " + kAsk + " -n 3";
+  const std::string want = run_program(run + " " + file()).out;
+  EXPECT_EQ(run_program(run, kFact).out, want) << "standard input";
+  EXPECT_EQ(run_program(run + " --file -", kFact).out, want);
+  const std::string pipe = (dir_ / "pipe").string();
+  EXPECT_EQ(
+      run_program(run + " --file " + pipe, "",
+                  "mkfifo " + pipe + "; cat " + (dir_ / "fact.txt").string() + " > " + pipe + " &")
+          .out,
+      want);
+  const std::string tokenize = "tokenize " + test::kNeedle + " --json --file ";
+  EXPECT_GT(parse_json(run_program(tokenize + "/proc/version").out, "")["count"], 10);  // size 0
+  EXPECT_EQ(run_program("run " + test::kNeedle + " --file - --prompt -", "x").exit_code, 2);
+  EXPECT_EQ(run_program(tokenize + "-", kFact).out,
+            run_program(tokenize + (dir_ / "fact.txt").string()).out);
+}
+
+TEST_F(ProgramTest, AFileFarBeyondTheContextIsNotReadToItsEnd) {
+  const std::string huge = (dir_ / "huge").string();
+  test::write_file(huge, "");
+  std::filesystem::resize_file(huge, uint64_t{1} << 40);
+  const Finished got = run_program("run " + test::kNeedle + " " + kAsk + " --file " + huge);
+  EXPECT_EQ(got.exit_code, 1);
+  EXPECT_THAT(got.err, testing::AllOf(HasSubstr(huge), HasSubstr("does not fit")));
+}
+
+TEST_F(ProgramTest, WhatWasMeantIsSuggested) {
+  for (const auto& [arguments, text] : std::vector<std::pair<std::string, std::string>>{
+           {"rnu", "rnu is not a subcommand; did you mean run?"},
+           {"run x --promt y", "--promt is not a flag of run; did you mean --prompt?"},
+           {"run --basebudget=3 x", "did you mean --base-budget?"},
+           {"eval neeedle x", "did you mean needle?"},
+           {"run x y", "y is one argument too many"},
+           {"run x -n 0", "--max-tokens: expected a whole number, 1 or more, found 0"},
+           {"run x --top-p 2", "--top-p: expected a number from 0 to 1, found 2"}}) {
+    const Finished got = run_program(arguments);
+    EXPECT_EQ(got.exit_code, 2) << arguments;
+    EXPECT_THAT(got.err, HasSubstr(text)) << arguments;
+  }
+}
+
+// As Kubernetes sets it for a service of the program's name.
+TEST_F(ProgramTest, AVariableIsNamedAndHurtsOnlyItsCommand) {
+  const std::string variable = "ENTROPYINFER_PORT=tcp://10.0.12.7:8000";
+  const Finished serve = run_program("serve " + test::kNeedle, "", variable);
+  EXPECT_EQ(serve.exit_code, 2);
+  EXPECT_THAT(serve.err, HasSubstr(variable));
+  EXPECT_EQ(run_program("tokenize " + test::kNeedle + " x", "", variable).exit_code, 0);
+  EXPECT_THAT(run_program("serve " + test::kNeedle + " --port x", "", "ENTROPYINFER_PORT=1").err,
+              Not(HasSubstr("environment")));
+}
+
 TEST_F(ProgramTest, JsonHasEveryField) {
   const Finished got =
       run_program("run " + test::kNeedle + " " + file() + " " + kAsk + " --json --threads 1");
@@ -220,18 +273,19 @@ TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
   for (int i = 0; i < 60; ++i) text += kFact + " It was a quiet morning near the harbor. ";
   test::write_file(dir_ / "text.txt", text);
   const std::string arguments = "perplexity " + test::kNeedle + " --file " +
-                                (dir_ / "text.txt").string() + " -t 1 --chunks 2 --ctx ";
+                                (dir_ / "text.txt").string() + " -t 1 --chunks 2 --length ";
   const Finished got =
       run_program(arguments + "512 --policies dense+full,dense+streaming@40 --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json json = parse_json(got.out, "stdout");
   EXPECT_EQ(json["chunks"], 2);
-  const Json& same = json["policies"]["dense+full"];
-  EXPECT_EQ(same["n_tokens"], 512);  // the second halves
+  EXPECT_EQ(json["policies"]["dense+full"]["density"], 1.0);
+  const Json& same = json["policies"]["dense+full"]["written"];
+  EXPECT_EQ(same["n_tokens"], 2 * 255);  // the second halves; the first token follows the prompt
   EXPECT_EQ(same["kld"]["value"], 0);
   EXPECT_EQ(same["ppl_ratio"]["value"], 1);
   EXPECT_EQ(same["same_top"]["value"], 1);
-  const Json& worse = json["policies"]["dense+streaming@40"];
+  const Json& worse = json["policies"]["dense+streaming@40"]["written"];
   EXPECT_EQ(worse["ppl_base"], same["ppl"]);
   EXPECT_GT(worse["kld"]["value"], 0.001);
   EXPECT_GT(worse["ppl_ratio"]["value"], 1);
@@ -239,6 +293,34 @@ TEST_F(ProgramTest, PerplexityOfAnUnchangedPolicyIsTheSame) {
   const Finished table = run_program(arguments + "512");
   EXPECT_THAT(table.out, HasSubstr("Mean KLD"));
   EXPECT_EQ(run_program(arguments + "100k").exit_code, 1);
+}
+
+// What is read by blocks differs from dense attention where it is read, not only after it.
+TEST_F(ProgramTest, PerplexityComparesWhatIsReadSparsely) {
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += std::to_string(i * i) + " " + kFact + " It was quiet. ";
+  test::write_file(dir_ / "text.txt", text);
+  const Finished got =
+      run_program("perplexity " + test::kNeedle + " --file " + (dir_ / "text.txt").string() +
+                  " -t 1 --chunks 1 --length 2k --threshold 512 --base-budget 64 --json --policies "
+                  "dense+full,entropy+full");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json json = parse_json(got.out, "stdout");
+  EXPECT_EQ(json["prompt_tokens"], 1536);
+  const Json& dense = json["policies"]["dense+full"];
+  const Json& sparse = json["policies"]["entropy+full"];
+  for (const auto& [part, n] : std::vector<std::pair<std::string, int>>{
+           {"read", 512}, {"last_segment", 512}, {"written", 511}}) {
+    EXPECT_EQ(dense[part]["n_tokens"], n) << part;
+    EXPECT_EQ(dense[part]["kld"]["value"], 0) << part;
+    EXPECT_GT(sparse[part]["kld"]["value"], 0) << part;
+  }
+  EXPECT_LT(sparse["density"], 0.9);
+  EXPECT_GT(sparse["density"], 0.3);
+  const Finished blind =
+      run_program("perplexity " + test::kNeedle + " --file " + (dir_ / "text.txt").string() +
+                  " -t 1 --chunks 1 --length 256");
+  EXPECT_THAT(blind.err, HasSubstr("nothing is read sparsely"));
 }
 
 TEST_F(ProgramTest, ProfileWritesDataAndAPage) {

@@ -27,6 +27,8 @@ class TerminalTest : public testing::Test {
                      "One of the special magic numbers for quiet-harbor is: 4821097.");
     const auto about = [](std::string_view text) { return int64_t(text.size() / 4); };
     test::write_file(dir_ / "long.txt", eval::make_document({.n_tokens = 60000}, about).text);
+    test::write_file(dir_ / "story.txt", eval::make_document({.n_tokens = 1400}, about).text);
+    setenv("XDG_STATE_HOME", dir_.path().c_str(), 1);  // the history
   }
   // In a bare container /dev/pts may be missing; where everything is tested it may not.
   void SetUp() override {
@@ -42,6 +44,8 @@ class TerminalTest : public testing::Test {
 
   test::TempDir dir_;
 };
+
+constexpr char kTab[] = "\t";
 
 TEST_F(TerminalTest, ChatReadsFilesAnswersAndForgets) {
   OnTerminal chat({"run", test::kNeedle});
@@ -69,6 +73,71 @@ TEST_F(TerminalTest, ChatReadsFilesAnswersAndForgets) {
   EXPECT_EQ(chat.wait_for_exit(), 0);
 }
 
+TEST_F(TerminalTest, TheFileIsReadOnce) {
+  OnTerminal chat({"run", test::kNeedle, "--file", path("story.txt"), "-n", "4"});
+  chat.wait_for("> ");
+  chat.type("What?\n");
+  EXPECT_THAT(chat.wait_for("prompt tokens"), testing::Not(testing::HasSubstr("known")));
+  for (const char* next : {"And?\n", "/clear\n", "Again?\n"}) {
+    chat.wait_for("> ");
+    chat.type(next);
+    chat.wait_for(next[0] == '/' ? "the files of --file stay" : " known already)");
+  }
+}
+
+TEST_F(TerminalTest, APasteIsOneMessage) {
+  OnTerminal chat({"run", test::kNeedle, "-n", "2"});
+  chat.wait_for("> ");
+  chat.type("\033[200~Once\rupon\r\033[201~");
+  chat.wait_for("upon");
+  chat.type(" a time\n");
+  chat.wait_for("prompt tokens");
+  chat.type("/help\n");
+  EXPECT_THAT(chat.wait_for("forgets"), testing::Not(testing::HasSubstr("prompt tokens")));
+  chat.type(kUp + std::string(kUp));
+  EXPECT_THAT(chat.wait_for("a time"), testing::HasSubstr("upon"));
+}
+
+TEST_F(TerminalTest, KeysTypedWhileItReadsWaitForThePrompt) {
+  OnTerminal chat({"run", test::kNeedle, "--file", path("story.txt"), "-n", "1", "--chunk", "512"});
+  chat.wait_for("> ");
+  chat.type("What?\n");
+  chat.wait_for("%");
+  chat.type("/nope\n");
+  EXPECT_THAT(chat.wait_for("prompt tokens"), testing::Not(testing::HasSubstr("nope")));
+  chat.wait_for("/nope is not a command");
+}
+
+TEST_F(TerminalTest, LinesAreCompletedAndRemembered) {
+  {
+    OnTerminal chat({"run", test::kNeedle});
+    chat.wait_for("> ");
+    chat.type("/raed " + path("fact.txt") + "\n");
+    chat.wait_for("/raed is not a command (did you mean /read?)");
+    chat.wait_for("> ");
+    chat.type("/r" + std::string(kTab) + path("fa") + kTab);
+    chat.wait_for(".txt");
+    chat.type("\n");
+    chat.wait_for("62 bytes");
+    chat.wait_for("> ");
+    chat.type("Once \\\n");
+    chat.wait_for("... ");
+    chat.type(kControlD);  // ends the message, not the program
+    chat.wait_for("prompt tokens");
+    chat.wait_for("> ");
+    chat.type("upon" + std::string(kControlD));
+    chat.wait_for("prompt tokens");
+    chat.wait_for("> ");
+    chat.type(kControlD);
+    chat.wait_for("\n");
+    EXPECT_EQ(chat.wait_for_exit(), 0);
+  }
+  OnTerminal chat({"run", test::kNeedle});
+  chat.wait_for("> ");
+  chat.type(kUp);
+  chat.wait_for("upon");
+}
+
 TEST_F(TerminalTest, ControlCStopsTheAnswerAndNotTheChat) {
   OnTerminal chat({"run", test::kNeedle, "--file", path("long.txt")});
   chat.wait_for("> ");
@@ -76,6 +145,7 @@ TEST_F(TerminalTest, ControlCStopsTheAnswerAndNotTheChat) {
   chat.wait_for("tokens/s");  // the bar
   chat.type(kControlC);
   chat.wait_for("[stopped]");
+  EXPECT_THAT(chat.wait_for("no answer"), testing::ContainsRegex("[0-9] of [0-9,]+ prompt tokens"));
   chat.wait_for("> ");
   chat.type(kControlD);
   EXPECT_EQ(chat.wait_for_exit(), 0);

@@ -56,12 +56,5 @@ TEST_F(PoliciesTest, NamesAreInTheListAlone) {
   EXPECT_THROW(parse("dense+full", "--decode full"), CLI::ParseError);
 }
 
-TEST_F(PoliciesTest, Lengths) {
-  EXPECT_EQ(parse_length("4k"), 4096);
-  EXPECT_EQ(parse_length("1000"), 1000);
-  for (const char* text : {"", "k", "4m", "-4k", "4.5k", "99999999999999999999"})
-    EXPECT_THROW(parse_length(text), CLI::ValidationError) << text;
-}
-
 }  // namespace
 }  // namespace ei::eval
