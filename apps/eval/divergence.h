@@ -29,6 +29,7 @@ class DivergenceMeter {
  public:
   // One token of the text: logits of both for its place, over the same vocabulary.
   void add(std::span<const float> base, std::span<const float> other, int32_t token);
+  int64_t n_tokens() const { return static_cast<int64_t>(nll_.size()); }
   // Throws Error when there are fewer than two tokens.
   Divergence result() const;
 

@@ -7,6 +7,7 @@
 
 #include "apps/cli/input.h"
 #include "apps/cli/interrupt.h"
+#include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
@@ -20,22 +21,64 @@ namespace ei::cli {
 namespace {
 
 using eval::Divergence;
+using eval::DivergenceMeter;
 using eval::Estimate;
 
-// Pieces of a text: the first half of each is read as a prompt, the second decoded token by token
-// and scored, as an answer would be written. Dense attention with the full cache is the base.
+// What is compared apart: tokens whose queries chose blocks, the prompt's last segment, which every
+// policy reads densely but which sees what the others made of the text before, and tokens that are
+// decoded one by one as an answer would be.
+enum Part { kRead, kLastSegment, kWritten, kParts };
+struct PartName {
+  const char *json, *text;
+};
+constexpr PartName kPartNames[kParts] = {{"read", "Read sparsely"},
+                                         {"last_segment", "The prompt's last segment"},
+                                         {"written", "Written"}};
+
+// Where the parts of a piece begin, in tokens.
+struct Parts {
+  int64_t begin[kParts];
+  int64_t n_tokens;
+
+  Parts(int64_t n, const std::vector<eval::NamedPolicies>& compared) : n_tokens(n) {
+    constexpr int64_t kMostWritten = 256;  // at least: the prompt is whole segments
+    int64_t segment = 1, sparse_from = INT64_MAX;
+    for (const auto& [name, policies] : compared) {
+      const PrefillPolicy& read = policies.prefill;
+      segment = std::max(segment, read.segment);
+      if (!read.is_dense())
+        sparse_from = std::min(
+            sparse_from, (read.threshold_len + read.segment - 1) / read.segment * read.segment);
+    }
+    const int64_t n_prompt = (n - std::min(kMostWritten, n / 2)) / segment * segment;
+    begin[kWritten] = n_prompt > 0 ? n_prompt : n / 2;
+    begin[kLastSegment] = std::max<int64_t>(0, begin[kWritten] - segment);
+    begin[kRead] = std::min(sparse_from, begin[kLastSegment]);
+  }
+  // Of the token at a position, whose logits the one before it makes; kParts: none.
+  Part part_of(int64_t at) const {
+    const int64_t row = at - 1;
+    return row >= begin[kWritten]       ? kWritten
+           : row >= begin[kLastSegment] ? kLastSegment
+           : row >= begin[kRead]        ? kRead
+                                        : kParts;
+  }
+};
+
+// Pieces of a text: most of each is read as a prompt, the rest decoded. Dense attention with the
+// full cache is the base.
 class Perplexity {
  public:
   Perplexity(CLI::App& command, Interrupts& interrupts)
       : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
-    command.add_option("--file", file_, "The text")->required()->option_text("F");
+    command.add_option("--file", file_, "The text")->required()->option_text("F|-");
     command
-        .add_option_function<std::string>(
-            "--ctx", [this](const std::string& n) { n_ctx_ = eval::parse_length(n); },
-            "Tokens of a piece: half of them prompt, half scored")
-        ->option_text("N [4k]");
+        .add_option("--length", length_,
+                    "Tokens of a piece; the last 256 or more, at most half, are written")
+        ->transform(count(8, int64_t{1} << 24))
+        ->option_text("N [8k]");
     command.add_option("--chunks", n_chunks_, "At most so many pieces; 0: the whole text")
-        ->check(CLI::NonNegativeNumber)
+        ->transform(count(0))
         ->option_text("N [0]");
     command
         .add_option("--policies", policies_,
@@ -50,70 +93,101 @@ class Perplexity {
     std::vector<eval::NamedPolicies> compared;
     for (const std::string& name : policies_)
       compared.push_back(eval::parse_policies(name, policy_));
-    if (n_ctx_ < 8) throw CLI::ValidationError("--ctx: expected 8 or more");
-    const std::string text = read_text(file_);
+    const Parts parts(length_, compared);
+    check_readable(file_);
 
     Engine engine = model_.load();
-    const std::vector<int32_t> tokens = engine.tokenize(text);
-    int64_t n_pieces = std::ssize(tokens) / n_ctx_;
-    require(n_pieces > 0, "{}: has {} tokens, a piece is {}; give a longer text or a smaller --ctx",
-            file_, tokens.size(), n_ctx_);
+    const std::vector<int32_t> tokens = engine.tokenize(read_text(file_));
+    int64_t n_pieces = std::ssize(tokens) / length_;
+    require(n_pieces > 0,
+            "{}: has {} tokens, a piece is {}; give a longer text or a smaller --length", file_,
+            tokens.size(), length_);
     if (n_chunks_ > 0) n_pieces = std::min(n_pieces, n_chunks_);
+    const bool sparse = std::ranges::any_of(
+        compared, [](const auto& named) { return !named.policies.prefill.is_dense(); });
+    if (sparse && parts.begin[kRead] == parts.begin[kLastSegment])
+      print_warning(fmt::format(
+          "nothing is read sparsely: of a piece, the prompt's last segment begins at token {}; "
+          "give a longer --length or a smaller --threshold",
+          parts.begin[kLastSegment]));
 
     Session session(engine);
-    ProgressBar progress("perplexity");
+    ProgressBar progress("comparing");
     const Interrupts::Scope scope(interrupts_);
-    std::vector<eval::DivergenceMeter> meters(compared.size());
-    const int64_t n_steps = n_pieces * (1 + std::ssize(compared)) * n_ctx_;
+    std::vector<Compared> results(compared.size());
+    const int64_t n_steps = n_pieces * (1 + std::ssize(compared)) * length_;
     int64_t n_done = 0;
+    // The base's logits are kept: of every n-th place where they would take more than a gigabyte.
+    const int64_t most_places =
+        std::max<int64_t>(1, (int64_t{1} << 30) / (engine.info().vocab_size * 4));
+    const int64_t every = (length_ - parts.begin[kRead] + most_places - 1) / most_places;
     for (int64_t i = 0; i < n_pieces && !scope.interrupted(); ++i) {
       const auto piece =
-          std::span(tokens).subspan(static_cast<size_t>(i * n_ctx_), static_cast<size_t>(n_ctx_));
-      const int64_t n_prompt = n_ctx_ / 2;
-      // Logits for the places from n_prompt on.
-      const auto score = [&](const Policies& policies, auto&& take) {
+          std::span(tokens).subspan(static_cast<size_t>(i * length_), static_cast<size_t>(length_));
+      // Logits of the places that are compared.
+      const auto score = [&](const Policies& policies, auto&& take, double* density) {
         Request request;
         request.prefill = policies.prefill;
         request.decode = policies.decode;
-        session.score(piece, request, n_prompt,
+        session.score(piece, request, parts.begin[kWritten],
                       {.on_text = {},
-                       .on_prefill = {},
+                       .on_prefill = [&](int64_t done, int64_t,
+                                         int64_t) { progress.update(n_done + done, n_steps); },
                        .on_logits =
                            [&](int64_t at, std::span<const float> logits) {
-                             if (at >= n_prompt) take(static_cast<size_t>(at), logits);
+                             if (at > parts.begin[kWritten]) progress.update(n_done + at, n_steps);
+                             if (parts.part_of(at) != kParts && at % every == 0)
+                               take(static_cast<size_t>(at), logits);
+                           },
+                       .on_sparsity =
+                           [&](const SparsityStats& stats) {
+                             if (density != nullptr) *density += stats.density / double(n_pieces);
                            }},
                       scope.token());
-        progress.update(n_done += n_ctx_, n_steps);
+        n_done += length_;
       };
       std::vector<std::vector<float>> base(piece.size());
-      score({PrefillPolicy::dense(), DecodePolicy::full()},
-            [&](size_t at, std::span<const float> logits) {
-              base[at].assign(logits.begin(), logits.end());
-            });
+      score(
+          {PrefillPolicy::dense(), DecodePolicy::full()},
+          [&](size_t at, std::span<const float> logits) {
+            base[at].assign(logits.begin(), logits.end());
+          },
+          nullptr);
       for (size_t p = 0; p < compared.size() && !scope.interrupted(); ++p)
-        score(compared[p].policies, [&](size_t at, std::span<const float> logits) {
-          if (!base[at].empty()) meters[p].add(base[at], logits, piece[at]);
-        });
+        score(
+            compared[p].policies,
+            [&](size_t at, std::span<const float> logits) {
+              if (!base[at].empty())
+                results[p].meters[parts.part_of(int64_t(at))].add(base[at], logits, piece[at]);
+            },
+            &results[p].density);
     }
     progress.clear();
     if (scope.interrupted()) return kExitInterrupted;  // half of a comparison is none
-    std::vector<Divergence> results;
-    for (const eval::DivergenceMeter& meter : meters) results.push_back(meter.result());
     if (json_) {
-      nlohmann::ordered_json out = {{"file", file_}, {"ctx", n_ctx_}, {"chunks", n_pieces}};
+      nlohmann::ordered_json out = {{"file", file_},
+                                    {"length", length_},
+                                    {"prompt_tokens", parts.begin[kWritten]},
+                                    {"chunks", n_pieces}};
       for (size_t p = 0; p < results.size(); ++p)
         out["policies"][policies_[p]] = to_json(results[p], policy_.describe(compared[p].policies));
       print_json(out);
     } else {
-      print(table(results));
-      fmt::print(stderr, "{} tokens scored: the second half of each piece of {}\n",
-                 grouped(results[0].n_tokens), grouped(n_ctx_));
+      for (const int part : {kRead, kLastSegment, kWritten})
+        if (results[0].meters[part].n_tokens() > 1) print(table(results, part, parts));
     }
     return kExitOk;
   }
 
  private:
-  std::string table(const std::vector<Divergence>& results) const {
+  struct Compared {
+    DivergenceMeter meters[kParts];
+    double density = 0;  // of reading the prompts
+  };
+
+  std::string table(const std::vector<Compared>& compared, int part, const Parts& parts) const {
+    std::vector<Divergence> results;
+    for (const Compared& c : compared) results.push_back(c.meters[part].result());
     std::vector<std::string> header = {""};
     header.insert(header.end(), policies_.begin(), policies_.end());
     Table table(header);
@@ -127,6 +201,9 @@ class Perplexity {
         return fmt::format("{:.5f} ± {:.5f}", unit * (d.*field).value, unit * (d.*field).error);
       });
     };
+    std::vector<std::string> densities = {"Density of reading, %"};
+    for (const Compared& c : compared) densities.push_back(fmt::format("{:.1f}", 100 * c.density));
+    table.add(densities);
     estimate("PPL", &Divergence::ppl, 1);
     estimate("PPL of dense+full", &Divergence::ppl_base, 1);
     estimate("PPL ratio", &Divergence::ppl_ratio, 1);
@@ -140,10 +217,23 @@ class Perplexity {
     }
     estimate("RMS Δp, %", &Divergence::rms_dp, 100);
     estimate("Same top p, %", &Divergence::same_top, 100);
-    return table.str();
+    const int64_t end = part == kWritten ? parts.n_tokens : parts.begin[part + 1];
+    return fmt::format("{}: tokens {} to {} of each piece, {} compared\n\n{}\n",
+                       kPartNames[part].text, grouped(parts.begin[part]), grouped(end),
+                       grouped(results[0].n_tokens), table.str());
   }
 
-  static nlohmann::ordered_json to_json(const Divergence& d, const nlohmann::ordered_json& policy) {
+  static nlohmann::ordered_json to_json(const Compared& compared,
+                                        const nlohmann::ordered_json& policy) {
+    nlohmann::ordered_json out = {{"density", compared.density}};
+    for (int part = 0; part < kParts; ++part)
+      if (compared.meters[part].n_tokens() > 1)
+        out[kPartNames[part].json] = to_json(compared.meters[part].result());
+    out["policy"] = policy;
+    return out;
+  }
+
+  static nlohmann::ordered_json to_json(const Divergence& d) {
     nlohmann::ordered_json out = {{"n_tokens", d.n_tokens}};
     const auto add = [&](const char* name, const Estimate& e) {
       out[name] = {{"value", e.value}, {"error", e.error}};
@@ -156,14 +246,13 @@ class Perplexity {
       out["kld_percentiles"][fmt::format("{}", eval::kPercentiles[i])] = d.kld_percentiles[i];
     add("rms_dp", d.rms_dp);
     add("same_top", d.same_top);
-    out["policy"] = policy;
     return out;
   }
 
   Interrupts& interrupts_;
   ModelOptions model_;
   std::string file_;
-  int64_t n_ctx_ = 4096, n_chunks_ = 0;
+  int64_t length_ = 8192, n_chunks_ = 0;
   std::vector<std::string> policies_ = {"entropy+latent"};
   bool json_ = false;
   PolicyOptions policy_;
