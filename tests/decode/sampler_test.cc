@@ -10,11 +10,11 @@ namespace {
 
 EI_BACKEND_TEST(SamplerTest);
 
-constexpr int64_t kTokens = 50;
+constexpr int64_t kVocabulary = 50;
 
 // Answers that differ in everything, drawn together from the rows of `logits`.
 struct Answers {
-  explicit Answers(Backend& backend) : sampler(backend, kTokens, 4) {
+  explicit Answers(Backend& backend) : sampler(backend, kVocabulary, 4) {
     const std::vector<int32_t> prompt = {1, 2, 3, 3, 40};
     const auto add = [&](const SamplingParams& params, const SamplerState::Options& options) {
       states.emplace_back(backend, params, prompt, /*max_new=*/20, options);
@@ -39,7 +39,7 @@ struct Answers {
 TEST_P(SamplerTest, AnswersAreTheSameAloneAndTogether) {
   Answers together(backend()), alone(backend());
   for (uint64_t step = 0; step < 20; ++step) {
-    const DeviceAct logits = act(normal<2>({4, kTokens + 6}, step));
+    const DeviceAct logits = act(normal<2>({4, kVocabulary + 6}, step));
     std::vector<int32_t> each;
     for (size_t i = 0; i < 4; ++i) each.push_back(alone.draw(logits, i, 1).at(0));
     EXPECT_EQ(together.draw(logits), each) << "step " << step;
@@ -47,12 +47,12 @@ TEST_P(SamplerTest, AnswersAreTheSameAloneAndTogether) {
 }
 
 TEST_P(SamplerTest, PenaltiesCountWhatWasDrawn) {
-  Matrix values({1, kTokens}, 0.0);
+  Matrix values({1, kVocabulary}, 0.0);
   for (int64_t id = 0; id < 4; ++id) values[0][id] = 4 - 0.5 * double(id);
   const DeviceAct logits = act(values);
   const auto greedy = [&](SamplingParams params, int64_t n) {
     SamplerState state(backend(), params, std::vector<int32_t>{0}, n, {});
-    Sampler sampler(backend(), kTokens, 1);
+    Sampler sampler(backend(), kVocabulary, 1);
     const Sampler::Row row = {.state = &state};
     std::vector<int32_t> drawn;
     for (int64_t i = 0; i < n; ++i) drawn.push_back(sampler.draw(logits, {&row, 1})[0]);
@@ -66,12 +66,12 @@ TEST_P(SamplerTest, PenaltiesCountWhatWasDrawn) {
 }
 
 TEST_P(SamplerTest, EndsAreBannedUntilThereAreEnoughTokens) {
-  Matrix values({1, kTokens}, 0.0);
+  Matrix values({1, kVocabulary}, 0.0);
   values[0][7] = 9, values[0][8] = 8, values[0][9] = 7;
   const DeviceAct logits = act(values);
   SamplerState state(backend(), {}, {}, 10,
                      {.biases = {{9, 1.5f}}, .ends = {7, 8}, .min_tokens = 2});
-  Sampler sampler(backend(), kTokens, 1);
+  Sampler sampler(backend(), kVocabulary, 1);
   const Sampler::Row row = {.state = &state};
   std::vector<int32_t> drawn;
   for (int i = 0; i < 3; ++i) drawn.push_back(sampler.draw(logits, {&row, 1})[0]);
@@ -80,7 +80,7 @@ TEST_P(SamplerTest, EndsAreBannedUntilThereAreEnoughTokens) {
 
 TEST_P(SamplerTest, AFailureLeavesEveryAnswerAsItWas) {
   Answers answers(backend()), untouched(backend());
-  const DeviceAct logits = act(normal<2>({4, kTokens}, 1));
+  const DeviceAct logits = act(normal<2>({4, kVocabulary}, 1));
   EXPECT_EQ(answers.draw(logits), untouched.draw(logits));
 
   EXPECT_THROW(answers.draw(logits.act().slice(0, 3)), Error);  // the last row's are missing
@@ -105,7 +105,7 @@ TEST_P(SamplerTest, RejectsSettingsOutOfRangeAndTooManyRows) {
     EXPECT_THROW(SamplerState(backend(), params, {}, 1, {}), Error);
   Answers answers(backend());
   const std::vector<Sampler::Row> rows(5, {&answers.states[0], 0});
-  EXPECT_THROW(answers.sampler.draw(act(Matrix({1, kTokens}, 0.0)), rows), Error);
+  EXPECT_THROW(answers.sampler.draw(act(Matrix({1, kVocabulary}, 0.0)), rows), Error);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 namespace ei {
 namespace {
 
-constexpr int64_t kSegment = 64;
+constexpr int64_t kPlanSegment = 64;
 
 ModelConfig small_config() {
   ModelConfig config;
@@ -75,9 +75,9 @@ TEST(MemoryPlanTest, IsWhatIsAllocated) {
   engine.model = std::make_unique<Model>(Model::random(backend, small_config(), 1));
 
   const auto small = [](PrefillPolicy policy) {
-    policy.segment = kSegment;
+    policy.segment = kPlanSegment;
     policy.budget.base = 128;
-    if (!policy.is_dense()) policy.threshold_len = kSegment;
+    if (!policy.is_dense()) policy.threshold_len = kPlanSegment;
     return policy;
   };
   const auto few = [](DecodePolicy policy) {

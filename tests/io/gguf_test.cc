@@ -13,11 +13,11 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-GgufPart parse(const std::string& bytes) {
+GgufPart parse_part(const std::string& bytes) {
   return parse_gguf(std::as_bytes(std::span(bytes)), "f.gguf");
 }
 std::string parse_error(const std::string& bytes) {
-  return error_of([&] { parse(bytes); });
+  return error_of([&] { parse_part(bytes); });
 }
 
 GgufWriter small() {
@@ -37,7 +37,7 @@ GgufWriter small() {
 
 TEST(Gguf, ReadsKeysAndTensors) {
   const std::string bytes = small().bytes();
-  const auto [keys, tensors] = parse(bytes);
+  const auto [keys, tensors] = parse_part(bytes);
   EXPECT_EQ(keys.integer("n", 0, 10), 7);
   EXPECT_EQ(keys.integer("absent", 0, 10, 3), 3);
   EXPECT_EQ(keys.number("x", 0, 1), 0.5);
@@ -59,7 +59,7 @@ TEST(Gguf, ReadsKeysAndTensors) {
 
 TEST(Gguf, NamesAKeyOfAnotherTypeOrRange) {
   const std::string bytes = small().bytes();
-  const GgufMetadata keys = parse(bytes).metadata;
+  const GgufMetadata keys = parse_part(bytes).metadata;
   const auto of = [&](auto read) { return error_of([&] { read(); }); };
   EXPECT_THAT(of([&] { keys.integer("n", 0, 6); }),
               AllOf(HasSubstr("f.gguf"), HasSubstr("n is 7")));
