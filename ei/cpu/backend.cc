@@ -61,7 +61,8 @@ void* CpuBackend::allocate(int64_t bytes) {
   const int64_t alignment = large ? kHugePage : kAlignment;
   const auto size = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment));
   void* data = std::aligned_alloc(static_cast<size_t>(alignment), size);
-  require(data != nullptr, "no memory for {} bytes: {} are available", bytes, available_bytes());
+  if (data == nullptr)  // only then: asking takes longer than allocating
+    fail("no memory for {} bytes: {} are available", bytes, available_bytes());
   if (large) madvise(data, size, MADV_HUGEPAGE);
   return data;
 }
