@@ -9,17 +9,17 @@ namespace ei::cli {
 namespace {
 
 termios remembered;
-std::atomic<bool> known = false;
+std::atomic<bool> has_terminal = false;
 
 }  // namespace
 
 bool stdin_is_terminal() { return isatty(STDIN_FILENO) != 0; }
 
-void remember_terminal() { known = tcgetattr(STDIN_FILENO, &remembered) == 0; }
+void remember_terminal() { has_terminal = tcgetattr(STDIN_FILENO, &remembered) == 0; }
 
 void restore_terminal() {
   // The terminal of a program in the background is not its own.
-  if (known && tcgetpgrp(STDIN_FILENO) == getpgrp())
+  if (has_terminal && tcgetpgrp(STDIN_FILENO) == getpgrp())
     tcsetattr(STDIN_FILENO, TCSADRAIN, &remembered);
 }
 
