@@ -282,7 +282,7 @@ TEST(Config, RefusesCountsThatAreNotWithinReason) {
                   AllOf(HasSubstr("config.json"), HasSubstr(key), HasSubstr(value.dump())));
   }
   for (const char* key : {"num_key_value_heads", "head_dim"})
-    for (const Json& value : {Json(0), Json(-8), Json(8.0), Json("8"), Json(1 << 20)})
+    for (const Json& value : {Json(0), Json(-8), Json(8.5), Json("8"), Json(1 << 20)})
       EXPECT_THAT(error(with({{key, value}})), AllOf(HasSubstr(key), HasSubstr(value.dump())));
   EXPECT_THAT(error(with({{"num_key_value_heads", 5}})), HasSubstr("divisor"));
   EXPECT_THAT(error(with({{"rms_norm_eps", 0}})), HasSubstr("rms_norm_eps"));
