@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "tests/support/files.h"
 #include "tests/support/mixed_load.h"
@@ -12,20 +13,28 @@ namespace {
 std::atomic<int64_t> n_left = 0;         // allocations until one fails; 0: none does
 thread_local bool is_the_tests = false;  // what is allocated now, and does not fail
 
+void* try_allocate(size_t size) noexcept {
+  if (!is_the_tests && n_left > 0 && --n_left == 0) return nullptr;
+  return std::malloc(size > 0 ? size : 1);
+}
+
 void* allocate(size_t size) {
-  if (!is_the_tests && n_left > 0 && --n_left == 0) throw std::bad_alloc();
-  if (void* data = std::malloc(size > 0 ? size : 1)) return data;
+  if (void* data = try_allocate(size)) return data;
   throw std::bad_alloc();
 }
 
 }  // namespace
 
-void* operator new(size_t size) { return allocate(size); }
-void* operator new[](size_t size) { return allocate(size); }
-void operator delete(void* data) noexcept { std::free(data); }
-void operator delete[](void* data) noexcept { std::free(data); }
-void operator delete(void* data, size_t) noexcept { std::free(data); }
-void operator delete[](void* data, size_t) noexcept { std::free(data); }
+// Not inlined: the compiler would take new and free() for a pair that does not match.
+[[gnu::noinline]] void* operator new(size_t size) { return allocate(size); }
+[[gnu::noinline]] void* operator new[](size_t size) { return allocate(size); }
+[[gnu::noinline]] void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  return try_allocate(size);
+}
+[[gnu::noinline]] void operator delete(void* data) noexcept { std::free(data); }
+[[gnu::noinline]] void operator delete[](void* data) noexcept { std::free(data); }
+[[gnu::noinline]] void operator delete(void* data, size_t) noexcept { std::free(data); }
+[[gnu::noinline]] void operator delete[](void* data, size_t) noexcept { std::free(data); }
 
 namespace ei {
 namespace {
