@@ -30,7 +30,7 @@ export -f compile
 
 sources=$(ls tests/{ops,cuda,cache,decode,engine,golden,model,prefill,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
             apps/bench/gpu/gpu_bench.cc apps/eval/document.cc |
-          grep -vE 'no_cuda|model/(config|model|rope)_test|support/files')
+          grep -vE 'no_cuda|model/(config|model|rope)_test')
 start=$SECONDS
 for source in $sources; do echo "$source"; done |
   xargs -P "$(nproc)" -I{} bash -c 'compile "$@"' _ {} "$out" "$includes" "$flags" >"$out/build.log" 2>&1

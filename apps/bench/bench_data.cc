@@ -24,7 +24,8 @@ Weight BenchData::weight(int64_t rows, int64_t cols) {
     const float x = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
     v = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
   }
-  return backend_.place({.data = values.data(), .format = WeightFormat::kBF16, .rows = rows, .cols = cols});
+  return backend_.place(
+      {.data = values.data(), .format = WeightFormat::kBF16, .rows = rows, .cols = cols});
 }
 
 // Activations are opaque: they come out of an op, here rows of a random table in random order.

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "ei/base/utf8.h"
 #include "ei/jinja/builtins.h"
 
 namespace ei::jinja {

@@ -14,6 +14,7 @@
 #include "ei/cache/kv_cache.h"
 #include "ei/cache/prefix_cache.h"
 #include "ei/cuda/cuda_backend.h"
+#include "ei/decode/compress.h"
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
 #include "ei/engine/named_shapes.h"
@@ -209,7 +210,7 @@ int ei_matmul(void* handle, int64_t n, int64_t k, int64_t m, int n_weights, int 
     }
     std::vector<ei::Weight> weights;
     for (int i = 0; i < n_weights; ++i)
-      weights.push_back(bench.backend.place({values.data(), ei::DType::kBF16, m, k}));
+      weights.push_back(bench.backend.place({values.data(), ei::WeightFormat::kBF16, m, k}));
     const ei::Buffer x(bench.backend, n * k * 2), out(bench.backend, n * m * 2);
     bench.backend.copy_in(x.data(), values.data(), n * k * 2);
     const auto run = [&](int i) {
