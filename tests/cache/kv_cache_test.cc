@@ -214,7 +214,8 @@ TEST_F(KvCacheTest, AdoptThatFailsLeavesAnEmptyCache) {
   }
   b.adopt(spans(pages));
   EXPECT_EQ(contents(b), contents(a));
-  EXPECT_THROW(b.adopt(spans(pages)), Error);  // no longer empty
+  b.adopt(spans(pages));  // goes on behind what it holds
+  EXPECT_EQ(b.n_tokens(), 4 * kRows);
 }
 
 }  // namespace
