@@ -89,10 +89,10 @@ class ModelReader {
       if (field.number == 2) read_trainer_spec(message(field, "trainer_spec"));
       if (field.number == 3) read_normalizer_spec(message(field, "normalizer_spec"));
     }
+    check(model_, where_);
     constexpr std::string_view kTypes[] = {"0", "UNIGRAM", "BPE", "WORD", "CHAR"};
     require(model_type_ == 2, "{}: SentencePiece model type {} is not supported; BPE is", where_,
             model_type_ < std::size(kTypes) ? kTypes[model_type_] : "unknown");
-    check(model_, where_);
     return std::move(model_);
   }
 

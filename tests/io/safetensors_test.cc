@@ -105,7 +105,7 @@ TEST(Safetensors, RefusesShapesThatAreWrong) {
   EXPECT_EQ(of_shape({1}), "");
   EXPECT_THAT(of_shape({2}), AllOf(HasSubstr("spans 4 bytes"), HasSubstr("take 8")));
   EXPECT_THAT(of_shape({-1}), AllOf(HasSubstr("\"shape\""), HasSubstr("-1")));
-  EXPECT_THAT(of_shape({1.0}), HasSubstr("1.0"));
+  EXPECT_THAT(of_shape({1.5}), HasSubstr("1.5"));
   EXPECT_THAT(of_shape({"1"}), HasSubstr("\"shape\""));
   EXPECT_THAT(of_shape(1), HasSubstr("expected a list"));
   EXPECT_THAT(of_shape(std::vector<int>(17, 1)), HasSubstr("17 dimensions"));
@@ -129,7 +129,7 @@ TEST(Safetensors, RefusesFieldsThatAreWrong) {
   EXPECT_THAT(with("dtype", nullptr), HasSubstr("\"dtype\" is missing"));
   EXPECT_THAT(with("data_offsets", Json::array({0})), HasSubstr("has 1 numbers"));
   EXPECT_THAT(with("data_offsets", Json::array({0, -4})), HasSubstr("-4"));
-  EXPECT_THAT(with("data_offsets", Json::array({0, 4.0})), HasSubstr("4.0"));
+  EXPECT_THAT(with("data_offsets", Json::array({0, 4.5})), HasSubstr("4.5"));
   EXPECT_THAT(with("data_offsets", Json::array({UINT64_MAX - 3, UINT64_MAX})), HasSubstr("184467"));
   EXPECT_THAT(with("data_offsets", "0"), HasSubstr("expected a list"));
 }

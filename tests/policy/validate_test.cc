@@ -95,7 +95,7 @@ TEST(ValidateTest, SamplingSettingsHaveRanges) {
   beyond(
       "temperature", [](P & p) -> auto& { return p.temperature; }, -0.1f, 101.f, kNan);
   beyond(
-      "top-k", [](P & p) -> auto& { return p.top_k; }, INT32_MIN, -1, INT32_MAX);
+      "top-k", [](P & p) -> auto& { return p.top_k; }, INT32_MIN, -2);
   beyond(
       "top-p", [](P & p) -> auto& { return p.top_p; }, -0.1f, 1.1f, kNan);
   beyond(

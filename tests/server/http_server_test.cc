@@ -221,20 +221,18 @@ TEST_F(HttpServerTest, AClientThatReadsSlowlyIsWaitedFor) {
   const auto exchange = handler_.next();
   exchange->begin({});
   std::mutex mutex;
-  int n = 0, n_together = 0, most_together = 0;
+  int n = 0;
   const auto write = [&] {
     const std::lock_guard lock(mutex);
-    for (n_together = 0; n < kPieces && exchange->has_room(); ++n, ++n_together)
-      exchange->write(piece);
-    most_together = std::max(most_together, n_together);
+    for (; n < kPieces && exchange->has_room(); ++n) exchange->write(piece);
     if (n == kPieces) exchange->end();
+    return n;
   };
   exchange->on_room(write);
-  write();
+  EXPECT_LT(write(), kPieces);  // the system's buffers hold no 40 MB
   const std::string got = client.read_all();
   EXPECT_EQ(std::count(got.begin(), got.end(), 'x'), kPieces * 10000);
   EXPECT_THAT(got, EndsWith("0\r\n\r\n"));
-  EXPECT_LE(most_together, 30);  // 256 KiB and a little
 }
 
 TEST_F(HttpServerTest, NoChunksForHttp10) {
