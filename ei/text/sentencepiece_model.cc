@@ -78,6 +78,22 @@ class ProtoReader {
   std::string_view where_;
 };
 
+// Every piece by itself, and that none is there twice.
+void check_pieces(const SentencePieceModel& model, std::string_view where) {
+  constexpr size_t kMaxPieceBytes = 1024;
+  std::unordered_set<std::string_view> seen;
+  for (int32_t id = 0; const SentencePieceModel::Piece& piece : model.pieces) {
+    require(!piece.text.empty() && piece.text.size() <= kMaxPieceBytes,
+            "{}: piece {} has {} bytes, expected 1 to {}", where, id, piece.text.size(),
+            kMaxPieceBytes);
+    require_utf8(piece.text, fmt::format("{}: piece {}", where, id));
+    require(std::isfinite(piece.score), "{}: the score of piece {} is not finite", where, id);
+    require(seen.insert(piece.text).second, "{}: the piece \"{}\" is there twice", where,
+            piece.text);
+    ++id;
+  }
+}
+
 class ModelReader {
  public:
   explicit ModelReader(std::string_view where) : where_(where) {}
@@ -89,10 +105,11 @@ class ModelReader {
       if (field.number == 2) read_trainer_spec(message(field, "trainer_spec"));
       if (field.number == 3) read_normalizer_spec(message(field, "normalizer_spec"));
     }
-    check(model_, where_);
+    check_pieces(model_, where_);
     constexpr std::string_view kTypes[] = {"0", "UNIGRAM", "BPE", "WORD", "CHAR"};
     require(model_type_ == 2, "{}: SentencePiece model type {} is not supported; BPE is", where_,
             model_type_ < std::size(kTypes) ? kTypes[model_type_] : "unknown");
+    check(model_, where_);
     return std::move(model_);
   }
 
@@ -170,20 +187,9 @@ class ModelReader {
 }  // namespace
 
 void check(const SentencePieceModel& model, std::string_view where) {
-  constexpr size_t kMaxPieceBytes = 1024;
   const auto n = static_cast<int32_t>(model.pieces.size());
   require(n > 0, "{}: not a SentencePiece model: it has no pieces", where);
-  std::unordered_set<std::string_view> seen;
-  for (int32_t id = 0; const SentencePieceModel::Piece& piece : model.pieces) {
-    require(!piece.text.empty() && piece.text.size() <= kMaxPieceBytes,
-            "{}: piece {} has {} bytes, expected 1 to {}", where, id, piece.text.size(),
-            kMaxPieceBytes);
-    require_utf8(piece.text, fmt::format("{}: piece {}", where, id));
-    require(std::isfinite(piece.score), "{}: the score of piece {} is not finite", where, id);
-    require(seen.insert(piece.text).second, "{}: the piece \"{}\" is there twice", where,
-            piece.text);
-    ++id;
-  }
+  check_pieces(model, where);
   for (const auto& [name, value] :
        {std::pair("unk_id", model.unk_id), {"bos_id", model.bos_id}, {"eos_id", model.eos_id}})
     require(value < n, "{}: {} is {}, but there are {} pieces", where, name, value, n);
