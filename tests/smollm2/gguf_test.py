@@ -102,7 +102,7 @@ def test_probabilities_are_those_of_float32(reader, tokenizer, tmp_path):
 
 
 def test_a_chat_through_the_template():
-    answer = program('run', MODEL, '--prompt', 'What is the capital of France?', '--max-tokens', '40', '--temperature', '0')
+    answer = program('run', MODEL, '--prompt', 'What is the capital of France?', '--max-tokens', '40', '--temp', '0')
     assert 'Paris' in answer
     assert '<|im_end|>' not in answer
 
