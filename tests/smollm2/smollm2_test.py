@@ -54,5 +54,5 @@ def test_a_prompt_is_the_template_of_the_model():
 
 
 def test_it_answers():
-    answer = entropyinfer("run", str(MODEL), "--prompt", "What is the capital of France? Answer with one word.", "--temperature", "0", "-n", "20")
+    answer = entropyinfer("run", str(MODEL), "--prompt", "What is the capital of France? Answer with one word.", "--temp", "0", "-n", "20")
     assert "Paris" in answer
