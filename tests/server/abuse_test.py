@@ -136,7 +136,7 @@ def test_what_cannot_fit_is_not_tokenized(server):
 def test_a_byte_does_not_hide_who_hangs_up(server, more):
     before = server.metric('generation_tokens_total')
     with connect(server) as sock:
-        sock.sendall(request_bytes(chat('Hi', **{**STREAM, 'max_tokens': 100000, **more, 'stream': 'stream' in more})) + b'G')
+        sock.sendall(request_bytes(chat('Hi', max_tokens=100000, ignore_eos=True, **more)) + b'G')
         wait_for(lambda: server.metric('num_requests_running') == 1, 'does not run')
     all_gone(server)
     assert server.metric('generation_tokens_total') < before + 50000
@@ -161,7 +161,7 @@ def test_a_slow_reader_is_waited_for(server):
     with connect(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         sock.sendall(request_bytes(body, 'Connection: close', path='/v1/completions'))
-        wait_for(lambda: server.metric('num_requests_running') == 1, 'does not run')
+        wait_for(lambda: server.metric('num_requests_running') > 0, 'does not run')
         all_gone(server)
         assert resident_mib(server) < before + 64
         reply = read_all(sock)
