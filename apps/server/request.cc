@@ -305,7 +305,7 @@ ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
       bad("stop_token_ids", "'stop_token_ids' must be an array of at most 128 token ids.");
     out.options.stop_tokens = ids_of(json["stop_token_ids"], "stop_token_ids");
   }
-  out.n = fields.integer("n", 1, defaults.max_choices, 1);
+  out.n = out.best_of = fields.integer("n", 1, defaults.max_choices, 1);
   out.stream = fields.boolean("stream", false);
   out.return_progress = fields.boolean("return_progress", false);
   exclude("return_progress", out.return_progress && !out.stream, "needs 'stream' to be true");
@@ -411,6 +411,9 @@ std::variant<Text, Conversation> parse_text_request(std::string_view body,
     exclude("add_special",
             fields.has("add_special_tokens") && fields.boolean("add_special", special) != special,
             "and 'add_special_tokens' differ");
+    for (const char* key :
+         {"tools", "tool_choice", "chat_template_kwargs", "add_generation_prompt"})
+      exclude(key, fields.has(key), "needs 'messages'");
     for (const char* key : {"content", "prompt", "text"})
       if (json.contains(key))
         return Text{text_of(json[key], key), fields.boolean("add_special", special)};

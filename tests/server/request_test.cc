@@ -40,6 +40,12 @@ OrderedJson least(Endpoint endpoint) {
   return {{"tokens", {5}}};
 }
 
+// The same for a field that goes with messages, of an endpoint that also takes a text.
+OrderedJson least_of(Endpoint endpoint, std::string_view field) {
+  const bool is_for_any = field == "model" || field == "prompt";
+  return endpoint == kTokenize && !is_for_any ? least(kTemplate) : least(endpoint);
+}
+
 void parse(Endpoint endpoint, const OrderedJson& request) {
   const std::string body = request.dump();
   switch (endpoint) {
@@ -87,6 +93,7 @@ TEST(Fields, EachDoesWhatItsRuleSays) {
       if ((rule.endpoints & endpoint) == 0) continue;
       SCOPED_TRACE(std::string(name) + " " + std::string(rule.name));
       OrderedJson request = least(endpoint);
+      if ((rule.endpoints & kTemplate) != 0) request = least_of(endpoint, rule.name);
       if (rule.name == "stream_options" || rule.name == "return_progress") request["stream"] = true;
       if (rule.name == "top_logprobs") request["logprobs"] = true;
       if (rule.name == "add_special") request["add_special_tokens"] = false;
