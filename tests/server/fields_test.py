@@ -26,7 +26,7 @@ def rows():
             yield pytest.param(field, endpoint, becomes, example, id=f'{endpoint}-{field}')
 
 
-@pytest.mark.parametrize('field, endpoint, becomes, example', rows())
+@pytest.mark.parametrize('field, endpoint, becomes, example', list(rows()))
 def test_field(server, field, endpoint, becomes, example):
     least = LEAST[endpoint]
     if endpoint == 'tokenize' and field in WITH_MESSAGES:
