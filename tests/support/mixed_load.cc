@@ -1,5 +1,7 @@
 #include "tests/support/mixed_load.h"
 
+#include <gtest/gtest.h>
+
 namespace ei::test {
 
 std::vector<Request> mixed_requests() {
@@ -40,6 +42,24 @@ std::vector<Outcome> run_together(Scheduler& scheduler, const std::vector<Reques
   for (std::promise<Outcome>& promise : promises) outcomes.push_back(promise.get_future().get());
   scheduler.wait_idle(std::chrono::steady_clock::time_point::max());
   return outcomes;
+}
+
+int64_t expect_one_error_at_most(const Scheduler& scheduler, const std::vector<Outcome>& got,
+                                 const std::vector<std::vector<int32_t>>& want,
+                                 const std::string& error) {
+  int64_t n_errors = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (got[i].error) {
+      EXPECT_EQ(*got[i].error, error);
+      ++n_errors;
+    } else {
+      EXPECT_EQ(got[i].generation.tokens, want[i]) << i;
+    }
+  }
+  EXPECT_LE(n_errors, 1);
+  EXPECT_EQ(scheduler.stats().kv_bytes_planned, 0);
+  EXPECT_LE(scheduler.stats().kv_bytes_used, scheduler.stats().prefix_bytes);
+  return n_errors;
 }
 
 }  // namespace ei::test
