@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kModel = "tokenizer.ggml.model";
 constexpr const char* kPre = "tokenizer.ggml.pre";
-constexpr uint64_t kMaxTokens = kMaxTokenId + 1;
+constexpr uint64_t kMostTokens = kMaxTokenId + 1;
 
 // Regular expressions that cut a text, one after the other.
 constexpr const char* kGpt2 =
@@ -62,8 +62,8 @@ struct Tokens {
   std::vector<int64_t> types;  // as many
 
   explicit Tokens(const GgufMetadata& keys)
-      : texts(keys.strings("tokenizer.ggml.tokens", kMaxTokens)),
-        types(keys.integers("tokenizer.ggml.token_type", kMaxTokens)) {
+      : texts(keys.strings("tokenizer.ggml.tokens", kMostTokens)),
+        types(keys.integers("tokenizer.ggml.token_type", kMostTokens)) {
     require(!texts.empty(), "{}: key tokenizer.ggml.tokens is missing or empty", keys.where());
     if (types.empty()) types.assign(texts.size(), kNormal);
     require(types.size() == texts.size(),
@@ -117,7 +117,7 @@ std::unique_ptr<Tokenizer> byte_level(const GgufMetadata& keys) {
                        {"normalized", false}});
     }
   }
-  for (const std::string_view merge : keys.strings("tokenizer.ggml.merges", 4 * kMaxTokens)) {
+  for (const std::string_view merge : keys.strings("tokenizer.ggml.merges", 4 * kMostTokens)) {
     require_utf8(merge, fmt::format("{}: key tokenizer.ggml.merges", keys.where()));
     merges.push_back(merge);
   }
@@ -137,7 +137,7 @@ std::unique_ptr<Tokenizer> byte_level(const GgufMetadata& keys) {
 
 std::unique_ptr<Tokenizer> sentencepiece(const GgufMetadata& keys) {
   const Tokens tokens(keys);
-  const std::vector<float> scores = keys.numbers("tokenizer.ggml.scores", kMaxTokens);
+  const std::vector<float> scores = keys.numbers("tokenizer.ggml.scores", kMostTokens);
   require(scores.size() == tokens.texts.size(),
           "{}: key tokenizer.ggml.scores has {} elements, expected {}, one for each token",
           keys.where(), scores.size(), tokens.texts.size());

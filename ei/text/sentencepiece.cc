@@ -12,7 +12,6 @@ namespace ei {
 namespace {
 
 using Ids = std::vector<int32_t>;
-using Model = SentencePieceModel;
 
 constexpr std::string_view kSpace = "\u2581";  // what a space is in a piece
 
@@ -39,17 +38,19 @@ uint8_t byte_of(std::string_view piece, std::string_view where) {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  SentencePieceTokenizer(Vocabulary vocabulary, Model model, std::string_view where)
+  SentencePieceTokenizer(Vocabulary vocabulary, SentencePieceModel model, std::string_view where)
       : Tokenizer(std::move(vocabulary)),
         model_(std::move(model)),
         chars_map_(model_.charsmap, where) {
     for (size_t i = 0; i < model_.pieces.size(); ++i) {
-      const Model::Piece& piece = model_.pieces[i];
+      const SentencePieceModel::Piece& piece = model_.pieces[i];
       const auto id = static_cast<int32_t>(i);
-      if (piece.type == Model::kByte) id_of_byte_[byte_of(piece.text, where)] = id;
-      if (piece.type == Model::kUserDefined) user_defined_.add({.id = id, .content = piece.text});
-      if (piece.type == Model::kNormal || piece.type == Model::kUserDefined ||
-          piece.type == Model::kUnused)
+      if (piece.type == SentencePieceModel::kByte) id_of_byte_[byte_of(piece.text, where)] = id;
+      if (piece.type == SentencePieceModel::kUserDefined)
+        user_defined_.add({.id = id, .content = piece.text});
+      if (piece.type == SentencePieceModel::kNormal ||
+          piece.type == SentencePieceModel::kUserDefined ||
+          piece.type == SentencePieceModel::kUnused)
         symbol_of_.emplace(piece.text, id);
     }
     for (int byte = 0; model_.byte_fallback && byte < 256; ++byte)
@@ -62,7 +63,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   // SentencePiece merges neighbours when they joined are a piece, the highest score first.
   void make_merges() {
     std::vector<float> scores;
-    for (const Model::Piece& piece : model_.pieces) scores.push_back(piece.score);
+    for (const SentencePieceModel::Piece& piece : model_.pieces) scores.push_back(piece.score);
     std::sort(scores.begin(), scores.end(), std::greater<>());
     split_of_.resize(model_.pieces.size(), {-1, -1});
     for (size_t id = 0; id < model_.pieces.size(); ++id) {
@@ -153,7 +154,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   void emit(int32_t symbol, Ids& ids) const {
     const auto i = static_cast<size_t>(symbol);
     if (i >= model_.pieces.size()) return unknown(chars_[i - model_.pieces.size()], ids);
-    if (model_.pieces[i].type != Model::kUnused || split_of_[i].first < 0)
+    if (model_.pieces[i].type != SentencePieceModel::kUnused || split_of_[i].first < 0)
       return ids.push_back(symbol);
     emit(split_of_[i].first, ids);
     emit(split_of_[i].second, ids);
@@ -189,13 +190,14 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   std::optional<int32_t> find_token(std::string_view token) const override {
-    const auto it = std::find_if(model_.pieces.begin(), model_.pieces.end(),
-                                 [&](const Model::Piece& piece) { return piece.text == token; });
+    const auto it =
+        std::find_if(model_.pieces.begin(), model_.pieces.end(),
+                     [&](const SentencePieceModel::Piece& piece) { return piece.text == token; });
     if (it == model_.pieces.end()) return std::nullopt;
     return static_cast<int32_t>(it - model_.pieces.begin());
   }
 
-  const Model model_;
+  const SentencePieceModel model_;
   const CharsMap chars_map_;
   AddedTokens user_defined_;
   std::unordered_map<uint8_t, int32_t> id_of_byte_;
@@ -206,7 +208,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   bool words_end_at_space_ = true;  // no piece has a space after something else
 };
 
-Vocabulary make_vocabulary(const Model& model, const TokenizerConfig& config,
+Vocabulary make_vocabulary(const SentencePieceModel& model, const TokenizerConfig& config,
                            std::string_view where) {
   Vocabulary vocabulary;
   vocabulary.errors = Utf8Stream::Errors::kEachByte;
@@ -223,13 +225,13 @@ Vocabulary make_vocabulary(const Model& model, const TokenizerConfig& config,
   for (const AddedToken& added : config.added_tokens) add(added);
   vocabulary.tokens.resize(std::max(vocabulary.tokens.size(), model.pieces.size()));
   for (size_t id = 0; id < model.pieces.size(); ++id) {
-    const Model::Piece& piece = model.pieces[id];
+    const SentencePieceModel::Piece& piece = model.pieces[id];
     Vocabulary::Token& token = vocabulary.tokens[id];
     if (token.added) continue;
-    if (piece.type == Model::kControl || piece.type == Model::kUnknown) {
+    if (piece.type == SentencePieceModel::kControl || piece.type == SentencePieceModel::kUnknown) {
       add({.id = static_cast<int32_t>(id), .content = piece.text, .special = true});
       token.special = true;
-    } else if (piece.type == Model::kByte) {
+    } else if (piece.type == SentencePieceModel::kByte) {
       token = {.bytes = std::string(1, static_cast<char>(byte_of(piece.text, where))),
                .byte = true};
     } else {
@@ -269,7 +271,8 @@ std::unique_ptr<Tokenizer> make_sentencepiece(std::string_view bytes, const Toke
   return make_sentencepiece(parse_sentencepiece_model(bytes, where), config, where);
 }
 
-std::unique_ptr<Tokenizer> make_sentencepiece(Model model, const TokenizerConfig& config,
+std::unique_ptr<Tokenizer> make_sentencepiece(SentencePieceModel model,
+                                              const TokenizerConfig& config,
                                               std::string_view where) {
   Vocabulary vocabulary = make_vocabulary(model, config, where);
   return std::make_unique<SentencePieceTokenizer>(std::move(vocabulary), std::move(model), where);
