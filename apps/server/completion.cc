@@ -283,8 +283,9 @@ bool Completion::render_some(size_t i) {
   Scores part(context_.tokenizer, request_.chat);
   Scores& scores = request_.stream ? part : choice.scores;
   bool is_any = false;
-  // The prompt, once all of it was read.
-  if (request_.echo && (choice.is_read || is_done) && !std::exchange(choice.echoed, true)) {
+  // The prompt, before the first of its scores.
+  if (request_.echo && (choice.is_read || is_done || !choice.prompt_reports.empty()) &&
+      !std::exchange(choice.echoed, true)) {
     is_any = true;
     text = context_.tokenizer.decode(choice.prompt, true);
     if (scored() && !choice.prompt.empty()) scores.add_first(choice.prompt[0], choice.text_offset);

@@ -155,13 +155,14 @@ std::span<const FieldRule> field_rules() { return kRules; }
 
 std::vector<std::string> check_fields(const OrderedJson& request, Endpoint endpoint) {
   std::vector<std::string> unknown;
-  for (const auto& [name, value] : request.items()) {
+  for (const auto& item : request.items()) {
+    const std::string& name = item.key();
     const auto rule = std::ranges::find_if(kRules, [&](const FieldRule& r) {
       return r.name == name && (r.endpoints & endpoint) != 0;
     });
     if (rule == std::end(kRules)) {
       unknown.push_back(name);
-    } else if (rule->use == kUnsupported && !is_accepted(*rule, value)) {
+    } else if (rule->use == kUnsupported && !is_accepted(*rule, item.value())) {
       std::string what = fmt::format("'{}' is not supported", name);
       if (!rule->accepted.empty()) what += fmt::format(", but for {}", rule->accepted);
       if (!rule->note.empty()) what += fmt::format(": {}", rule->note);
