@@ -15,6 +15,7 @@
 #include "apps/cli/units.h"
 #include "ei/base/fail.h"
 #include "ei/engine/named_shapes.h"
+#include "ei/policy/named.h"
 
 namespace ei::cli {
 namespace {
@@ -49,13 +50,15 @@ class Bench {
         ->transform(any_count);
     list("-d,--depth", options_.depths, "N,... [0]", "Write them after a prompt of so many tokens")
         ->transform(any_count);
-    list("--prefill", options_.prefills, "dense,entropy [both]", "How prompts are read")
-        ->check(CLI::IsMember({"dense", "entropy"}));
+    std::vector<std::string> prefills;
+    for (const auto& [name, policy] : prefill_policies()) prefills.emplace_back(name);
+    list("--prefill", options_.prefills, "P,... [dense,entropy]", "How prompts are read")
+        ->check(CLI::IsMember(prefills));
     list("--decode", options_.decodes, "full,latent [full]",
          "The cache that answers are written from")
         ->check(CLI::IsMember({"full", "latent"}));
-    list("--dense-layers", options_.dense_layers, "N,... [1]",
-         "First layers that --prefill entropy reads densely")
+    list("--dense-layers", options_.dense_layers, "N,... [the policy's]",
+         "First layers that are read densely")
         ->transform(count(0, 1000));
     command
         .add_option("-r,--repetitions", options_.repetitions,

@@ -45,6 +45,7 @@ class Step {
                       .n_kv_heads = config_.n_kv_heads,
                       .head_dim = config_.head_dim,
                       .max_tokens = kTokens,
+                      .page = policy_.segment,
                       .chunk = kChunk});
     backend_.reset();
     plan.begin(kTokens, 0);

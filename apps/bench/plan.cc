@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ei/base/fail.h"
+#include "ei/policy/named.h"
 
 namespace ei::bench {
 namespace {
@@ -16,8 +17,11 @@ std::vector<Case> prefill_cases(const Options& options) {
       cases.push_back({name, "", PrefillPolicy::dense(), DecodePolicy::full()});
       continue;
     }
+    const PrefillPolicy* policy = find_prefill(name);
+    require(policy != nullptr, "policy {} is not known", name);
+    if (options.dense_layers.empty()) cases.push_back({name, "", *policy, DecodePolicy::full()});
     for (const int64_t n : options.dense_layers) {
-      Case c = {name, "", PrefillPolicy{}, DecodePolicy::full()};
+      Case c = {name, "", *policy, DecodePolicy::full()};
       c.prefill.dense_layers = n;
       if (options.dense_layers.size() > 1)
         c.prefill_name += fmt::format(", {} dense layer{}", n, n == 1 ? "" : "s");

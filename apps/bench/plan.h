@@ -16,7 +16,7 @@ struct Options {
   std::vector<int64_t> depths = {0};           // -d: tokens in the cache before an answer
   std::vector<std::string> prefills = {"dense", "entropy"};
   std::vector<std::string> decodes = {"full"};
-  std::vector<int64_t> dense_layers = {PrefillPolicy{}.dense_layers};
+  std::vector<int64_t> dense_layers;  // none: as the policy has it
   int64_t repetitions = 3;
 };
 

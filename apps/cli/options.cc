@@ -177,7 +177,8 @@ PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(comm
         ->group(kPolicyGroup);
   };
   if (with_names) {
-    policy("--prefill", prefill_, names(prefill_policies()), "entropy|dense|criti [entropy]",
+    policy("--prefill", prefill_, names(prefill_policies()),
+           "entropy|dense|paper|reference|criti|xattention|flashprefill [entropy]",
            "How the prompt is read: blocks chosen by attention entropy, all of them, or a fixed "
            "number "
            "(CritiPrefill)");
@@ -196,9 +197,25 @@ PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(comm
 void PolicyOptions::add_prefill_settings() {
   constexpr Loop kLoop = Loop::kPrefill;
   using P = Policies;
+  choice<Estimate>(
+      kLoop, "--estimate", [](P& p) -> Estimate& { return p.prefill.estimate; },
+      {{"sketch", Estimate::kSketch},
+       {"bounds", Estimate::kBounds},
+       {"antidiagonals", Estimate::kAntidiagonals},
+       {"mean-keys", Estimate::kMeanKeys}},
+      "What says how much a segment wants a block");
+  number<float>(
+      kLoop, "--mass", [](P& p) -> float& { return p.prefill.mass; },
+      "Share of the estimated attention that is attended to (all estimates but bounds)");
+  number<float>(
+      kLoop, "--share", [](P& p) -> float& { return p.prefill.share; },
+      "Instead of a mass: blocks with so much of the likeliest's; 0: off");
+  number<int64_t>(
+      kLoop, "--stride", [](P& p) -> int64_t& { return p.prefill.stride; },
+      "Queries and keys of an antidiagonal; divides the block");
   number<float>(
       kLoop, "--base-budget", [](P& p) -> float& { return p.prefill.budget.base; },
-      "Past tokens that a head attends to at least");
+      "Past tokens that a head attends to at least (bounds)");
   number<int64_t>(
       kLoop, "--segment", [](P& p) -> int64_t& { return p.prefill.segment; },
       "Queries that choose blocks together");
@@ -213,7 +230,7 @@ void PolicyOptions::add_prefill_settings() {
       "First layers that are dense");
   number<int64_t>(
       kLoop, "--dense-tail", [](P& p) -> int64_t& { return p.prefill.dense_tail; },
-      "A last segment shorter than this makes the one before it dense as well");
+      "The segments that hold any of the last so many tokens are dense");
   number<float>(
       kLoop, "--e-t", [](P& p) -> float& { return p.prefill.budget.e_t; },
       "Entropy in nats below which a head is rigid");
@@ -241,11 +258,11 @@ void PolicyOptions::add_prefill_settings() {
       kLoop, "--score-scale", [](P& p) -> bool& { return p.prefill.scale_scores; },
       "Divide block scores by the root of the head size");
   number<int64_t>(
-      kLoop, "--sink-blocks", [](P& p) -> int64_t& { return p.prefill.sink_blocks; },
-      "Blocks at the start that are always kept");
+      kLoop, "--sink", [](P& p) -> int64_t& { return p.prefill.sink; },
+      "Tokens at the start that are always kept");
   number<int64_t>(
-      kLoop, "--recent-blocks", [](P& p) -> int64_t& { return p.prefill.recent_blocks; },
-      "Blocks before the segment that are always kept");
+      kLoop, "--local", [](P& p) -> int64_t& { return p.prefill.local; },
+      "Tokens before the segment that are always kept");
 }
 
 void PolicyOptions::add_decode_settings() {

@@ -25,6 +25,7 @@ void add_selection(Backend& backend, const PrefillPlan& plan, const Chunk& chunk
     return values;
   };
   const auto count = to_host(choice.selection.count);
+  const bool has_budgets = choice.tokens.size() > 0;
   const auto tokens = to_host(choice.tokens);
   const auto entropy = to_host(choice.entropy);
   const int64_t capacity = choice.selection.index.dim(2);
@@ -38,7 +39,7 @@ void add_selection(Backend& backend, const PrefillPlan& plan, const Chunk& chunk
       head.segments.push_back(
           {.entropy = entropy[static_cast<size_t>(
                (i * choice.entropy.dim(1) + choice.entropy_layer) * n_heads + h)],
-           .budget = tokens[at],
+           .budget = has_budgets ? tokens[at] : float((dense ? past : count[at]) * policy.block),
            .blocks = dense ? past : count[at],
            .dense = dense});
       if (dense) continue;

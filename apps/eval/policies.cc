@@ -43,6 +43,10 @@ NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& 
   std::string prefill = names[0].substr(0, plus), decode = names[0].substr(plus + 1);
   const int64_t base = take_budget(prefill, text), budget = take_budget(decode, text);
   cli::Policies policies = options.policies(prefill, decode);
+  if (base > 0 && policies.prefill.estimate != Estimate::kBounds)
+    throw CLI::ValidationError(
+        fmt::format("{}: {} has no budget in tokens; set its mass, as in {}+{}:mass=0.9", text,
+                    prefill, prefill, decode));
   if (base > 0) policies.prefill.budget.base = static_cast<float>(base);
   if (budget > 0) policies.decode.budget = budget;
   settings.apply(policies);

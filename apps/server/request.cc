@@ -251,10 +251,8 @@ void read_named(const OrderedFields& fields, const char* key, Find find,
 }
 
 void read_policy(const OrderedFields& fields, Request& request) {
-  const int64_t segment = request.prefill.segment;
   read_named(fields, "prefill", find_prefill, prefill_policies(), request.prefill);
   read_named(fields, "decode", find_decode, decode_policies(), request.decode);
-  request.prefill.segment = segment;  // is the server's: that of its pages
   exclude("base_budget", fields.has("base_budget") && request.prefill.is_dense(),
           "is of no use where 'prefill' is dense");
   exclude("budget", fields.has("budget") && request.decode.is_full(),

@@ -29,13 +29,13 @@ uint64_t bits_of(T value) {
 
 // Of every setting: one that is added and not named here does not compile.
 uint64_t hash_of(const PrefillPolicy& policy) {
-  const auto& [segment, block, budget, threshold_len, dense_layers, dense_tail, rank, fusion,
-               scale_scores, sink_blocks, recent_blocks] = policy;
+  const auto& [estimate, segment, block, budget, mass, share, stride, threshold_len, dense_layers,
+               dense_tail, rank, fusion, scale_scores, sink, local] = policy;
   const auto& [base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads] = budget;
   uint64_t hash = 0;
   const auto add = [&](auto... values) { ((hash = mix(hash ^ bits_of(values))), ...); };
-  add(segment, block, threshold_len, dense_layers, dense_tail, rank, fusion, scale_scores,
-      sink_blocks, recent_blocks);
+  add(estimate, segment, block, mass, share, stride, threshold_len, dense_layers, dense_tail, rank,
+      fusion, scale_scores, sink, local);
   add(base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads);
   return hash;
 }
@@ -46,7 +46,7 @@ uint64_t chain(uint64_t parent, std::span<const int32_t> tokens) {
   return hash;
 }
 
-std::span<const int32_t> segment_of(std::span<const int32_t> prompt, int64_t i, int64_t size) {
+std::span<const int32_t> page_of(std::span<const int32_t> prompt, int64_t i, int64_t size) {
   return prompt.subspan(static_cast<size_t>(i * size), static_cast<size_t>(size));
 }
 
@@ -65,17 +65,17 @@ PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& 
 PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t limit,
                                       const PrefillPolicy& policy, KvCache& cache,
                                       const View<float, 2>& entropies) {
-  const int64_t segment = policy.segment;
+  const int64_t page = cache.shape().layout.rows;
   Hit hit;
   Key key = hash_of(policy);
   std::vector<Entry*> found;
   const int64_t n_there = cache.n_tokens();
-  while (hit.n_tokens + segment <= limit) {
-    const auto tokens = segment_of(prompt, hit.n_tokens / segment, segment);
+  while (hit.n_tokens + page <= limit) {
+    const auto tokens = page_of(prompt, hit.n_tokens / page, page);
     const Key next = chain(key, tokens);
     if (hit.n_tokens < n_there) {
       key = next;
-      hit.n_tokens += segment;
+      hit.n_tokens += page;
       continue;
     }
     Entry* entry = find(key, next, policy, tokens);
@@ -85,7 +85,7 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
     }
     found.push_back(entry);
     key = next;
-    hit.n_tokens += segment;
+    hit.n_tokens += page;
   }
   if (found.empty()) return hit;
 
@@ -95,7 +95,7 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
     pages.push_back(entry->pages);
     all.insert(all.end(), entry->entropies.begin(), entry->entropies.end());
   }
-  float* const to = entropies.data + n_there / segment * entropies.dim(1);
+  float* const to = entropies.data + n_there / policy.segment * entropies.dim(1);
   backend_.copy_in(to, all.data(), std::ssize(all) * int64_t{sizeof(float)});
   cache.adopt(pages);
   for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i]->use);
@@ -104,20 +104,20 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
 
 void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const PrefillPolicy& policy,
                            const KvCache& cache, const View<float, 2>& entropies) {
-  const int64_t segment = policy.segment, n_segments = n / segment;
   const KvShape& shape = cache.shape();
-  const auto width = static_cast<size_t>(entropies.dim(1));
+  const int64_t page = shape.layout.rows, n_pages = n / page;
+  const auto width = static_cast<size_t>(page / policy.segment * entropies.dim(1));
   std::vector<float> all;  // once there is something new
   Key parent = hash_of(policy);
   std::vector<Entry*> path;
-  for (int64_t i = 0; i < n_segments; ++i) {
-    const auto tokens = segment_of(prompt, i, segment);
+  for (int64_t i = 0; i < n_pages; ++i) {
+    const auto tokens = page_of(prompt, i, page);
     const Key key = chain(parent, tokens);
     Entry* entry = find(parent, key, policy, tokens);
     if (entry == nullptr) {
       if (entries_.contains(key)) break;  // another text or policy of the same hash
       if (all.empty() && width > 0) {
-        all.resize(static_cast<size_t>(n_segments) * width);
+        all.resize(static_cast<size_t>(n_pages) * width);
         backend_.copy_out(all.data(), entropies.data, std::ssize(all) * int64_t{sizeof(float)});
       }
       Entry fresh;
@@ -126,8 +126,8 @@ void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const Pre
       fresh.tokens.assign(tokens.begin(), tokens.end());
       for (int l = 0; l < shape.n_layers; ++l)
         for (int64_t h = 0; h < shape.n_kv_heads; ++h) fresh.pages.push_back(cache.page(l, h, i));
-      const auto of_segment = all.begin() + i * std::ssize(all) / n_segments;
-      fresh.entropies.assign(of_segment, of_segment + static_cast<int64_t>(width));
+      const auto of_page = all.begin() + i * std::ssize(all) / n_pages;
+      fresh.entropies.assign(of_page, of_page + static_cast<int64_t>(width));
       fresh.bytes = std::ssize(fresh.pages) * cache.page_bytes() +
                     std::ssize(fresh.entropies) * int64_t{sizeof(float)} +
                     std::ssize(fresh.tokens) * int64_t{sizeof(int32_t)};

@@ -13,10 +13,10 @@
 
 namespace ei {
 
-// Segments of prompts read before, for other requests that begin with the same text under the same
-// policy. A segment is one page per layer and head, K, V and key bounds, shared and never written
-// again, with its entropies: all that reading on from it needs, so that results are those of
-// reading everything. The least recently used go first when there are more than max_bytes.
+// Pages of prompts read before, for other requests that begin with the same text under the same
+// policy. There is one per layer and head, of K, V and key bounds, shared and never written again,
+// beside the entropies of its segments: all that reading on from it needs, so that results are
+// those of reading everything. The least recently used go first when there are more than max_bytes.
 class PrefixCache {
  public:
   PrefixCache(Backend& backend, int64_t max_bytes) : backend_(backend), max_bytes_(max_bytes) {}
@@ -26,25 +26,25 @@ class PrefixCache {
     std::string stopped_by;  // why it is not more; empty if it is all that was wanted
   };
   // Goes on with what is known of `prompt`, up to `limit` tokens of it read under `policy`, in a
-  // cache that holds whole segments of it or nothing; the entropies [max_segments, of a segment],
-  // on the device, go to where whoever is to read on has them (PrefillPlan). Whole segments; a hit
+  // cache that holds whole pages of it or nothing; the entropies [max_segments, of a segment], on
+  // the device, go to where whoever is to read on has them (PrefillPlan). Whole pages; a hit
   // counts those that were there. Throws Error when memory is short; the cache is then as it was.
   Hit restore(std::span<const int32_t> prompt, int64_t limit, const PrefillPolicy& policy,
               KvCache& cache, const View<float, 2>& entropies);
 
-  // Keeps the first n tokens of `prompt`, whole segments that were read into `cache` under `policy`
+  // Keeps the first n tokens of `prompt`, whole pages that were read into `cache` under `policy`
   // with these entropies, as a longer prompt would read them (PrefillPlan::reusable()).
   void remember(std::span<const int32_t> prompt, int64_t n, const PrefillPolicy& policy,
                 const KvCache& cache, const View<float, 2>& entropies);
 
   void clear();
   int64_t bytes() const { return bytes_; }
-  int64_t n_segments() const { return static_cast<int64_t>(entries_.size()); }
+  int64_t n_pages() const { return static_cast<int64_t>(entries_.size()); }
 
  private:
-  using Key = uint64_t;  // hash of the policy and all tokens up to the segment's end
+  using Key = uint64_t;  // hash of the policy and all tokens up to the page's end
   struct Entry {
-    Key parent = 0;  // of the segment before
+    Key parent = 0;  // of the page before
     PrefillPolicy policy;
     std::vector<int32_t> tokens;
     std::vector<PageRef> pages;  // [n_layers, n_kv_heads]
@@ -62,7 +62,7 @@ class PrefixCache {
   int64_t max_bytes_;
   int64_t bytes_ = 0;
   std::unordered_map<Key, Entry> entries_;
-  std::list<Key> uses_;              // most recent first; a segment after those it follows
+  std::list<Key> uses_;              // most recent first; a page after those it follows
   std::unordered_set<Key> evicted_;  // lately, to say so
 };
 

@@ -20,7 +20,7 @@ struct StepPlan {
   std::vector<Sequence*> write;     // they write a token each, in one batch,
   struct Read {                     // and one reads of its prompt.
     Sequence* sequence = nullptr;   // null: nobody does
-    int64_t max_rows = INT64_MAX;   // of a chunk that begins now; one segment is the least
+    int64_t max_rows = INT64_MAX;   // of a chunk that begins now; one page is the least
     int64_t n_layers = INT64_MAX;   // of the chunk, at most
     // They have the same prompt and prefill policy, windows no larger and no need of its hidden
     // states. Once the prompt is read they go on from a copy of it, with first tokens of their own.

@@ -63,8 +63,8 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
     const KvShape shape = kv_shape(prefill);
     if (pool_ == nullptr) own_pool_ = std::make_unique<PagePool>(backend, shape.layout.bytes());
     cache_ = std::make_unique<KvCache>(backend, pool_ == nullptr ? *own_pool_ : *pool_, shape);
-    plan_ =
-        std::make_unique<PrefillPlan>(backend, prefill, engine_.prefill_shape(shape.max_tokens));
+    plan_ = std::make_unique<PrefillPlan>(backend, prefill,
+                                          engine_.prefill_shape(prefill, shape.max_tokens));
   }
   prompt_ = std::move(prompt);
   wanted_ = wanted;
@@ -73,7 +73,8 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   // The window's queries and the last token's logits are made anew.
   limit_ = wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
   const int64_t own = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit_));
-  n_cached_ = own / prefill.segment * prefill.segment;
+  const int64_t page = cache_->shape().layout.rows;
+  n_cached_ = own / page * page;
 
   if (!window_ || window_->n_rows() != window_rows) window_ = make_window(window_rows);
   if (n_cached_ > 0) {
@@ -85,12 +86,13 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_cached_);
   reusable_ = n_cached_;
   plan_->begin(n, n_cached_);
+  if (plan_->wants_sketch()) plan_->use(&engine_.sketch());
 }
 
 // Others may have read on since the last chunk.
 void Context::find_prefix() {
   const int64_t before = n_read();
-  if (prefixes_ == nullptr || before + plan_->policy().segment > limit_) return;
+  if (prefixes_ == nullptr || before + cache_->shape().layout.rows > limit_) return;
   const PrefixCache::Hit hit =
       prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies());
   if (before == n_cached_) lost_ = hit.stopped_by;
@@ -124,7 +126,7 @@ void Context::blame_layer(Activations& act, const Chunk& chunk) {
   const Model& model = *engine_.model;
   cache_->truncate(chunk.begin);
   plan_->begin(n_prompt(), chunk.begin);
-  ChunkReader again = next_chunk(act, chunk.size + plan_->policy().segment - 1);
+  ChunkReader again = next_chunk(act, chunk.size + cache_->shape().layout.rows - 1);
   const int n_layers = model.config().n_layers;
   for (int layer = 0; layer < n_layers; ++layer) {
     again.read(1);

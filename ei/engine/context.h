@@ -38,7 +38,7 @@ class Context {
   // which shares all full pages, and of its window, which must be no smaller.
   void fork(Context& read, const DecodePolicy& decode);
 
-  // The next chunk, of max_rows tokens if it can; whole segments. Its hidden states, if they are
+  // The next chunk, of max_rows tokens if it can; whole pages. Its hidden states, if they are
   // wanted, stay in `act`. Once its layers are read, end_chunk().
   ChunkReader next_chunk(Activations& act, int64_t max_rows);
   void end_chunk();

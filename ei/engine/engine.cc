@@ -8,6 +8,7 @@
 #include "ei/engine/make_backend.h"
 #include "ei/engine/memory_plan.h"
 #include "ei/engine/named_shapes.h"
+#include "ei/engine/sketch.h"
 #include "ei/text/gguf_tokenizer.h"
 
 namespace ei {
@@ -50,6 +51,7 @@ Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   require(options.threads >= 0, "threads is {}, expected 0 (all cores) or more", options.threads);
   require(options.chunk >= 0, "chunk is {}, expected 1 or more, or 0 (what suits the device)",
           options.chunk);
+  require(options.page >= 1, "page is {}, expected 1 or more", options.page);
   require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16 or f32");
   impl_->options = options;
   impl_->backend = make_backend(options.device, options.threads);
@@ -122,23 +124,37 @@ Engine& Engine::operator=(Engine&&) noexcept = default;
 
 KvShape Engine::Impl::kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const {
   const ModelConfig& config = model->config();
-  return {.n_layers = config.n_layers,
-          .n_kv_heads = config.n_kv_heads,
-          .layout = {.dtype = options.kv_type,
-                     .head_dim = config.head_dim,
-                     .rows = policy.segment,
-                     .block = policy.is_dense() ? 0 : policy.block},
-          .max_tokens = max_tokens};
+  return {
+      .n_layers = config.n_layers,
+      .n_kv_heads = config.n_kv_heads,
+      .layout = {.dtype = options.kv_type,
+                 .head_dim = config.head_dim,
+                 .rows = page_rows(policy),
+                 .block =
+                     policy.is_dense() || policy.estimate != Estimate::kBounds ? 0 : policy.block},
+      .max_tokens = max_tokens};
 }
 
-PrefillPlan::Shape Engine::Impl::prefill_shape(int64_t max_tokens) const {
+int64_t Engine::Impl::page_rows(const PrefillPolicy& policy) const {
+  return (options.page + policy.segment - 1) / policy.segment * policy.segment;
+}
+
+PrefillPlan::Shape Engine::Impl::prefill_shape(const PrefillPolicy& policy,
+                                               int64_t max_tokens) const {
   const ModelConfig& config = model->config();
   return {.n_layers = config.n_layers,
           .n_heads = config.n_heads,
           .n_kv_heads = config.n_kv_heads,
           .head_dim = config.head_dim,
           .max_tokens = max_tokens,
+          .page = page_rows(policy),
           .chunk = options.chunk};
+}
+
+const Sketch& Engine::Impl::sketch() {
+  const std::lock_guard lock(sketch_mutex);
+  if (!made_sketch) made_sketch.emplace(make_sketch(*this));
+  return *made_sketch;
 }
 
 int64_t Engine::Impl::n_ids() const {

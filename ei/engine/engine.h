@@ -28,8 +28,9 @@ struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16 or kF32
-  int64_t chunk = 0;  // tokens read at a time, rounded up to whole segments; 0: what suits the
-                      // device
+  int64_t page = 512;            // tokens of a page of the KV cache, which is read and reused as a
+                                 // whole; rounded up to whole segments
+  int64_t chunk = 0;  // tokens read at a time, rounded up to whole pages; 0: what suits the device
   // While the weights are copied to the device: bytes copied, and of all.
   std::function<void(int64_t done, int64_t total)> on_load;
 };

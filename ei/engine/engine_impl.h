@@ -11,6 +11,7 @@
 #include "ei/engine/engine.h"
 #include "ei/model/model.h"
 #include "ei/prefill/plan.h"
+#include "ei/prefill/sketch.h"
 #include "ei/text/chat_template.h"
 #include "ei/text/tokenizer.h"
 
@@ -27,7 +28,9 @@ struct Engine::Impl {
   double load_ms = 0;
   int64_t longest_token = 0;  // bytes
   std::vector<std::string> warnings;
-  std::mutex mutex;  // held by the session that runs
+  std::mutex mutex;                   // held by the session that runs
+  std::optional<Sketch> made_sketch;  // once it was wanted; under `sketch_mutex`
+  std::mutex sketch_mutex;
 
   void load_directory(const std::filesystem::path& dir);
   void load_file(const std::filesystem::path& path);  // GGUF
@@ -37,12 +40,15 @@ struct Engine::Impl {
 
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
   const ChatTemplate& chat_template() const;
+  // Of the model, made when first it is wanted.
+  const Sketch& sketch();
   // Ids that can be drawn: those the tokenizer knows, but none behind the embedding, where some
   // checkpoints have a [PAD].
   int64_t n_ids() const;
   // Of a cache and a plan with room for max_tokens.
   KvShape kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const;
-  PrefillPlan::Shape prefill_shape(int64_t max_tokens) const;
+  PrefillPlan::Shape prefill_shape(const PrefillPolicy& policy, int64_t max_tokens) const;
+  int64_t page_rows(const PrefillPolicy& policy) const;
 };
 
 }  // namespace ei

@@ -55,7 +55,7 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
   const ModelConfig& config = engine.model->config();
   const bool wide = !decode.is_full() && decode.scope == KvScope::kQueryHead;
   const int64_t n_heads = wide ? config.n_heads : config.n_kv_heads;
-  const PrefillPlan::Shape read = engine.prefill_shape(shape.max_tokens);
+  const PrefillPlan::Shape read = engine.prefill_shape(prefill, shape.max_tokens);
   const FirstCompression first = first_compression(decode, n_prompt, n_total);
 
   MemoryPlan plan;

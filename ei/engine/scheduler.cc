@@ -52,15 +52,15 @@ std::string what(const std::exception_ptr& error) {
 }
 
 int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
-  const int64_t segment = options.prefill.segment;
-  return (engine.options.chunk + segment - 1) / segment * segment;
+  const int64_t page = engine.page_rows(options.prefill);
+  return (engine.options.chunk + page - 1) / page * page;
 }
 
-// With room for key bounds, whether or not the server's own policy wants them: requests may.
+// With room for the paper's key bounds, whether or not the server's own policy wants any: requests
+// may.
 int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) {
-  PageLayout layout = engine.kv_shape(options.prefill, 0).layout;
-  layout.block = options.prefill.block;
-  return layout.bytes();
+  return std::max(engine.kv_shape(options.prefill, 0).layout.bytes(),
+                  engine.kv_shape(PrefillPolicy{}, 0).layout.bytes());
 }
 
 }  // namespace
@@ -148,10 +148,13 @@ void Scheduler::check(const Job& job) const {
   validate(request.prefill);
   validate(request.decode);
   if (request.sampling) validate(*request.sampling);
-  require(request.prefill.segment == options_.prefill.segment &&
-              request.prefill.block == options_.prefill.block &&
-              !request.prefill.budget.rigid_whole_prompt,
-          "segment, block and whole-prompt rules are the server's and not a request's");
+  require(!request.prefill.budget.rigid_whole_prompt,
+          "a policy that looks at the whole prompt (rigid whole-prompt) cannot be read in chunks "
+          "between other requests");
+  const int64_t page = engine_.kv_shape(request.prefill, 0).layout.bytes();
+  require(page <= pool_.page_bytes(),
+          "the policy's pages take {} bytes, the server's have {}; start it with this policy", page,
+          pool_.page_bytes());
   require(!request.tokens.empty(), "the prompt is empty; give some text");
   const int32_t vocab_size = static_cast<int32_t>(engine_.model->config().vocab_size);
   for (const int32_t token : request.tokens)
@@ -372,7 +375,7 @@ void Scheduler::decide() {
     }
     find_followers(*reader_);
     plan_.read.sequence = &sequence;
-    plan_.read.max_rows = writes ? options_.prefill.segment : INT64_MAX;
+    plan_.read.max_rows = writes ? 1 : INT64_MAX;
     plan_.read.n_layers = writes ? 1 : INT64_MAX;  // then the clock is looked at again
   }
 }

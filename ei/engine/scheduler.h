@@ -19,7 +19,7 @@
 namespace ei {
 
 struct SchedulerOptions {
-  PrefillPolicy prefill;                 // requests may be of another, but for segment and block
+  PrefillPolicy prefill;                 // requests may be of another whose pages are no larger
   int64_t max_sequences = 16;            // read or written at the same time
   int64_t max_waiting = 256;             // requests
   int64_t max_waiting_tokens = 4 << 20;  // of their prompts
@@ -82,7 +82,7 @@ struct SchedulerStats {
 
 // Runs many requests on one engine with one thread, which decides what every step of a Batch does:
 // all answers being written write together, and between two such steps at most one chunk of one
-// prompt is read, of one segment while anybody waits for a token, or as many of its layers as the
+// prompt is read, of one page while anybody waits for a token, or as many of its layers as the
 // step interval has time for. Prompts take turns, first come first served as long as the caches
 // planned fit the memory; a prompt that another is reading already waits for it and goes on from a
 // copy. What fails ends the request that it fails for, and no other.

@@ -5,6 +5,7 @@
 #include "ei/ops/compact_kv.h"
 #include "ei/ops/decode_attention.h"
 #include "ei/ops/embed.h"
+#include "ei/ops/estimate_mass.h"
 #include "ei/ops/keep_top.h"
 #include "ei/ops/matmul.h"
 #include "ei/ops/rms_norm.h"
@@ -13,6 +14,7 @@
 #include "ei/ops/save_queries.h"
 #include "ei/ops/score_blocks.h"
 #include "ei/ops/select_blocks.h"
+#include "ei/ops/select_mass.h"
 #include "ei/ops/sparse_attention.h"
 #include "ei/ops/swiglu.h"
 #include "ei/ops/token_scores.h"
@@ -31,6 +33,8 @@
   X(ScoreBlocks)     \
   X(AllocateBudget)  \
   X(SelectBlocks)    \
+  X(EstimateMass)    \
+  X(SelectMass)      \
   X(SparseAttention) \
   X(DecodeAttention) \
   X(SaveQueries)     \

@@ -17,7 +17,7 @@ namespace ei {
 struct PageLayout {
   DType dtype = DType::kBF16;  // kBF16 or kF32
   int64_t head_dim = 0;
-  int64_t rows = 512;  // tokens: one segment
+  int64_t rows = 512;  // tokens: whole segments
   int64_t block = 0;   // tokens of a block, divides rows; 0: no bounds are kept
 
   constexpr int64_t n_blocks() const { return block == 0 ? 0 : rows / block; }

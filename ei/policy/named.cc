@@ -13,8 +13,13 @@ const Policy* find(std::span<const Named<Policy>> all, std::string_view name) {
 }  // namespace
 
 std::span<const Named<PrefillPolicy>> prefill_policies() {
-  static const Named<PrefillPolicy> named[] = {
-      {"entropy", {}}, {"dense", PrefillPolicy::dense()}, {"criti", PrefillPolicy::criti()}};
+  static const Named<PrefillPolicy> named[] = {{"entropy", PrefillPolicy::sketch()},
+                                               {"dense", PrefillPolicy::dense()},
+                                               {"paper", {}},
+                                               {"reference", PrefillPolicy::reference()},
+                                               {"criti", PrefillPolicy::criti()},
+                                               {"xattention", PrefillPolicy::xattention()},
+                                               {"flashprefill", PrefillPolicy::flashprefill()}};
   return named;
 }
 
@@ -33,7 +38,18 @@ const PrefillPolicy* find_prefill(std::string_view name) { return find(prefill_p
 const DecodePolicy* find_decode(std::string_view name) { return find(decode_policies(), name); }
 
 std::string_view name_of(const PrefillPolicy& policy) {
-  return policy.is_dense() ? "dense" : policy.fusion > 0 ? "criti" : "entropy";
+  if (policy.is_dense()) return "dense";
+  switch (policy.estimate) {
+    case Estimate::kSketch:
+      return "entropy";
+    case Estimate::kAntidiagonals:
+      return "xattention";
+    case Estimate::kMeanKeys:
+      return "flashprefill";
+    case Estimate::kBounds:
+      break;
+  }
+  return policy.fusion > 0 ? "criti" : policy.budget.rigid_whole_prompt ? "reference" : "paper";
 }
 
 std::string_view name_of(const DecodePolicy& policy) {

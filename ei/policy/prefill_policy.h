@@ -6,27 +6,82 @@
 
 namespace ei {
 
+// What says how much a segment of queries wants a block of keys before it.
+enum class Estimate : uint8_t {
+  kBounds,         // the queries' midpoint against bounds of the block's keys (METHOD.md 1)
+  kSketch,         // every query against every key, in few dimensions (METHOD.md 6)
+  kAntidiagonals,  // sums along antidiagonals of queries and keys (XAttention)
+  kMeanKeys,       // every query against the mean of the block's keys (FlashPrefill)
+};
+
 // What blocks are ranked by. Probabilities underflow to equal zeros on real models; the reference
 // ranks by them all the same (METHOD.md 3, line 1).
 enum class Rank : uint8_t { kScore, kProbability };
 
-// How a prompt is read (METHOD.md section 1). The defaults are the authors' configuration with our
-// repairs; reference() is the released code, dense() full attention: every segment is dense.
+// How a prompt is read (METHOD.md sections 1, 4 and 6). Bounds give scores, of which a budget in
+// tokens takes the highest; the other estimates give probabilities, of which the likeliest are
+// taken until they hold enough. The defaults are the paper's configuration with our repairs;
+// reference() is its released code, dense() full attention: every segment is dense.
 struct PrefillPolicy {
+  Estimate estimate = Estimate::kBounds;
   int64_t segment = 512;  // tokens a selection is made for
   int64_t block = 8;      // tokens selected together; divides segment
-  BudgetRule budget;
+  BudgetRule budget;      // kBounds: how many blocks
+  // The other estimates: the likeliest blocks, until all that is attended to, the segment included,
+  // holds this much of the estimated attention; 1: everything.
+  float mass = 0.86f;
+  // If not 0, instead of mass: every block with at least this much of the likeliest's.
+  float share = 0;
+  int64_t stride = 8;            // kAntidiagonals: queries, and keys, of a sum; divides block
   int64_t threshold_len = 4096;  // segments starting before this token are dense
   int64_t dense_layers = 1;      // so many first layers are dense
-  int64_t dense_tail = 64;       // a last segment shorter than this takes the one before along
+  int64_t dense_tail = 64;       // the last segment is dense, and those before it that hold any of
+                                 // the last so many tokens
   Rank rank = Rank::kScore;
   // Share of the layer before in what blocks are ranked by (softmax probabilities then), from layer
   // 2 on; 0: each layer for itself. CritiPrefill's layer fusion.
   float fusion = 0;
-  bool scale_scores = false;  // scores times 1/sqrt(d)
-  int64_t sink_blocks = 0;    // always kept, at the start
-  int64_t recent_blocks = 0;  // always kept, right before the segment
+  bool scale_scores = false;  // kBounds: scores times 1/sqrt(d)
+  int64_t sink = 0;           // tokens whose blocks are always kept, at the start
+  int64_t local = 0;          // tokens whose blocks are always kept, right before the segment
 
+  // Ours.
+  static PrefillPolicy sketch() {
+    PrefillPolicy policy;
+    policy.estimate = Estimate::kSketch;
+    policy.segment = 32;
+    policy.block = 16;
+    policy.threshold_len = 1024;
+    policy.dense_layers = 0;
+    policy.dense_tail = 512;
+    policy.sink = 16;
+    policy.local = 128;
+    return policy;
+  }
+  static PrefillPolicy xattention() {
+    PrefillPolicy policy;
+    policy.estimate = Estimate::kAntidiagonals;
+    policy.segment = policy.block = 128;
+    policy.mass = 0.9f;
+    policy.threshold_len = 0;
+    policy.dense_layers = 0;
+    policy.dense_tail = 0;
+    policy.sink = 128;
+    return policy;
+  }
+  // Version 2, without its correction by means.
+  static PrefillPolicy flashprefill() {
+    PrefillPolicy policy;
+    policy.estimate = Estimate::kMeanKeys;
+    policy.segment = policy.block = 128;
+    policy.share = 0.1f;
+    policy.threshold_len = 0;
+    policy.dense_layers = 0;
+    policy.dense_tail = 1024;
+    policy.sink = 256;
+    policy.local = 512;
+    return policy;
+  }
   static PrefillPolicy dense() {
     PrefillPolicy policy;
     policy.threshold_len = INT64_MAX;

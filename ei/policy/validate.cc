@@ -29,10 +29,15 @@ void validate(const PrefillPolicy& p) {
   in_range("max-factor", p.budget.max_factor, 1, 1e6);
   if (!p.is_dense()) in_range("threshold", p.threshold_len, 0, kMaxTokens);
   in_range("dense-layers", p.dense_layers, 0, 1000000);
-  in_range("dense-tail", p.dense_tail, 0, p.segment);
-  in_range("sink-blocks", p.sink_blocks, 0, kMaxTokens);
+  in_range("dense-tail", p.dense_tail, 0, kMaxTokens);
+  in_range("sink", p.sink, 0, kMaxTokens);
+  in_range("local", p.local, 0, kMaxTokens);
   in_range("fusion", p.fusion, 0, 1);
-  in_range("recent-blocks", p.recent_blocks, 0, kMaxTokens);
+  in_range("mass", p.mass, 0, 1);
+  in_range("share", p.share, 0, 1);
+  in_range("stride", p.stride, 1, 65536);
+  require(p.estimate != Estimate::kAntidiagonals || p.block % p.stride == 0,
+          "stride {} does not divide block {}", p.stride, p.block);
 }
 
 void validate(const DecodePolicy& p) {

@@ -30,7 +30,7 @@ bool at_once(const PrefillPolicy& policy) {
 struct Scratch {
   int64_t rows;         // (KV head, segment)
   int64_t past_blocks;  // before the last segment
-  int64_t most_blocks;  // that a budget can select of them
+  int64_t most_blocks;  // of them that can be selected
 
   int64_t scores() const { return rows * past_blocks * int64_t{sizeof(float)}; }
   int64_t budgets() const { return rows * int64_t{sizeof(float)}; }
@@ -41,7 +41,9 @@ struct Scratch {
 Scratch scratch(const PrefillPolicy& policy, const PrefillPlan::Shape& shape, int64_t n_tokens) {
   const int64_t chunk = std::min(PrefillPlan::chunk_rows(policy, shape, n_tokens), n_tokens);
   const int64_t past = ceil_div(n_tokens, policy.segment) * policy.segment / policy.block;
-  const double top = std::floor(double(policy.budget.max_factor) * double(policy.budget.base));
+  const double top = policy.estimate == Estimate::kBounds
+                         ? std::floor(double(policy.budget.max_factor) * double(policy.budget.base))
+                         : double(past * policy.block);
   return {.rows = shape.n_kv_heads * ceil_div(chunk, policy.segment),
           .past_blocks = past,
           .most_blocks = std::min<int64_t>(past, static_cast<int64_t>(top) / policy.block)};
@@ -52,6 +54,8 @@ Scratch scratch(const PrefillPolicy& policy, const PrefillPlan::Shape& shape, in
 PrefillPlan::PrefillPlan(Backend& backend, const PrefillPolicy& policy, const Shape& shape)
     : backend_(backend), policy_(policy), shape_(shape) {
   validate(policy);
+  require(shape.page > 0 && shape.page % policy.segment == 0,
+          "prefill: segment {} does not divide a page of {} tokens", policy.segment, shape.page);
   const int64_t n_sparse = n_sparse_layers(policy, shape);
   const int64_t max_segments = std::max<int64_t>(1, ceil_div(shape.max_tokens, policy.segment));
   entropy_ = DeviceArray<float, 3>(backend, {max_segments, n_sparse, shape.n_kv_heads});
@@ -64,6 +68,9 @@ int64_t PrefillPlan::bytes(const PrefillPolicy& policy, const Shape& shape, int6
   int64_t bytes = max_segments * n_sparse_layers(policy, shape) * shape.n_kv_heads *
                   int64_t{sizeof(float) + sizeof(int32_t)};
   bytes += s.count();  // of dense layers
+  if (policy.estimate == Estimate::kSketch && !policy.is_dense())
+    bytes += Sketch::Shape{shape.n_layers, shape.n_kv_heads, shape.head_dim}.size() *
+             int64_t{sizeof(float)};
   if (!policy.is_dense()) bytes += s.scores() + s.budgets() + s.index() + s.count();
   return bytes;
 }
@@ -74,28 +81,33 @@ bool PrefillPlan::sparse(int layer) const {
 
 int64_t PrefillPlan::sparse_layer(int layer) const { return layer - policy_.dense_layers; }
 
-// The dense tail: the last segment, which holds the question, and the one before if it is short.
+// The dense tail: the last segment, which holds the question, and those before it that hold any of
+// the last dense_tail tokens.
 int64_t PrefillPlan::first_dense_segment(int64_t n_tokens) const {
   const int64_t last = ceil_div(n_tokens, policy_.segment) - 1;
-  const bool is_short = n_tokens - last * policy_.segment < policy_.dense_tail;
-  return std::max<int64_t>(0, is_short ? last - 1 : last);
+  return std::min(last, std::max<int64_t>(0, n_tokens - policy_.dense_tail) / policy_.segment);
+}
+
+bool PrefillPlan::wants_sketch() const {
+  return policy_.estimate == Estimate::kSketch && !policy_.is_dense() &&
+         ceil_div(policy_.threshold_len, policy_.segment) < first_dense_segment(n_tokens_);
 }
 
 int64_t PrefillPlan::reusable(int64_t n_tokens) const {
-  if (policy_.is_dense()) return n_tokens / policy_.segment * policy_.segment;
+  if (policy_.is_dense()) return n_tokens / shape_.page * shape_.page;
   if (at_once(policy_) || n_tokens == 0) return 0;
-  return first_dense_segment(n_tokens) * policy_.segment;
+  return first_dense_segment(n_tokens) * policy_.segment / shape_.page * shape_.page;
 }
 
 int64_t PrefillPlan::chunk_rows(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens) {
   if (at_once(policy)) return n_tokens;
-  return ceil_div(std::max<int64_t>(1, shape.chunk), policy.segment) * policy.segment;
+  return ceil_div(std::max<int64_t>(1, shape.chunk), shape.page) * shape.page;
 }
 
 void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
-  require(cached % policy_.segment == 0 && cached < n_tokens,
-          "prefill: {} of {} tokens are cached, expected fewer, in segments of {}", cached,
-          n_tokens, policy_.segment);
+  require(cached % shape_.page == 0 && cached < n_tokens,
+          "prefill: {} of {} tokens are cached, expected fewer, in pages of {}", cached, n_tokens,
+          shape_.page);
   n_tokens_ = n_tokens;
   chunks_.clear();
 
@@ -111,8 +123,7 @@ void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
 
 Chunk PrefillPlan::next(int64_t at, int64_t max_rows) {
   int64_t rows = chunk_rows(n_tokens_);
-  if (!at_once(policy_))
-    rows = std::clamp(max_rows / policy_.segment * policy_.segment, policy_.segment, rows);
+  if (!at_once(policy_)) rows = std::clamp(max_rows / shape_.page * shape_.page, shape_.page, rows);
   chunks_.push_back({at, std::min(rows, n_tokens_ - at)});
   return chunks_.back();
 }
@@ -137,9 +148,22 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
   const View<float, 3> score = {static_cast<float*>(scores_.data()),
                                 {rows[0], rows[1], s.past_blocks}};
   const View<float, 3> entropy = entropy_.view();
+  const View<float, 2> budgets = {static_cast<float*>(budgets_.data()), rows};
   const Selection selection = {
       .count = {static_cast<int32_t*>(count_.data()), rows},
       .index = {static_cast<int32_t*>(index_.data()), {rows[0], rows[1], s.most_blocks}}};
+  const auto chosen = [&](const Selection& selected) {
+    if (observer_)
+      observer_(layer, chunk,
+                {.selection = selected,
+                 .tokens = policy_.estimate == Estimate::kBounds ? budgets : View<float, 2>(),
+                 .entropy = entropy.slice(first, rows[1]),
+                 .entropy_layer = sparse_layer(layer)});
+    return selected;
+  };
+  if (policy_.estimate != Estimate::kBounds)
+    return chosen(select_mass(layer, chunk, q, cache.layer(layer), score, budgets,
+                              {.count = blocks(layer, chunk), .index = selection.index}));
 
   // Profile: how much each segment wants each past block, and the entropy of that.
   backend_.run(ScoreBlocks{
@@ -160,7 +184,7 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
                               .rule = policy_.budget,
                               .dense_before = ceil_div(policy_.threshold_len, policy_.segment),
                               .dense_from = first_dense_segment(n_tokens_),
-                              .tokens = {static_cast<float*>(budgets_.data()), rows},
+                              .tokens = budgets,
                               .blocks = blocks(layer, chunk)});
   if (policy_.fusion > 0) fuse_layers(layer, chunk, score);
   // Select: the blocks most wanted.
@@ -170,16 +194,46 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
                             .segment = policy_.segment,
                             .block = policy_.block,
                             .rank = policy_.fusion > 0 ? Rank::kScore : policy_.rank,
-                            .sink_blocks = policy_.sink_blocks,
-                            .recent_blocks = policy_.recent_blocks,
+                            .sink_blocks = ceil_div(policy_.sink, policy_.block),
+                            .recent_blocks = ceil_div(policy_.local, policy_.block),
                             .out = selection});
-  if (observer_)
-    observer_(layer, chunk,
-              {.selection = selection,
-               .tokens = {static_cast<float*>(budgets_.data()), rows},
-               .entropy = entropy.slice(first, rows[1]),
-               .entropy_layer = sparse_layer(layer)});
-  return selection;
+  return chosen(selection);
+}
+
+// Estimate how the attention of every segment is shared out, and keep what holds most of it.
+Selection PrefillPlan::select_mass(int layer, const Chunk& chunk, const Act& q, const KvLayer& kv,
+                                   const View<float, 3>& mass, const View<float, 2>& own,
+                                   const Selection& out) {
+  const int64_t dense_before = ceil_div(policy_.threshold_len, policy_.segment);
+  const int64_t dense_from = first_dense_segment(n_tokens_);
+  backend_.run(EstimateMass{.estimate = policy_.estimate,
+                            .q = q,
+                            .begin = chunk.begin,
+                            .segment = policy_.segment,
+                            .block = policy_.block,
+                            .scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim)),
+                            .stride = policy_.stride,
+                            .basis = sketch_ == nullptr ? SketchBasis{} : sketch_->layer(layer),
+                            .dense_before = dense_before,
+                            .dense_from = dense_from,
+                            .kv = kv,
+                            .mass = mass,
+                            .own = own,
+                            .entropy = entropy_.view(),
+                            .layer = sparse_layer(layer)});
+  backend_.run(SelectMass{.mass = mass,
+                          .own = own,
+                          .first_segment = chunk.begin / policy_.segment,
+                          .segment = policy_.segment,
+                          .block = policy_.block,
+                          .total = policy_.mass,
+                          .share = policy_.share,
+                          .sink = policy_.sink,
+                          .local = policy_.local,
+                          .dense_before = dense_before,
+                          .dense_from = dense_from,
+                          .out = out});
+  return out;
 }
 
 // Replaces scores by their softmax, mixed with that of the layer before. On the host: no more than

@@ -8,12 +8,13 @@
 #include "ei/ops/backend.h"
 #include "ei/ops/buffer.h"
 #include "ei/policy/prefill_policy.h"
+#include "ei/prefill/sketch.h"
 
 namespace ei {
 
-// A run of tokens read at once: whole segments, but for the last of a prompt.
+// A run of tokens read at once: whole pages, but for the last of a prompt.
 struct Chunk {
-  int64_t begin = 0;  // position, a multiple of the segment
+  int64_t begin = 0;  // position, a multiple of the page
   int64_t size = 0;
 };
 
@@ -27,7 +28,7 @@ struct PrefillStats {
 };
 
 // Decides, layer by layer and chunk by chunk, which past blocks every segment attends to
-// (METHOD.md section 1). All it inherits from earlier chunks are their entropies, and a decision
+// (METHOD.md sections 1 and 6). All it inherits from earlier chunks are entropies, and a decision
 // depends on nothing after its segment: the size of the chunks never changes a result (except under
 // rules that look at the whole prompt, whose only chunk is the prompt).
 class PrefillPlan {
@@ -38,28 +39,34 @@ class PrefillPlan {
     int64_t n_kv_heads = 0;
     int64_t head_dim = 0;
     int64_t max_tokens = 0;  // longest prompt
-    int64_t chunk = 0;       // tokens wanted at a time; rounded up to whole segments
+    int64_t page = 0;        // of the cache, in tokens: whole segments
+    int64_t chunk = 0;       // tokens wanted at a time; rounded up to whole pages
   };
   PrefillPlan(Backend& backend, const PrefillPolicy& policy, const Shape& shape);
 
-  // Device memory of a plan that reads a prompt of n_tokens.
+  // Device memory of a plan that reads a prompt of n_tokens, the model's sketch included.
   static int64_t bytes(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens);
 
   const PrefillPolicy& policy() const { return policy_; }
 
-  // Starts on a prompt of n_tokens of which the first `cached`, whole segments, were read before
-  // under this plan.
+  // Starts on a prompt of n_tokens of which the first `cached`, whole pages, were read before under
+  // this plan.
   void begin(int64_t n_tokens, int64_t cached);
+
+  // Whether the prompt's selections need the model's sketch, which is then to be given before the
+  // first and must outlive the plan.
+  bool wants_sketch() const;
+  void use(const Sketch* sketch) { sketch_ = sketch; }
 
   // Tokens of the longest chunk that a prompt of n_tokens is read in.
   int64_t chunk_rows(int64_t n_tokens) const { return chunk_rows(policy_, shape_, n_tokens); }
   static int64_t chunk_rows(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens);
 
-  // What to read after the prompt's first `at` tokens: whole segments, max_rows if it can.
+  // What to read after the prompt's first `at` tokens: whole pages, max_rows if it can.
   Chunk next(int64_t at, int64_t max_rows);
 
   // Where a longer prompt that starts with these n_tokens can go on from: tokens before it were
-  // read as they would be in the longer prompt. Whole segments.
+  // read as they would be in the longer prompt. Whole pages.
   int64_t reusable(int64_t n_tokens) const;
 
   // Of every segment read, what later ones inherit: [max_segments, sparse layers * n_kv_heads].
@@ -76,7 +83,8 @@ class PrefillPlan {
   // What select() decided for a sparse layer, on the device, for those who want to look.
   struct Choice {
     const Selection& selection;
-    View<const float, 2> tokens;   // [n_kv_heads, n_segments] budgets before they are cut to blocks
+    View<const float, 2> tokens;   // [n_kv_heads, n_segments] budgets before they are cut to
+                                   // blocks; empty: there are none
     View<const float, 3> entropy;  // [n_segments, sparse layers, n_kv_heads]
     int64_t entropy_layer;         // this layer there
   };
@@ -89,6 +97,9 @@ class PrefillPlan {
  private:
   bool sparse(int layer) const;
   int64_t sparse_layer(int layer) const;  // among the sparse ones
+  Selection select_mass(int layer, const Chunk& chunk, const Act& q, const KvLayer& kv,
+                        const View<float, 3>& mass, const View<float, 2>& own,
+                        const Selection& out);
   void fuse_layers(int layer, const Chunk& chunk, const View<float, 3>& score);
   int64_t first_dense_segment(int64_t n_tokens) const;
   int64_t n_segments(const Chunk& chunk) const;
@@ -97,6 +108,7 @@ class PrefillPlan {
   Backend& backend_;
   PrefillPolicy policy_;
   Shape shape_;
+  const Sketch* sketch_ = nullptr;
   Observer observer_;
   int64_t n_tokens_ = 0;            // of the prompt being read
   std::vector<Chunk> chunks_;       // that it is read in

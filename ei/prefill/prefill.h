@@ -23,7 +23,7 @@ enum class Hidden { kLast, kAll };
 //   while (cache.n_tokens() < n) report(prefill_chunk(...));   // and look at cancellation
 class ChunkReader {
  public:
-  // max_rows: the most that should be read now; one segment is the least. Everything must outlive
+  // max_rows: the most that should be read now; one page is the least. Everything must outlive
   // the reader. Throws Error when there is no memory for the chunk.
   ChunkReader(Backend& backend, const Model& model, Activations& act, KvCache& cache,
               QueryWindow& window, PrefillPlan& plan, std::span<const int32_t> tokens,

@@ -69,6 +69,7 @@ class PrefixCacheTest : public testing::Test {
                 .n_kv_heads = 2,
                 .head_dim = 16,
                 .max_tokens = kMaxTokens,
+                .page = kSegment,
                 .chunk = kSegment}) {}
 
     PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
@@ -115,9 +116,9 @@ TEST_F(PrefixCacheTest, RestoredReadsOnAsIfAllHadBeenRead) {
         EXPECT_LT(reader.plan.stats().attended_pairs, 0.7 * reader.plan.stats().dense_pairs);
       }
       reader.remember(first, prefixes);
-      EXPECT_EQ(prefixes.n_segments(), 20);
+      EXPECT_EQ(prefixes.n_pages(), 20);
       reader.remember(first, prefixes);  // nothing new
-      EXPECT_EQ(prefixes.n_segments(), 20);
+      EXPECT_EQ(prefixes.n_pages(), 20);
     }
     // The pages live on without the cache that they were read into.
     EXPECT_EQ(pool.bytes_in_use(), 20 * 3 * 2 * pool.page_bytes());
@@ -164,8 +165,12 @@ TEST_F(PrefixCacheTest, KeepsPoliciesApart) {
       [](PrefillPolicy& p) { p.rank = Rank::kProbability; },
       [](PrefillPolicy& p) { p.fusion = 0.5f; },
       [](PrefillPolicy& p) { p.scale_scores = true; },
-      [](PrefillPolicy& p) { p.sink_blocks = 1; },
-      [](PrefillPolicy& p) { p.recent_blocks = 1; }};
+      [](PrefillPolicy& p) { p.estimate = Estimate::kMeanKeys; },
+      [](PrefillPolicy& p) { p.mass = 0.5f; },
+      [](PrefillPolicy& p) { p.share = 0.5f; },
+      [](PrefillPolicy& p) { p.stride = 4; },
+      [](PrefillPolicy& p) { p.sink = 1; },
+      [](PrefillPolicy& p) { p.local = 1; }};
   for (size_t i = 0; i < std::size(changes); ++i) {
     PrefillPolicy policy = sparse();
     changes[i](policy);
@@ -187,7 +192,7 @@ TEST_F(PrefixCacheTest, EvictsWhatWasUsedLongestAgoAndItsEndsFirst) {
   of_a.remember(a, prefixes);  // four segments: the fifth is the tail
   of_b.read(b);
   of_b.remember(b, prefixes);
-  EXPECT_EQ(prefixes.n_segments(), 7);
+  EXPECT_EQ(prefixes.n_pages(), 7);
   EXPECT_LE(prefixes.bytes(), 7 * segment_bytes + segment_bytes / 2);
   of_a.cache.clear();
   of_b.cache.clear();

@@ -67,7 +67,8 @@ Peak measure(Engine::Impl& engine, test::ProbedBackend& backend, const PrefillPo
 }
 
 TEST(MemoryPlanTest, IsWhatIsAllocated) {
-  Engine owner = Engine::random("needle-8m", {.device = Device::kCpu, .threads = 2, .chunk = 192});
+  Engine owner = Engine::random(
+      "needle-8m", {.device = Device::kCpu, .threads = 2, .page = kPlanSegment, .chunk = 192});
   Engine::Impl& engine = owner.impl();
   auto probed = std::make_unique<test::ProbedBackend>(std::move(engine.backend));
   test::ProbedBackend& backend = *probed;

@@ -27,7 +27,8 @@ class SchedulerTest : public testing::Test {
  protected:
   // On a processor: a GPU rounds a batch's products otherwise than those of one sequence.
   static void SetUpTestSuite() {
-    engine_ = new Engine(test::kNeedle, {.device = Device::kCpu, .threads = 1, .chunk = 512});
+    engine_ = new Engine(test::kNeedle,
+                         {.device = Device::kCpu, .threads = 1, .page = kSegment, .chunk = 512});
   }
   static void TearDownTestSuite() { delete engine_; }
   static Engine& engine() { return *engine_; }

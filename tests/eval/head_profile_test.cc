@@ -84,7 +84,7 @@ TEST(ProfileTest, DistancesAreCountedBackwards) {
   Request asked = request(engine);
   asked.prefill.budget.base = 8;  // one block: the recent one
   asked.prefill.budget.alpha = 0;
-  asked.prefill.recent_blocks = 1;
+  asked.prefill.local = 8;
   const Profile got = profile(engine, asked);
   for (const Profile::Head& head : got.heads[3]) {
     EXPECT_NEAR(head.kept_by_distance[0], 1.0 / 64, 1e-9);

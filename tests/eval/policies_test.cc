@@ -44,8 +44,8 @@ TEST_F(PoliciesTest, SettingsOfItsOwn) {
   EXPECT_EQ(own.policies.decode.window, 16);
   EXPECT_TRUE(own.policies.decode.off_by_one);
   EXPECT_EQ(own.policies.prefill.budget.base, 512);
-  EXPECT_EQ(own.policies.prefill.sink_blocks, 2);
-  EXPECT_EQ(own.policies.prefill.recent_blocks, 3);
+  EXPECT_EQ(own.policies.prefill.sink, 2);
+  EXPECT_EQ(own.policies.prefill.local, 3);
   for (const char* text : {"dense+latent:kernel", "dense+latent:kernel=x", "dense+latent:kernel=4",
                            "dense+latent:nope=3", "dense+latent:prefill=dense", ":kernel=7"})
     EXPECT_THROW(parse(text), CLI::ValidationError) << text;

@@ -185,6 +185,7 @@ void check_prefill(const Golden& golden) {
                     .n_kv_heads = kv_heads,
                     .head_dim = d,
                     .max_tokens = n,
+                    .page = policy.segment,
                     .chunk = policy.segment});
   plan.begin(n, 0);
   const Chunk chunk = plan.next(0, INT64_MAX);

@@ -41,13 +41,17 @@ inline Named<PrefillPolicy> extremes(const PrefillPolicy& start) {
   add(
       "dense-layers", [](P & p) -> auto& { return p.dense_layers; }, 0, 1000000);
   add(
-      "dense-tail", [](P & p) -> auto& { return p.dense_tail; }, 0, 64);
+      "dense-tail", [](P & p) -> auto& { return p.dense_tail; }, int64_t{0}, kMostTokens);
   add(
       "fusion", [](P & p) -> auto& { return p.fusion; }, 0.f, 1.f);
   add(
-      "sink-blocks", [](P & p) -> auto& { return p.sink_blocks; }, int64_t{0}, kMostTokens);
+      "sink", [](P & p) -> auto& { return p.sink; }, int64_t{0}, kMostTokens);
   add(
-      "recent-blocks", [](P & p) -> auto& { return p.recent_blocks; }, int64_t{0}, kMostTokens);
+      "local", [](P & p) -> auto& { return p.local; }, int64_t{0}, kMostTokens);
+  add(
+      "mass", [](P & p) -> auto& { return p.mass; }, 0.f, 1.f);
+  add(
+      "share", [](P & p) -> auto& { return p.share; }, 0.f, 1.f);
   // The largest budget there is.
   PrefillPolicy& most = all.emplace_back("budget rule", start).second;
   most.budget = {.base = 0x1p30f, .e_t = 0, .delta_t = 0, .alpha = 1e6f, .max_factor = 1e6f};

@@ -40,11 +40,17 @@ TEST(ValidateTest, PrefillSettingsHaveRanges) {
   counts(
       "dense-layers", [](P & p) -> auto& { return p.dense_layers; }, -1, 1000001);
   counts(
-      "dense-tail", [](P & p) -> auto& { return p.dense_tail; }, -1, 513);
+      "dense-tail", [](P & p) -> auto& { return p.dense_tail; }, -1, kMostTokens + 1);
   counts(
-      "sink-blocks", [](P & p) -> auto& { return p.sink_blocks; }, -1, kMostTokens + 1);
+      "sink", [](P & p) -> auto& { return p.sink; }, -1, kMostTokens + 1);
   counts(
-      "recent-blocks", [](P & p) -> auto& { return p.recent_blocks; }, -1, kMostTokens + 1);
+      "local", [](P & p) -> auto& { return p.local; }, -1, kMostTokens + 1);
+  counts(
+      "stride", [](P & p) -> auto& { return p.stride; }, 0, 65537);
+  beyond(
+      "mass", [](P & p) -> auto& { return p.mass; }, -0.1f, 1.1f, kNan);
+  beyond(
+      "share", [](P & p) -> auto& { return p.share; }, -0.1f, 1.1f, kNan);
   // INT64_MAX is dense attention; every number near it would overflow.
   beyond(
       "threshold", [](P & p) -> auto& { return p.threshold_len; }, INT64_MIN, int64_t{-1},

@@ -55,6 +55,7 @@ Selected select(const std::vector<Layer>& layers, const PrefillPolicy& policy, i
                     .n_kv_heads = kKvHeads,
                     .head_dim = kHeadDim,
                     .max_tokens = kTokens,
+                    .page = policy.segment,
                     .chunk = chunk_size});
   Selected out;
   plan.begin(kTokens, 0);

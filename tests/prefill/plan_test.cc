@@ -90,6 +90,7 @@ class Reader {
                .n_kv_heads = kKvHeads,
                .head_dim = kHeadDim,
                .max_tokens = max_tokens,
+               .page = policy.segment,
                .chunk = chunk}) {}
 
   PrefillPlan& plan() { return plan_; }
@@ -273,8 +274,8 @@ TEST(PlanTest, GoingOnFromACachedPrefixIsReadingAtOnce) {
 TEST(PlanTest, SinkAndRecentBlocksAreKeptWithinTheBudget) {
   const Inputs in = make_inputs(900, 8);
   PrefillPolicy policy = small_policy();
-  policy.sink_blocks = 2;
-  policy.recent_blocks = 3;
+  policy.sink = 2 * policy.block - 3;  // whole blocks are kept
+  policy.local = 3 * policy.block;
   const Outputs plain = read(in, small_policy()), kept = read(in, policy);
   for (const auto& [where, blocks] : kept.selected) {
     const auto past = int32_t(where.second * policy.segment / policy.block);

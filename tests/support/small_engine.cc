@@ -5,7 +5,8 @@
 
 namespace ei::test {
 
-SmallEngine::SmallEngine() : engine(kNeedle, {.device = Device::kCpu, .threads = 1, .chunk = 32}) {
+SmallEngine::SmallEngine()
+    : engine(kNeedle, {.device = Device::kCpu, .threads = 1, .page = kSegment, .chunk = 32}) {
   Engine::Impl& e = engine.impl();
   ModelConfig config = e.model->config();
   config.n_layers = 2;

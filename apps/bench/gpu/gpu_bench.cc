@@ -130,6 +130,7 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
                           .n_kv_heads = n_kv_heads,
                           .head_dim = d,
                           .max_tokens = n,
+                          .page = policy.segment,
                           .chunk = chunk_rows});
     plan.begin(n, 0);
     const Act q = act_of(q_ptr, n, n_heads * d), k = act_of(k_ptr, n, n_kv_heads * d);
@@ -254,6 +255,7 @@ int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, doub
                                 .n_kv_heads = config.n_kv_heads,
                                 .head_dim = config.head_dim,
                                 .max_tokens = n,
+                                .page = policy.segment,
                                 .chunk = policy.segment});
     read.reserve(n);
     std::vector<int32_t> tokens(static_cast<size_t>(n));
@@ -327,6 +329,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
                           .n_kv_heads = config.n_kv_heads,
                           .head_dim = config.head_dim,
                           .max_tokens = most,
+                          .page = policy.segment,
                           .chunk = chunk_rows});
     ei::Activations act(bench.backend, config, plan.chunk_rows(n), 1);
     ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(decode),

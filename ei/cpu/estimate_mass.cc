@@ -1,0 +1,363 @@
+#include "ei/ops/estimate_mass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ei/cpu/cpu_backend.h"
+#include "ei/cpu/numbers.h"
+#include "ei/cpu/parallel.h"
+
+// One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ei/cpu/estimate_mass.cc"
+#include <hwy/foreach_target.h>
+
+#include "ei/cpu/sketch-inl.h"
+#include "ei/cpu/tile-inl.h"
+
+#ifndef EI_CPU_ESTIMATE_MASS_HEAD_
+#define EI_CPU_ESTIMATE_MASS_HEAD_
+namespace ei::cpu {
+
+// What the segments of a chunk that are estimated have in common, and a KV head's keys as the
+// estimate takes them.
+struct MassOfHead {
+  int64_t head = 0;
+  int64_t group = 0;                  // query heads
+  int64_t n_blocks = 0;               // up to the end of the last of these segments
+  const float* directions = nullptr;  // kSketch: in panels
+  uint8_t* keys = nullptr;            // kSketch: [n_blocks * block, w]
+  float* scale = nullptr;             // kSketch: [n_blocks]
+  float* means = nullptr;             // kMeanKeys: [n_blocks, d]
+};
+
+}  // namespace ei::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+constexpr float kLog2e = 1.44269504f;
+
+// x[i] = 2^x[i] for x <= 0, with room for whole vectors; returns the sum of n.
+HWY_INLINE float exp2_sum(float* HWY_RESTRICT x, int64_t n) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  std::fill(x + n, x + (n + lanes - 1) / lanes * lanes, -std::numeric_limits<float>::infinity());
+  V32 sum = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += lanes) {
+    const V32 x_i = hn::LoadU(d, x + i);
+    const V32 e = hn::IfThenElseZero(hn::Gt(x_i, hn::Set(d, -126.0f)), exp2_negative(x_i));
+    hn::StoreU(e, d, x + i);
+    sum = hn::Add(sum, e);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+// mass[b] += factor e[b] of the past blocks; returns the same of the others.
+HWY_INLINE float add_shares(const float* HWY_RESTRICT e, int64_t past, int64_t n, float factor,
+                            float* HWY_RESTRICT mass) {
+  for (int64_t b = 0; b < past; ++b) mass[b] += factor * e[b];
+  float own = 0;
+  for (int64_t b = past; b < n; ++b) own += factor * e[b];
+  return own;
+}
+
+// -sum p log p of n shares and one more.
+float entropy_of(const float* p, int64_t n, float own) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const V32 least = hn::Set(d, 1e-30f);
+  double sum = own > 0 ? -double(own) * std::log(double(own)) : 0;
+  int64_t b = 0;
+  while (b + lanes <= n) {
+    V32 part = hn::Zero(d);
+    for (int i = 0; i < 16 && b + lanes <= n; ++i, b += lanes) {
+      const V32 x = hn::LoadU(d, p + b);
+      part = hn::NegMulAdd(x, hn::Log(d, hn::Max(x, least)), part);
+    }
+    sum += double(hn::GetLane(hn::SumOfLanes(d, part)));
+  }
+  for (; b < n; ++b)
+    if (p[b] > 0) sum -= double(p[b]) * std::log(double(p[b]));
+  return static_cast<float>(std::max(0.0, sum));
+}
+
+// Floats of scratch that a thread needs.
+int64_t mass_scratch(const EstimateMass& op, int64_t group, int64_t n_blocks) {
+  const int64_t d = op.kv.layout.head_dim, panel = panel_columns();
+  const int64_t n = n_blocks + 16;
+  switch (op.estimate) {
+    case Estimate::kSketch: {
+      const int64_t w = full_panels(op.basis.n_directions());
+      return std::max(kStripQueries * (w + w / 4 + 16 + n), op.block * (d + w)) + n + 64;
+    }
+    case Estimate::kAntidiagonals: {
+      const int64_t rows = op.segment / op.stride * group, depth = op.stride * d;
+      const int64_t columns = n_blocks * op.block / op.stride + kTileKeys;
+      return rows * (depth + columns) + kTileKeys * depth + n + 64;
+    }
+    default:
+      return op.segment * group * (n + panel + kTileKeys) + kTileKeys * d + n + 64;
+  }
+}
+
+// Block b of a head's keys projected and rounded.
+void sketch_block(const EstimateMass& op, const MassOfHead& at, int64_t b, float* scratch) {
+  const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions(), columns = full_panels(w);
+  float* const x = scratch + op.block * d;
+  for (int64_t j = 0; j < op.block; ++j)
+    widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, d, scratch + j * d);
+  product<false>(op.block, columns, d, scratch, d, at.directions, d, x, columns);
+  at.scale[b] = quantize_block(op.block, x, columns, w, op.basis.mean[at.head].data,
+                               at.keys + b * op.block * w);
+}
+
+// Shares of local segment s by sketches: for every strip of queries their highest logit of every
+// block, then one exponential for every group of queries and block.
+float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
+                    float* scratch) {
+  const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions(), columns = full_panels(w);
+  const int64_t begin = op.begin + s * op.segment, past = begin / op.block;
+  const int64_t n = past + op.segment / op.block;
+  const View<float, 2> q = rows_of(op.q);
+  float* const projected = scratch;
+  float* const scale = projected + kStripQueries * columns;
+  const StripQueries strip = {reinterpret_cast<int8_t*>(scale + kStripQueries),
+                              reinterpret_cast<int16_t*>(scale + kStripQueries * (1 + w / 4)),
+                              scale};
+  float* const logit = scale + kStripQueries * (1 + w / 4 + runs_of(w));  // [n, kStripQueries]
+  float* const x = logit + n * kStripQueries;
+
+  const int64_t n_groups = (op.segment + kSketchGroup - 1) / kSketchGroup;
+  const float weight = 1 / static_cast<float>(n_groups * at.group);
+  float own = 0;
+  for (int64_t g = 0; g < at.group; ++g)
+    for (int64_t first = 0; first < op.segment; first += kStripQueries) {
+      const int64_t n_queries = std::min(kStripQueries, op.segment - first);
+      const float* const from = q[s * op.segment + first].data + (at.head * at.group + g) * d;
+      product<false>(n_queries, columns, d, from, op.q.cols, at.directions, d, projected, columns);
+      for (int64_t i = 0; i < kStripQueries; ++i) {
+        // What is missing of the last group is filled up with its last query: no other maximum.
+        quantize_query(projected + std::min(i, n_queries - 1) * columns, w, i, strip);
+        scale[i] *= op.scale * kLog2e;
+      }
+      float top[kStripQueries];
+      std::fill_n(top, kStripQueries, -std::numeric_limits<float>::infinity());
+      int32_t most[kStripQueries];
+      for (int64_t b = 0; b < n; ++b) {
+        const uint8_t* const keys = at.keys + b * op.block * w;
+        float* const to = logit + b * kStripQueries;
+        if (b < past) {
+          highest_products<false>(op.block, keys, w, strip, 0, most);
+          for (int64_t i = 0; i < kStripQueries; ++i) {
+            to[i] = static_cast<float>(most[i]) * (scale[i] * at.scale[b]);
+            top[i] = std::max(top[i], to[i]);
+          }
+        } else {
+          highest_products<true>(op.block, keys, w, strip, b * op.block - begin - first, most);
+          for (int64_t i = 0; i < kStripQueries; ++i) {
+            to[i] = most[i] == std::numeric_limits<int32_t>::min()
+                        ? -std::numeric_limits<float>::infinity()
+                        : static_cast<float>(most[i]) * (scale[i] * at.scale[b]);
+            top[i] = std::max(top[i], to[i]);
+          }
+        }
+      }
+      for (int64_t i = 0; i < n_queries; i += kSketchGroup) {
+        const hn::CappedTag<float, kSketchGroup> df;
+        const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+        for (int64_t b = 0; b < n; ++b) {
+          const float* const of = logit + b * kStripQueries + i;
+          auto highest = hn::Sub(hn::LoadU(df, of), hn::LoadU(df, top + i));
+          for (int64_t u = lanes; u < kSketchGroup; u += lanes)
+            highest = hn::Max(highest, hn::Sub(hn::LoadU(df, of + u), hn::LoadU(df, top + i + u)));
+          x[b] = hn::GetLane(hn::MaxOfLanes(df, highest));
+        }
+        const float sum = exp2_sum(x, n);
+        own += add_shares(x, past, n, weight / sum, mass);
+      }
+    }
+  return own;
+}
+
+// By antidiagonals: queries of a stride, the last first, are one row of stride * d numbers, and so
+// are keys, the first first.
+float antidiagonal_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
+                          float* scratch) {
+  const int64_t d = op.kv.layout.head_dim, t = op.stride, depth = t * d;
+  const int64_t begin = op.begin + s * op.segment, past = begin / op.block;
+  const int64_t n = past + op.segment / op.block, per_block = op.block / t;
+  const int64_t rows = op.segment / t, n_columns = n * per_block;
+  const int64_t stride = (n_columns + kTileKeys - 1) / kTileKeys * kTileKeys;
+  const View<float, 2> q = rows_of(op.q);
+  float* const reversed = scratch;  // [group * rows, depth]
+  float* const tile = reversed + at.group * rows * depth;
+  float* const logit = tile + kTileKeys * depth;  // [group * rows, stride]
+  float* const x = logit + at.group * rows * stride;
+  const float scale = op.scale * kLog2e / static_cast<float>(t);
+  for (int64_t g = 0; g < at.group; ++g)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t u = 0; u < t; ++u) {
+        const float* from =
+            q[s * op.segment + r * t + t - 1 - u].data + (at.head * at.group + g) * d;
+        for (int64_t c = 0; c < d; ++c)
+          reversed[(g * rows + r) * depth + u * d + c] = scale * from[c];
+      }
+  for (int64_t c = 0; c < n_columns; c += kTileKeys) {
+    const int64_t m = std::min(kTileKeys, n_columns - c);
+    const char* keys[kTileKeys];
+    for (int64_t j = 0; j < m; ++j) keys[j] = key_at(op.kv, at.head, (c + j) * t);
+    pack_columns(m, depth, op.kv.layout.dtype, keys, tile);
+    product<false>(at.group * rows, full_panels(m), depth, reversed, depth, tile, depth, logit + c,
+                   stride);
+  }
+  float own = 0;
+  const float weight = 1 / static_cast<float>(rows * at.group);
+  for (int64_t r = 0; r < at.group * rows; ++r) {
+    float* const row = logit + r * stride;
+    const int64_t seen = begin / t + r % rows + 1;
+    const float top = *std::max_element(row, row + seen);
+    for (int64_t c = 0; c < seen; ++c) row[c] -= top;
+    const float sum = exp2_sum(row, seen);
+    std::fill(row + seen, row + n_columns, 0.0f);
+    for (int64_t b = 0; b < n; ++b) {
+      x[b] = 0;
+      for (int64_t c = b * per_block; c < (b + 1) * per_block; ++c) x[b] += row[c];
+    }
+    own += add_shares(x, past, n, weight / sum, mass);
+  }
+  return own;
+}
+
+// The mean key of block b.
+void mean_key(const EstimateMass& op, const MassOfHead& at, int64_t b, float* scratch) {
+  const int64_t d = op.kv.layout.head_dim;
+  float* const mean = at.means + b * d;
+  std::fill_n(mean, d, 0.0f);
+  for (int64_t j = 0; j < op.block; ++j) {
+    widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, d, scratch);
+    for (int64_t c = 0; c < d; ++c) mean[c] += scratch[c];
+  }
+  for (int64_t c = 0; c < d; ++c) mean[c] /= static_cast<float>(op.block);
+}
+
+float mean_key_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
+                      float* scratch) {
+  const int64_t d = op.kv.layout.head_dim;
+  const int64_t past = (op.begin + s * op.segment) / op.block, n = past + op.segment / op.block;
+  const int64_t stride = (n + kTileKeys - 1) / kTileKeys * kTileKeys;
+  float* const tile = scratch;
+  float* const logit = tile + kTileKeys * d;  // [segment, stride]
+  float* const x = logit + op.segment * stride;
+  std::fill_n(x, n, 0.0f);
+  for (int64_t g = 0; g < at.group; ++g) {
+    const float* const q = rows_of(op.q)[s * op.segment].data + (at.head * at.group + g) * d;
+    for (int64_t b = 0; b < n; b += kTileKeys) {
+      const int64_t m = std::min(kTileKeys, n - b);
+      const char* means[kTileKeys];
+      for (int64_t j = 0; j < m; ++j)
+        means[j] = reinterpret_cast<const char*>(at.means + (b + j) * d);
+      pack_columns(m, d, DType::kF32, means, tile);
+      product<false>(op.segment, full_panels(m), d, q, op.q.cols, tile, d, logit + b, stride);
+    }
+    const float scale = op.scale * kLog2e;
+    for (int64_t i = 0; i < op.segment; ++i) {
+      float* const row = logit + i * stride;
+      const float top = *std::max_element(row, row + n);
+      for (int64_t b = 0; b < n; ++b) row[b] = scale * (row[b] - top);
+      exp2_sum(row, n);
+      for (int64_t b = 0; b < n; ++b) x[b] += row[b];
+    }
+  }
+  float sum = 0;
+  for (int64_t b = 0; b < n; ++b) sum += x[b];
+  return add_shares(x, past, n, 1 / sum, mass);
+}
+
+// What the segments' estimates need of block b of a head's keys.
+void prepare_block(const EstimateMass& op, const MassOfHead& at, int64_t b, float* scratch) {
+  if (op.estimate == Estimate::kSketch) sketch_block(op, at, b, scratch);
+  if (op.estimate == Estimate::kMeanKeys) mean_key(op, at, b, scratch);
+}
+
+void estimate_segment(const EstimateMass& op, const MassOfHead& at, int64_t s, float* scratch) {
+  float* const mass = op.mass[at.head][s].data;
+  const int64_t past = (op.begin + s * op.segment) / op.block;
+  std::fill_n(mass, past, 0.0f);
+  const float own = op.estimate == Estimate::kSketch ? sketch_shares(op, at, s, mass, scratch)
+                    : op.estimate == Estimate::kMeanKeys
+                        ? mean_key_shares(op, at, s, mass, scratch)
+                        : antidiagonal_shares(op, at, s, mass, scratch);
+  op.own[at.head][s] = own;
+  op.entropy[op.begin / op.segment + s][op.layer][at.head] = entropy_of(mass, past, own);
+}
+
+int64_t packed_directions(const SketchBasis& basis, int64_t head, float* to) {
+  const int64_t w = basis.n_directions(), d = basis.directions.dim(2);
+  if (to == nullptr) return full_panels(w) * d;
+  const char* rows[kTileKeys];
+  for (int64_t r = 0; r < w; ++r)
+    rows[r] = reinterpret_cast<const char*>(basis.directions[head][r].data);
+  pack_columns(w, d, DType::kF32, rows, to);
+  return 0;
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ei::cpu {
+namespace {
+
+HWY_EXPORT(mass_scratch);
+HWY_EXPORT(packed_directions);
+HWY_EXPORT(prepare_block);
+HWY_EXPORT(estimate_segment);
+
+}  // namespace
+
+// Head by head, so that what is made of its keys stays in the cache while its segments read it.
+void CpuBackend::run(const EstimateMass& op) {
+  check(op);
+  const int64_t kv_heads = op.kv.n_kv_heads(), d = op.kv.layout.head_dim;
+  const int64_t first = op.begin / op.segment;
+  const int64_t n_segments = (op.q.rows + op.segment - 1) / op.segment;
+  const int64_t from = std::clamp<int64_t>(op.dense_before - first, 0, n_segments);
+  const int64_t to = std::clamp<int64_t>(op.dense_from - first, from, n_segments);
+  for (int64_t s = 0; s < n_segments; ++s)
+    if (s < from || s >= to)
+      for (int64_t h = 0; h < kv_heads; ++h) op.entropy[first + s][op.layer][h] = 0;
+  if (from == to) return;
+
+  MassOfHead at = {.group = op.q.cols / d / kv_heads,
+                   .n_blocks = (op.begin + to * op.segment) / op.block};
+  const bool is_sketch = op.estimate == Estimate::kSketch;
+  const int64_t n_directions =
+      is_sketch ? HWY_DYNAMIC_DISPATCH(packed_directions)(op.basis, 0, nullptr) : 0;
+  const int64_t n_keys = is_sketch ? at.n_blocks * op.block * op.basis.n_directions() / 4 : 0;
+  const int64_t n_means = op.estimate == Estimate::kMeanKeys ? at.n_blocks * d : at.n_blocks;
+  const int64_t per_thread =
+      (HWY_DYNAMIC_DISPATCH(mass_scratch)(op, at.group, at.n_blocks) + 15) / 16 * 16;
+  float* const scratch =
+      scratch_.get<float>(n_threads_ * per_thread + n_directions + n_means + n_keys);
+  float* const directions = scratch + n_threads_ * per_thread;
+  at.directions = directions;
+  at.scale = at.means = directions + n_directions;
+  at.keys = reinterpret_cast<uint8_t*>(at.means + n_means);
+  for (at.head = 0; at.head < kv_heads; ++at.head) {
+    if (is_sketch) HWY_DYNAMIC_DISPATCH(packed_directions)(op.basis, at.head, directions);
+    if (op.estimate != Estimate::kAntidiagonals)
+      parallel_for(n_threads_, at.n_blocks, [&](int64_t b, int thread) {
+        HWY_DYNAMIC_DISPATCH(prepare_block)(op, at, b, scratch + thread * per_thread);
+      });
+    // The last first: it is the longest, so that the threads end together.
+    parallel_for(n_threads_, to - from, [&](int64_t i, int thread) {
+      HWY_DYNAMIC_DISPATCH(estimate_segment)(op, at, to - 1 - i, scratch + thread * per_thread);
+    });
+  }
+}
+
+}  // namespace ei::cpu
+#endif

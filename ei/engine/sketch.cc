@@ -1,0 +1,109 @@
+#include "ei/engine/sketch.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "ei/base/fail.h"
+#include "ei/engine/sketch_text.h"
+
+namespace ei {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kTextTokens = 1024;  // more find the same directions (METHOD.md 6)
+constexpr int64_t kKeyTokens = 16;     // by whose keys weights are told apart
+
+uint64_t hash_of(std::span<const float> values) {
+  uint64_t hash = 0xCBF29CE484222325ull;  // FNV-1a, over whole numbers
+  for (const float value : values)
+    hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001B3ull;
+  return hash;
+}
+
+// The text as the model's tokens; for a model without a tokenizer, other tokens.
+std::vector<int32_t> text_of(const Engine::Impl& engine) {
+  const ModelConfig& config = engine.model->config();
+  std::vector<int32_t> tokens;
+  if (engine.longest_token > 0) tokens = engine.tokenizer->encode(kSketchText, /*add_bos=*/true);
+  const bool fits = std::ranges::all_of(tokens, [&](int32_t t) { return t < config.vocab_size; });
+  if (tokens.empty() || !fits) {
+    tokens.resize(kTextTokens);
+    for (size_t i = 0; i < tokens.size(); ++i)
+      tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(config.vocab_size));
+  }
+  tokens.resize(
+      static_cast<size_t>(std::min({std::ssize(tokens), kTextTokens, config.max_positions})));
+  return tokens;
+}
+
+// Empty where there is no place for it.
+fs::path cache_directory() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && *cache != '\0') return fs::path(cache) / "entropyinfer";
+  const char* home = std::getenv("HOME");
+  return home != nullptr && *home != '\0' ? fs::path(home) / ".cache/entropyinfer" : fs::path();
+}
+
+// A file of `values`, behind their hash.
+std::vector<float> read_file(const fs::path& path, int64_t size) {
+  std::vector<float> values(static_cast<size_t>(size));
+  uint64_t hash = 0;
+  std::ifstream file(path, std::ios::binary);
+  file.read(reinterpret_cast<char*>(&hash), sizeof hash);
+  file.read(reinterpret_cast<char*>(values.data()), size * int64_t{sizeof(float)});
+  if (!file || file.peek() != std::ifstream::traits_type::eof() || hash_of(values) != hash)
+    values.clear();
+  return values;
+}
+
+// Written aside and renamed, so that nobody sees half of it.
+void write_file(const fs::path& path, std::span<const float> values) {
+  std::error_code ignored;
+  fs::create_directories(path.parent_path(), ignored);
+  fs::path aside = path;
+  aside += fmt::format(".{}", getpid());
+  const uint64_t hash = hash_of(values);
+  std::ofstream file(aside, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(&hash), sizeof hash);
+  file.write(reinterpret_cast<const char*>(values.data()),
+             std::ssize(values) * int64_t{sizeof(float)});
+  file.close();
+  if (file) fs::rename(aside, path, ignored);
+  if (!file || ignored) fs::remove(aside, ignored);
+}
+
+}  // namespace
+
+Sketch make_sketch(const Engine::Impl& engine) {
+  Backend& backend = *engine.backend;
+  const Sketch::Shape shape = sketch_shape(engine.model->config());
+  const std::vector<int32_t> text = text_of(engine);
+  const auto keys_of = [&](int64_t n) {
+    return read_keys(backend, *engine.model,
+                     std::span(text).first(static_cast<size_t>(std::min(n, std::ssize(text)))));
+  };
+  // Other weights have other keys.
+  const fs::path directory = cache_directory();
+  const fs::path path =
+      directory / fmt::format("sketch-{:016x}", hash_of(keys_of(kKeyTokens)) ^ std::ssize(text));
+  std::vector<float> values;
+  if (!directory.empty()) values = read_file(path, shape.size());
+  if (values.empty()) {
+    std::vector<float> keys = keys_of(kTextTokens);
+    // Of damaged weights. Whoever reads a prompt is told so by its logits.
+    for (float& key : keys)
+      if (!std::isfinite(key)) key = 0;
+    values = measure_sketch(shape, keys);
+    if (!directory.empty()) write_file(path, values);
+  }
+  return {backend, shape, values};
+}
+
+}  // namespace ei

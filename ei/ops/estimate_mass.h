@@ -1,0 +1,65 @@
+#pragma once
+
+#include "ei/ops/kv.h"
+#include "ei/ops/tensor.h"
+#include "ei/policy/prefill_policy.h"
+
+namespace ei {
+
+// The few directions of a layer's keys that most of what tells them apart lies in: the principal
+// ones of every KV head, found once per model (METHOD.md 6). Device memory.
+struct SketchBasis {
+  View<const float, 3> directions;  // [n_kv_heads, w, d], w a multiple of 4
+  View<const float, 2> mean;        // [n_kv_heads, w] of projected keys
+
+  int64_t n_directions() const { return directions.dim(1); }
+};
+
+// Queries that follow each other and share an exponential in a sketch.
+inline constexpr int64_t kSketchGroup = 8;
+
+// What share of the attention of each query segment of a chunk goes to each key block before it,
+// and to the segment itself, as estimated for much less than attention costs (METHOD.md 4 and 6):
+// mass[k,s,b] >= 0 for blocks b < sS/B and own[k,s] >= 0, which sum to 1. Both are means over the G
+// query heads of KV head k of, for one of them, with x the scaled logits q . k * scale:
+//
+//   kSketch         q and k - mean projected to the basis' directions and rounded, k to 63 steps
+//                   either side of 0 with a scale for each block, q to at most 127 with a scale for
+//                   each query. Of query i, a block's logit is the highest x of the keys j <= i in
+//                   it; relative to i's highest of all blocks; of kSketchGroup queries that follow
+//                   each other the highest. p = softmax over all blocks, those of the segment
+//                   included; its mean over the segment's groups.
+//   kAntidiagonals  z[r,c] = mean over t < T of x between query rT + T-1-t and key cT + t, with
+//                   T = stride; p = softmax over c <= r; a block's is the sum over its c; its mean
+//                   over the segment's r.
+//   kMeanKeys       x between query i and the mean of a block's keys, relative to i's highest of
+//   all
+//                   blocks up to the segment's end; the sum over the segment's queries of the
+//                   exponentials, over all blocks' sum.
+//
+// Segments before dense_before or from dense_from on attend to everything: nothing is estimated
+// for them, their entropy is 0; all others are whole. entropy is that of the shares in nats, the
+// segment's own being one of them: for who wants to look. Nothing depends on where a chunk begins
+// or ends, or on threads. Numerics: integers for kSketch, exact until they are scaled; else float
+// products. The shares of a segment are off by 1e-5 in all (kSketch: against the same roundings of
+// projections in double, but for the few that lie between two steps).
+struct EstimateMass {
+  Estimate estimate = Estimate::kSketch;  // not kBounds
+  Act q;                                  // [n, n_heads * d]: the chunk
+  int64_t begin = 0;                      // position of row 0, a multiple of segment
+  int64_t segment = 0;
+  int64_t block = 0;
+  float scale = 1;           // 1 / sqrt(d)
+  int64_t stride = 0;        // of kAntidiagonals; divides block
+  SketchBasis basis;         // of kSketch
+  int64_t dense_before = 0;  // segments
+  int64_t dense_from = INT64_MAX;
+  KvLayer kv;              // with the chunk's keys; needs no key bounds
+  View<float, 3> mass;     // out: [n_kv_heads, n_segments of the chunk, >= past blocks of its last]
+  View<float, 2> own;      // out: [n_kv_heads, n_segments]
+  View<float, 3> entropy;  // out: [>= all segments up to the chunk's last, n_layers, n_kv_heads]
+  int64_t layer = 0;       // of entropy
+};
+void check(const EstimateMass& op);
+
+}  // namespace ei
