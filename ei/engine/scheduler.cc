@@ -59,8 +59,10 @@ int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) 
 // With room for the paper's key bounds, whether or not the server's own policy wants any: requests
 // may.
 int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) {
-  return std::max(engine.kv_shape(options.prefill, 0).layout.bytes(),
-                  engine.kv_shape(PrefillPolicy{}, 0).layout.bytes());
+  PageLayout layout = engine.kv_shape(options.prefill, 0).layout;
+  const bool bounds = options.prefill.estimate == Estimate::kBounds;
+  layout.block = bounds ? options.prefill.block : PrefillPolicy{}.block;
+  return layout.bytes();
 }
 
 }  // namespace

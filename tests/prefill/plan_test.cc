@@ -62,6 +62,25 @@ PrefillPolicy small_policy() {
   return policy;
 }
 
+PrefillPolicy small(PrefillPolicy policy, int64_t segment, int64_t block) {
+  policy.segment = segment;
+  policy.block = block;
+  policy.threshold_len = 128;
+  policy.dense_tail = 48;
+  policy.sink = block;
+  policy.local = 2 * block;
+  return policy;
+}
+
+// One of every kind, none of which keeps everything of make_inputs().
+std::vector<PrefillPolicy> small_policies() {
+  std::vector<PrefillPolicy> all = {small_policy(), small(PrefillPolicy::sketch(), 16, 8),
+                                    small(PrefillPolicy::xattention(), 32, 16),
+                                    small(PrefillPolicy::flashprefill(), 32, 16)};
+  all[1].mass = all[2].mass = 0.7f;
+  return all;
+}
+
 struct Outputs {
   Matrix out;  // [n, heads * d]
   std::map<std::pair<int64_t, int64_t>, std::vector<int32_t>>
@@ -79,7 +98,7 @@ class Reader {
                .n_kv_heads = kKvHeads,
                .layout = {.dtype = DType::kF32,
                           .head_dim = kHeadDim,
-                          .rows = policy.segment,
+                          .rows = page(policy),
                           .block = policy.is_dense() ? 0 : policy.block},
                .max_tokens = max_tokens},
         pool_(*backend_, shape_.layout.bytes()),
@@ -90,8 +109,16 @@ class Reader {
                .n_kv_heads = kKvHeads,
                .head_dim = kHeadDim,
                .max_tokens = max_tokens,
-               .page = policy.segment,
-               .chunk = chunk}) {}
+               .page = page(policy),
+               .chunk = chunk}),
+        sketch_(*backend_, {1, kKvHeads, kHeadDim}, directions()) {
+    plan_.use(&sketch_);
+  }
+
+  // Whole segments, some 64 tokens.
+  static int64_t page(const PrefillPolicy& policy) {
+    return (63 + policy.segment) / policy.segment * policy.segment;
+  }
 
   PrefillPlan& plan() { return plan_; }
   KvCache& cache() { return cache_; }
@@ -134,6 +161,15 @@ class Reader {
   PagePool pool_;
   KvCache cache_;
   PrefillPlan plan_;
+  Sketch sketch_;
+
+  static std::vector<float> directions() {
+    std::mt19937_64 random(1);
+    std::normal_distribution<float> normal(0, 0.25f);
+    std::vector<float> values(size_t(Sketch::Shape{1, kKvHeads, kHeadDim}.size()));
+    for (float& x : values) x = normal(random);
+    return values;
+  }
 };
 
 Outputs read(Inputs in, const PrefillPolicy& policy, int64_t chunk = 128) {
@@ -152,23 +188,30 @@ double nmse(const Matrix& got, const Matrix& want) {
 // Whatever a setting may be, a prompt is read: nothing overflows (UBSan looks), no row is
 // forgotten.
 TEST(PlanTest, ReadsAtTheEndsOfAllRanges) {
-  for (const auto& [name, policy] : test::extremes(small_policy())) {
-    const Outputs got = read(make_inputs(330, 3), policy);
-    EXPECT_TRUE(std::ranges::all_of(got.out, [](float x) { return std::isfinite(x); })) << name;
-    EXPECT_GT(got.stats.attended_pairs, 0) << name;
-    EXPECT_LE(got.stats.attended_pairs, got.stats.dense_pairs) << name;
-  }
+  for (const PrefillPolicy& start : small_policies())
+    for (const auto& [name, policy] : test::extremes(start)) {
+      if (policy.segment % policy.block != 0 || policy.block % policy.stride != 0) continue;
+      SCOPED_TRACE(testing::Message() << int(start.estimate) << ", " << name);
+      const Outputs got = read(make_inputs(330, 3), policy);
+      EXPECT_TRUE(std::ranges::all_of(got.out, [](float x) { return std::isfinite(x); }));
+      EXPECT_GT(got.stats.attended_pairs, 0);
+      EXPECT_LE(got.stats.attended_pairs, got.stats.dense_pairs);
+    }
 }
 
 TEST(PlanTest, EverythingSelectedIsDense) {
   for (const int64_t n : {129, 640, 1000}) {
     const Inputs in = make_inputs(n, 1);
-    PrefillPolicy policy = small_policy();
-    policy.budget.base = 4096;
-    const Outputs sparse = read(in, policy), dense = read(in, PrefillPolicy::dense());
-    // Only the order of float sums differs.
-    EXPECT_LT(nmse(sparse.out, dense.out), 1e-10) << n;
-    EXPECT_DOUBLE_EQ(sparse.stats.attended_pairs, sparse.stats.dense_pairs);
+    const Outputs dense = read(in, PrefillPolicy::dense());
+    for (PrefillPolicy policy : small_policies()) {
+      policy.budget.base = 4096;
+      policy.mass = 1;
+      policy.share = 0;
+      const Outputs sparse = read(in, policy);
+      // Only the order of float sums differs.
+      EXPECT_LT(nmse(sparse.out, dense.out), 1e-10) << n << ", " << int(policy.estimate);
+      EXPECT_DOUBLE_EQ(sparse.stats.attended_pairs, sparse.stats.dense_pairs);
+    }
   }
 }
 
@@ -183,15 +226,18 @@ TEST(PlanTest, ThresholdBeyondThePromptIsDenseExactly) {
 
 TEST(PlanTest, ChunkSizeChangesNothing) {
   const Inputs in = make_inputs(1100, 3);
-  const Outputs want = read(in, small_policy(), 4096);
-  ASSERT_GT(want.selected.size(), 20u);
-  ASSERT_LT(want.stats.attended_pairs, 0.9 * want.stats.dense_pairs);
-  for (const int64_t chunk : {1, 64, 128, 320, 1024}) {
-    const Outputs got = read(in, small_policy(), chunk);
-    EXPECT_EQ(got.selected, want.selected) << chunk;
-    EXPECT_LT(nmse(got.out, want.out), 1e-12) << chunk;  // order of float sums
-    EXPECT_DOUBLE_EQ(got.stats.attended_pairs, want.stats.attended_pairs) << chunk;
-    EXPECT_EQ(got.stats.rigid_heads, want.stats.rigid_heads) << chunk;
+  for (const PrefillPolicy& policy : small_policies()) {
+    SCOPED_TRACE(int(policy.estimate));
+    const Outputs want = read(in, policy, 4096);
+    ASSERT_GT(want.selected.size(), 20u);
+    ASSERT_LT(want.stats.attended_pairs, 0.9 * want.stats.dense_pairs);
+    for (const int64_t chunk : {1, 64, 128, 320, 1024}) {
+      const Outputs got = read(in, policy, chunk);
+      EXPECT_EQ(got.selected, want.selected) << chunk;
+      EXPECT_LT(nmse(got.out, want.out), 1e-12) << chunk;  // order of float sums
+      EXPECT_DOUBLE_EQ(got.stats.attended_pairs, want.stats.attended_pairs) << chunk;
+      EXPECT_EQ(got.stats.rigid_heads, want.stats.rigid_heads) << chunk;
+    }
   }
 }
 
@@ -250,25 +296,27 @@ TEST(PlanTest, ScalingValuesScalesTheOutput) {
 }
 
 TEST(PlanTest, GoingOnFromACachedPrefixIsReadingAtOnce) {
-  for (const int64_t turn : {200, 512, 700, 1000}) {
-    Inputs in = make_inputs(1100, 7);
-    const Outputs want = read(in, small_policy());
-    Inputs first = in;
-    first.n = turn;
-    Reader reader(small_policy(), 1100, 128);
-    reader.read(first);
-    const int64_t reusable = reader.plan().reusable(turn);
-    EXPECT_EQ(reusable % 64, 0);
-    EXPECT_LT(reusable, turn);
-    EXPECT_GE(reusable, turn - 128);
-    reader.cache().truncate(reusable);
-    const Outputs got = reader.read(in);
-    for (const auto& [where, blocks] : got.selected) EXPECT_EQ(blocks, want.selected.at(where));
-    const auto from = size_t(reusable * kHeads * kHeadDim);
-    EXPECT_LT(nmse(Matrix(got.out.begin() + from, got.out.end()),
-                   Matrix(want.out.begin() + from, want.out.end())),
-              1e-12);
-  }
+  for (const PrefillPolicy& policy : small_policies())
+    for (const int64_t turn : {200, 512, 700, 1000}) {
+      SCOPED_TRACE(testing::Message() << int(policy.estimate) << ", " << turn);
+      Inputs in = make_inputs(1100, 7);
+      const Outputs want = read(in, policy);
+      Inputs first = in;
+      first.n = turn;
+      Reader reader(policy, 1100, 128);
+      reader.read(first);
+      const int64_t reusable = reader.plan().reusable(turn);
+      EXPECT_EQ(reusable % 64, 0);
+      EXPECT_LT(reusable, turn);
+      EXPECT_GE(reusable, turn - 128);
+      reader.cache().truncate(reusable);
+      const Outputs got = reader.read(in);
+      for (const auto& [where, blocks] : got.selected) EXPECT_EQ(blocks, want.selected.at(where));
+      const auto from = size_t(reusable * kHeads * kHeadDim);
+      EXPECT_LT(nmse(Matrix(got.out.begin() + from, got.out.end()),
+                     Matrix(want.out.begin() + from, want.out.end())),
+                1e-12);
+    }
 }
 
 TEST(PlanTest, SinkAndRecentBlocksAreKeptWithinTheBudget) {

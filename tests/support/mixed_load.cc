@@ -12,6 +12,7 @@ std::vector<Request> mixed_requests() {
   same.decode = DecodePolicy::full();
   same.sampling->seed = 6;
   Request snapkv = SmallEngine::request(45, 2);
+  snapkv.prefill = SmallEngine::sketch();
   snapkv.decode = small_decode(-1);
   Request dense = SmallEngine::request(33, 3);
   dense.prefill.threshold_len = PrefillPolicy::dense().threshold_len;

@@ -38,6 +38,17 @@ Request SmallEngine::request(int64_t n_prompt, int32_t seed) {
   return request;
 }
 
+PrefillPolicy SmallEngine::sketch() {
+  PrefillPolicy policy = PrefillPolicy::sketch();
+  policy.segment = 8;
+  policy.block = 4;
+  policy.mass = 0.6f;
+  policy.threshold_len = kSegment;
+  policy.dense_tail = 4;
+  policy.sink = policy.local = 4;
+  return policy;
+}
+
 DecodePolicy small_decode(int64_t gap) {
   DecodePolicy policy;
   policy.budget = 16;

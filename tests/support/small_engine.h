@@ -14,6 +14,9 @@ struct SmallEngine {
   // Read by entropy from the second segment on, eight tokens written from a full cache.
   static Request request(int64_t n_prompt, int32_t seed);
 
+  // The same by sketches, in smaller segments.
+  static PrefillPolicy sketch();
+
   Engine engine;
   ProbedBackend* backend;
 };
