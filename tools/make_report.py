@@ -31,7 +31,7 @@ GAPS = ['0', '8', '16', '24', '32', '48', 'auto']
 
 # What stands beside what, and what is changed. Of reading where it costs something: eight blocks, from the second
 # segment on.
-SPARSE, COMPACT = 'entropy@64+full:threshold=512', 'dense+latent@256'
+SPARSE, COMPACT = 'paper@64+full:threshold=512', 'dense+latent@256'
 CRITI = 'criti@64+full:threshold=512'
 READING = {
     'ours': '',
@@ -41,8 +41,8 @@ READING = {
     'all three, as released': ':rank=probability:budgets=max-over-heads:rigid=whole-prompt:dense-tail=0',
     'one fixed budget (alpha 0)': ':alpha=0',
     'no dense layer': ':dense-layers=0',
-    'first block always': ':sink-blocks=1',
-    '4 blocks before the segment always': ':recent-blocks=4',
+    'first block always': ':sink=8',
+    '4 blocks before the segment always': ':local=32',
     'layer fusion 0.25': ':fusion=0.25',
 }
 WRITING = {

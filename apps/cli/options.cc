@@ -47,6 +47,12 @@ const Policy& known(const Policy* found, std::span<const Named<Policy>> named,
   return *found;
 }
 
+// Of flags that are not given: those of --prefill entropy and --decode latent.
+const Policies& default_settings() {
+  static const Policies policies = {PrefillPolicy::sketch(), DecodePolicy{}};
+  return policies;
+}
+
 }  // namespace
 
 CLI::Option* add_device(CLI::App& command, Device& device) {
@@ -110,7 +116,7 @@ CLI::Option* PolicyOptions::number(Loop loop, const std::string& flag, Field<T> 
   settings_.push_back({loop, setting_name(flag), [field](Policies& p) {
                          return nlohmann::ordered_json::parse(fmt::format("{}", field(p)));
                        }});
-  Policies defaults;
+  Policies defaults = default_settings();
   CLI::Option* option =
       command_
           .add_option_function<T>(
@@ -140,7 +146,7 @@ void PolicyOptions::choice(Loop loop, const std::string& flag, Field<T> field,
     allowed.push_back(name);
     text += (text.empty() ? "" : "|") + name;
   }
-  Policies defaults;
+  Policies defaults = default_settings();
   command_
       .add_option_function<std::string>(
           flag,
@@ -168,7 +174,8 @@ void PolicyOptions::yes(Loop loop, const std::string& flag, Field<bool> field,
       ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
 }
 
-PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(command) {
+PolicyOptions::PolicyOptions(CLI::App& command, const Device& device, bool with_names)
+    : command_(command), device_(device) {
   const auto policy = [&](const char* flag, std::string& value, std::vector<std::string> allowed,
                           const char* text, const char* help) {
     command.add_option(flag, value, help)
@@ -178,10 +185,9 @@ PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(comm
   };
   if (with_names) {
     policy("--prefill", prefill_, names(prefill_policies()),
-           "entropy|dense|paper|reference|criti|xattention|flashprefill [entropy]",
-           "How the prompt is read: blocks chosen by attention entropy, all of them, or a fixed "
-           "number "
-           "(CritiPrefill)");
+           "entropy|dense|paper|reference|criti|xattention|flashprefill [entropy; CUDA: paper]",
+           "How the prompt is read: blocks that hold most of the attention by our estimate, all of "
+           "them, by the EntropyInfer paper or its released code, or a method to compare with");
     policy(
         "--decode", decode_, names(decode_policies()),
         "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming [latent]",
@@ -327,7 +333,8 @@ void PolicyOptions::apply(Policies& policies) const {
 Policies PolicyOptions::policies(const std::string& prefill, const std::string& decode) const {
   Policies p{known(find_prefill(prefill), prefill_policies(), prefill),
              known(find_decode(decode), decode_policies(), decode)};
-  if (preset_ == "reference" && prefill == "entropy") p.prefill = PrefillPolicy::reference();
+  if (preset_ == "reference" && (prefill == "entropy" || prefill == "paper"))
+    p.prefill = PrefillPolicy::reference();
   if (preset_ == "reference" && decode == "latent") p.decode = DecodePolicy::reference();
   apply(p);
   if (prefill == "dense") p.prefill.threshold_len = PrefillPolicy::dense().threshold_len;
@@ -341,8 +348,12 @@ Policies PolicyOptions::policies(const std::string& prefill, const std::string& 
   return p;
 }
 
+std::string PolicyOptions::prefill() const {
+  return prefill_.empty() ? std::string(name_of(default_prefill(device_))) : prefill_;
+}
+
 nlohmann::ordered_json PolicyOptions::describe() const {
-  nlohmann::ordered_json out = {{"prefill", prefill_}, {"decode", decode_}, {"preset", preset_}};
+  nlohmann::ordered_json out = {{"prefill", prefill()}, {"decode", decode_}, {"preset", preset_}};
   out.update(describe(policies()));
   return out;
 }

@@ -12,7 +12,7 @@ struct NamedPolicies {
 };
 
 // Reads PREFILL+DECODE, each with @N for its budget if wanted, and settings of its own by the names
-// of their flags: "dense+snapkv@256", "entropy@512+latent", "dense+latent@256:kernel=7:window=16".
+// of their flags: "dense+snapkv@256", "paper@512+latent", "dense+latent@256:kernel=7:window=16".
 // Everything else is as `options` has it. Throws CLI::ValidationError.
 NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options);
 

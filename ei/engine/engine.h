@@ -24,6 +24,10 @@ class Tokenizer;
 
 enum class Device { kAuto, kCpu, kCuda };  // kAuto: CUDA where there is a GPU that can be used
 
+// How a prompt is read where nothing else is asked for: by sketches of its attention on the CPU
+// (METHOD.md 6); on a GPU, which has no kernels for these yet, as the paper does.
+PrefillPolicy default_prefill(Device device);
+
 struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores

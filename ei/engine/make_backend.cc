@@ -5,9 +5,12 @@
 
 namespace ei {
 
+bool on_gpu(Device device) {
+  return device == Device::kCuda || (device == Device::kAuto && cuda_available());
+}
+
 std::unique_ptr<Backend> make_backend(Device device, int threads) {
-  const bool on_gpu = device == Device::kCuda || (device == Device::kAuto && cuda_available());
-  return on_gpu ? make_cuda_backend() : make_cpu_backend(threads);
+  return on_gpu(device) ? make_cuda_backend() : make_cpu_backend(threads);
 }
 
 }  // namespace ei

@@ -7,6 +7,9 @@
 
 namespace ei {
 
+// Whether that is a GPU: asked for, or there.
+bool on_gpu(Device device);
+
 // The hardware the engine runs on; `threads` CPU threads (0: all cores) if that is the CPU. Throws
 // Error when CUDA is asked for and there is no GPU that can be used.
 std::unique_ptr<Backend> make_backend(Device device, int threads);

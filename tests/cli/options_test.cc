@@ -20,7 +20,8 @@ struct Parsed {
   }
   CLI::App program{"", "entropyinfer"};
   CLI::App* run = program.add_subcommand("run");
-  PolicyOptions policy{*run};
+  Device device = Device::kCpu;
+  PolicyOptions policy{*run, device};
   Policies get() const { return policy.policies(); }
 };
 
@@ -37,7 +38,7 @@ class WithVariable {
 
 TEST(PolicyOptionsTest, DefaultsAreTheLibrarys) {
   const Parsed parsed("");
-  EXPECT_EQ(parsed.get().prefill, PrefillPolicy{});
+  EXPECT_EQ(parsed.get().prefill, default_prefill(Device::kCpu));
   EXPECT_EQ(parsed.get().decode.budget, DecodePolicy{}.budget);
   EXPECT_EQ(parsed.get().decode.kernel, DecodePolicy{}.kernel);
 }
@@ -91,20 +92,24 @@ TEST(PolicyOptionsTest, TheGapMayBeAutomatic) {
 // Each setting by its flag, and by its environment variable.
 TEST(PolicyOptionsTest, EverySettingIsReachable) {
   const std::map<std::string, std::string> other_values = {{"segment", "1024"},
-                                                           {"block", "16"},
+                                                           {"block", "8"},
                                                            {"base-budget", "512"},
                                                            {"threshold", "8192"},
-                                                           {"dense-layers", "0"},
+                                                           {"dense-layers", "2"},
                                                            {"dense-tail", "0"},
                                                            {"e-t", "0.5"},
                                                            {"delta-t", "0.1"},
                                                            {"alpha", "0.25"},
                                                            {"rank", "probability"},
                                                            {"budgets", "max-over-heads"},
+                                                           {"estimate", "bounds"},
+                                                           {"mass", "0.5"},
+                                                           {"share", "0.25"},
+                                                           {"stride", "4"},
                                                            {"rigid", "whole-prompt"},
                                                            {"score-scale", "true"},
-                                                           {"sink-blocks", "2"},
-                                                           {"recent-blocks", "3"},
+                                                           {"sink", "2"},
+                                                           {"local", "3"},
                                                            {"budget", "512"},
                                                            {"decode-gap", "-1"},
                                                            {"window", "16"},

@@ -303,12 +303,12 @@ TEST_F(ProgramTest, PerplexityComparesWhatIsReadSparsely) {
   const Finished got =
       run_program("perplexity " + test::kNeedle + " --file " + (dir_ / "text.txt").string() +
                   " -t 1 --chunks 1 --length 2k --threshold 512 --base-budget 64 --json --policies "
-                  "dense+full,entropy+full");
+                  "dense+full,paper+full");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json json = parse_json(got.out, "stdout");
   EXPECT_EQ(json["prompt_tokens"], 1536);
   const Json& dense = json["policies"]["dense+full"];
-  const Json& sparse = json["policies"]["entropy+full"];
+  const Json& sparse = json["policies"]["paper+full"];
   for (const auto& [part, n] : std::vector<std::pair<std::string, int>>{
            {"read", 512}, {"last_segment", 512}, {"written", 511}}) {
     EXPECT_EQ(dense[part]["n_tokens"], n) << part;
@@ -327,15 +327,16 @@ TEST_F(ProgramTest, ProfileWritesDataAndAPage) {
   const std::string out = (dir_ / "profile").string();
   const std::string document = (dir_ / "document.txt").string();
   run_program("demo " + test::kNeedle + " --length 1500 --save " + document);
-  const Finished got = run_program("profile " + test::kNeedle + " -t 1 --threshold 512 --file " +
-                                   document + " " + kAsk + " --out " + out);
+  const Finished got =
+      run_program("profile " + test::kNeedle + " -t 1 --prefill paper --threshold 512 --file " +
+                  document + " " + kAsk + " --out " + out);
   ASSERT_EQ(got.exit_code, 0) << got.err;
   EXPECT_THAT(got.out, HasSubstr("all: dense"));
   const Json json = parse_json(read_file(out + "/profile.json"), "profile.json");
   EXPECT_EQ(json["layers"].size(), 8u);
   EXPECT_EQ(json["layers"][0][0]["entropy"].size(), 0u);
   EXPECT_EQ(json["layers"][1][1]["entropy"].size(), (json["prompt_tokens"].get<int>() + 511) / 512);
-  EXPECT_EQ(json["policy"]["prefill"], "entropy");
+  EXPECT_EQ(json["policy"]["prefill"], "paper");
   const std::string page = read_file(out + "/profile.html");
   EXPECT_THAT(page, HasSubstr("kept_by_distance\":["));
   for (const char* outside : {"src=", "https:", "@import", "url("})

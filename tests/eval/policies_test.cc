@@ -9,15 +9,16 @@ class PoliciesTest : public testing::Test {
  protected:
   NamedPolicies parse(const std::string& text, const std::string& flags = "") {
     CLI::App program;
-    const cli::PolicyOptions options(program, /*with_names=*/false);
+    const Device device = Device::kCpu;
+    const cli::PolicyOptions options(program, device, /*with_names=*/false);
     program.parse(flags);
     return parse_policies(text, options);
   }
 };
 
 TEST_F(PoliciesTest, NamesAndBudgets) {
-  const NamedPolicies both = parse("entropy@512+snapkv@256", "--window 16 --budget 99");
-  EXPECT_EQ(both.name, "entropy@512+snapkv@256");
+  const NamedPolicies both = parse("paper@512+snapkv@256", "--window 16 --budget 99");
+  EXPECT_EQ(both.name, "paper@512+snapkv@256");
   EXPECT_EQ(both.policies.prefill.budget.base, 512);
   EXPECT_EQ(both.policies.decode.budget, 256);
   EXPECT_EQ(both.policies.decode.window, 16);
@@ -30,14 +31,13 @@ TEST_F(PoliciesTest, NamesAndBudgets) {
 TEST_F(PoliciesTest, RefusesWhatIsNotOne) {
   for (const char* text : {"dense", "dense+", "+full", "some+full", "dense+some", "dense+snapkv@",
                            "dense+snapkv@-1", "dense+snapkv@2x", "dense+full@256", "dense@8+full",
-                           "dense+snapkv@16", "entropy@4+full", ""})
+                           "dense+snapkv@16", "paper@4+full", "entropy@64+full", ""})
     EXPECT_THROW(parse(text), CLI::ValidationError) << text;
 }
 
 TEST_F(PoliciesTest, SettingsOfItsOwn) {
-  const NamedPolicies own =
-      parse("entropy@512+latent@256:kernel=7:decode-gap=auto:sink-blocks=2:off-by-one",
-            "--kernel 9 --window 16 --recent-blocks 3");
+  const NamedPolicies own = parse("paper@512+latent@256:kernel=7:decode-gap=auto:sink=2:off-by-one",
+                                  "--kernel 9 --window 16 --local 3");
   EXPECT_EQ(own.policies.decode.kernel, 7);
   EXPECT_EQ(own.policies.decode.gap, kAutoGap);
   EXPECT_EQ(own.policies.decode.budget, 256);

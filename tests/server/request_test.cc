@@ -194,8 +194,8 @@ TEST(Fields, TheServersOwnPolicyKeepsItsSettings) {
     request.update(more);
     return parse_chat_request(request.dump(), own).request;
   };
-  EXPECT_EQ(ask({{"prefill", "entropy"}, {"decode", "latent"}}).prefill.budget.base, 300);
-  EXPECT_EQ(ask({{"prefill", "entropy"}, {"decode", "latent"}}).decode.budget, 77);
+  EXPECT_EQ(ask({{"prefill", "paper"}, {"decode", "latent"}}).prefill.budget.base, 300);
+  EXPECT_EQ(ask({{"prefill", "paper"}, {"decode", "latent"}}).decode.budget, 77);
   EXPECT_EQ(ask({{"decode", "snapkv"}}).decode.budget, DecodePolicy::snapkv().budget);
 }
 
