@@ -10,6 +10,7 @@
 #include "apps/bench/report.h"
 #include "apps/cli/command.h"
 #include "apps/cli/limits.h"
+#include "apps/cli/model_argument.h"
 #include "apps/cli/options.h"
 #include "apps/cli/report.h"
 #include "apps/cli/units.h"
@@ -30,10 +31,8 @@ void announce(const std::string& text) {
 // Ctrl-C ends the program: there is nothing here to be kept.
 class Bench {
  public:
-  explicit Bench(CLI::App& command) {
+  explicit Bench(CLI::App& command) : model_(command) {
     const CLI::Validator any_count = count(0, int64_t{1} << 24);
-    command.add_option("model", model_, "Directory of a Hugging Face checkpoint")
-        ->option_text("MODEL");
     command.add_option("--shape", shape_, "Random weights in the shape of this model instead")
         ->check(CLI::IsMember(shape_names()));
     command.add_flag("--kernels", kernels_,
@@ -106,9 +105,10 @@ class Bench {
     int64_t longest = 0;
     for (const bench::Group& group : plan) longest = std::max(longest, group.work.prompt_tokens());
 
+    if (!model_.empty()) model_.path();  // is fetched before anything else is said
     announce("loading");
-    Engine engine =
-        model_.empty() ? Engine::random(shape_, engine_options_) : Engine(model_, engine_options_);
+    Engine engine = model_.empty() ? Engine::random(shape_, engine_options_)
+                                   : Engine(model_.path(), engine_options_);
     const std::vector<int32_t> tokens = model_.empty() ? bench::random_prompt(engine, longest)
                                                        : bench::text_prompt(engine, longest);
     const std::vector<bench::Row> rows = bench::measure(
@@ -117,12 +117,13 @@ class Bench {
         });
     const ModelInfo info = engine.info();
     bench::Facts facts = bench::facts(bench::this_machine(), info.device);
-    facts.emplace_back("model", model_.empty() ? shape_ + ", random weights" : model_);
+    facts.emplace_back("model", model_.empty() ? shape_ + ", random weights" : model_.name());
     facts.emplace_back("parameters", grouped(info.n_parameters));
     return bench::report(facts, rows, format_);
   }
 
-  std::string model_, shape_;
+  ModelArgument model_;
+  std::string shape_;
   bool kernels_ = false;
   bench::KernelBenchOptions kernel_options_;
   EngineOptions engine_options_;

@@ -25,6 +25,9 @@ Command add_info(CLI::App& program);
 Command add_tokenize(CLI::App& program);
 Command add_score(CLI::App& program, Interrupts& interrupts);
 Command add_demo(CLI::App& program);
+Command add_pull(CLI::App& program);
+Command add_list(CLI::App& program);
+Command add_rm(CLI::App& program);
 Command add_bench(CLI::App& program);
 
 }  // namespace ei::cli

@@ -77,6 +77,9 @@ int run(int argc, char** argv) {
       "Each flag has an environment variable: --top-k 5 is ENTROPYINFER_TOP_K=5.\n"
       "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.");
   const std::vector<Command> commands = {add_run(program, interrupts),
+                                         add_pull(program),
+                                         add_list(program),
+                                         add_rm(program),
                                          add_info(program),
                                          add_tokenize(program),
                                          add_score(program, interrupts),

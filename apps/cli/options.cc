@@ -71,9 +71,8 @@ void print_warning(const std::string& warning) {
   fmt::print(stderr, "entropyinfer: warning: {}\n", warning);
 }
 
-ModelOptions::ModelOptions(CLI::App& command) {
-  command.add_option("MODEL", path_, "Directory of a Hugging Face checkpoint, or a .gguf file")
-      ->required();
+ModelOptions::ModelOptions(CLI::App& command) : model_(command) {
+  model_.option()->required();
   add_device(command, options_.device)->group(kModelGroup);
   command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
       ->check(between(0, 4096))
@@ -96,6 +95,7 @@ ModelOptions::ModelOptions(CLI::App& command) {
 }
 
 Engine ModelOptions::load(const std::function<void(const std::string&)>& warn) const {
+  const std::filesystem::path& path = model_.path();
   ProgressBar bar("loading", "MiB");
   EngineOptions options = options_;
   const auto start = std::chrono::steady_clock::now();
@@ -103,7 +103,7 @@ Engine ModelOptions::load(const std::function<void(const std::string&)>& warn) c
     if (std::chrono::steady_clock::now() - start > std::chrono::seconds(1))
       bar.update(done >> 20, total >> 20);
   };
-  Engine engine(path_, options);
+  Engine engine(path, options);
   bar.clear();
   for (const std::string& warning : engine.info().warnings) warn(warning);
   return engine;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "apps/cli/model_argument.h"
 #include "ei/engine/engine.h"
 
 namespace ei::cli {
@@ -28,13 +28,13 @@ class ModelOptions {
   explicit ModelOptions(CLI::App& command);
   ModelOptions(const ModelOptions&) = delete;
 
-  const std::filesystem::path& path() const { return path_; }
+  const ModelArgument& model() const { return model_; }
   const Device& device() const { return options_.device; }
   // Shows how far it is where that takes long, and hands what the checkpoint has wrong to `warn`.
   Engine load(const std::function<void(const std::string&)>& warn = print_warning) const;
 
  private:
-  std::filesystem::path path_;
+  ModelArgument model_;
   EngineOptions options_;
 };
 

@@ -77,7 +77,8 @@ void print(std::string_view text) {
 }
 
 void save(const std::filesystem::path& path, std::string_view text) {
-  const std::string whole = path.string() + ".new";
+  // By a name of this process: another may write the same.
+  const std::string whole = fmt::format("{}.{}.new", path.string(), getpid());
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(whole.c_str(), "wbe"),
                                                              std::fclose);
   const bool ok = file != nullptr &&

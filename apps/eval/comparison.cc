@@ -99,7 +99,7 @@ bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> ite
 
 int Comparison::run(Engine& engine, nlohmann::ordered_json about, const std::vector<Item>& items,
                     const std::function<Posed(const Item&)>& pose) {
-  about["model"] = model_.path().string();
+  about["model"] = model_.model().path().string();
   for (const NamedPolicies& p : compared_) about["policies"][p.name] = policy_.describe(p.policies);
   std::optional<ResultFile> file;
   if (!out_.empty()) {

@@ -83,7 +83,7 @@ class Profile {
     progress.clear();
     if (scope.interrupted()) return kExitInterrupted;
 
-    OrderedJson out = {{"model", model_.path().string()},
+    OrderedJson out = {{"model", model_.model().path().string()},
                        {"file", file_},
                        {"prompt", prompt_},
                        {"prompt_tokens", profile.generation.prompt_tokens},

@@ -152,9 +152,8 @@ class Serve {
     const Policies policies = policy_.policies();
     if (key_file_)
       for (std::string& key : read_keys(*key_file_)) api_.api_keys.push_back(std::move(key));
-    if (api_.model_name.empty())
-      api_.model_name = std::filesystem::weakly_canonical(model_.path()).filename().string();
-    api_.model_path = model_.path();
+    if (api_.model_name.empty()) api_.model_name = model_.model().name();
+    api_.model_path = model_.model().path();
     api_.ping_interval = std::chrono::seconds(ping_interval_s_);
     api_.request_timeout = std::chrono::seconds(request_timeout_s_);
     scheduler_.prefill = policies.prefill;
