@@ -13,12 +13,13 @@ namespace {
 
 void show(const ModelInfo& info) {
   Table table({"model", info.architecture});
-  const auto add = [&](const char* name, std::string value) {
-    table.add({name, std::move(value)});
+  const auto add = [&](std::string name, std::string value) {
+    table.add({std::move(name), std::move(value)});
   };
   add("chat template", info.chat_template.empty() ? "none: use --raw" : info.chat_template);
   add("parameters", grouped(info.n_parameters));
   add("weights", human_bytes(info.weight_bytes));
+  for (const auto& [format, bytes] : info.weight_formats) add("  in " + format, human_bytes(bytes));
   add("activations of a chunk", human_bytes(info.activation_bytes));
   add("memory available beside weights", human_bytes(info.available_bytes));
   add("layers", grouped(info.n_layers));

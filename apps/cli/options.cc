@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -67,6 +68,19 @@ CLI::Option* add_device(CLI::App& command, Device& device) {
       ->option_text("auto|cpu|cuda [auto]");
 }
 
+CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights) {
+  return command
+      .add_option_function<std::string>(
+          "--weights",
+          [&weights](std::string name) {
+            std::transform(name.begin(), name.end(), name.begin(), ::toupper);
+            weights = weight_format(name);
+          },
+          "Convert the weights while loading, where that makes them smaller; bf16: always")
+      ->check(CLI::IsMember({"bf16", "fp8", "q8_0", "q4_k"}))
+      ->option_text("bf16|fp8|q8_0|q4_k");
+}
+
 void print_warning(const std::string& warning) {
   fmt::print(stderr, "entropyinfer: warning: {}\n", warning);
 }
@@ -88,6 +102,7 @@ ModelOptions::ModelOptions(CLI::App& command) : model_(command) {
       ->check(CLI::IsMember({"bf16", "f32"}))
       ->option_text("bf16|f32 [bf16]")
       ->group(kModelGroup);
+  add_weights(command, options_.weights)->group(kModelGroup);
   command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
       ->transform(count(1, int64_t{1} << 30))
       ->option_text("N [2048; CUDA: 8192]")

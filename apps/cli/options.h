@@ -20,6 +20,9 @@ namespace ei::cli {
 // The flag --device.
 CLI::Option* add_device(CLI::App& command, Device& device);
 
+// The flag --weights.
+CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights);
+
 void print_warning(const std::string& warning);
 
 // Which checkpoint, and how it runs here.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "ei/cpu/quantized.h"
@@ -48,7 +49,8 @@ class CpuBackend final : public Backend {
   EI_OPS(EI_OVERRIDE_RUN)
 
  private:
-  IntegerRows integer_rows(const MatMul& op);
+  // x for the parts whose weights are of an integer format; parts of one order share it.
+  std::array<IntegerRows, 3> integer_rows(const MatMul& op);
 
   int n_threads_;
   Scratch scratch_;

@@ -22,34 +22,51 @@ namespace ei::cpu::HWY_NAMESPACE {
 // Inputs a block of packed weights is deep.
 constexpr int64_t kDepth = 256;
 
-// As many weights of a row, from the i-th on, as D has lanes.
-template <DType kType, class D>
-HWY_INLINE hn::Vec<D> load_weights(D d, const void* row, int64_t i) {
-  if constexpr (kType == DType::kF32) {
-    return hn::LoadU(d, static_cast<const float*>(row) + i);
+// As many weights of a row, from the i-th on, as D has lanes; in FP8 within a block.
+template <WeightFormat kFormat, class D>
+HWY_INLINE hn::Vec<D> load_weights(D d, const char* row, int64_t i) {
+  const hn::Rebind<hwy::float16_t, D> dh;
+  const char* at = row + row_bytes(kFormat, i);
+  if constexpr (kFormat == WeightFormat::kF32) {
+    return hn::LoadU(d, reinterpret_cast<const float*>(at));
+  } else if constexpr (kFormat == WeightFormat::kFP8) {
+    const hn::Rebind<int8_t, D> d8;
+    const hn::Rebind<int16_t, D> d16;
+    float scale;
+    std::memcpy(&scale, at, sizeof scale);
+    // The sign, and exponent and mantissa where a half has them; its exponent is 8 less.
+    const auto* numbers = reinterpret_cast<const int8_t*>(at + sizeof scale) + i % 32;
+    const auto bits = hn::ShiftLeft<7>(hn::PromoteTo(d16, hn::LoadU(d8, numbers)));
+    const auto half = hn::And(bits, hn::Set(d16, static_cast<int16_t>(0xBFFF)));
+    return hn::Mul(hn::PromoteTo(d, hn::BitCast(dh, half)), hn::Set(d, scale * 256));
   } else {
-    const hn::Rebind<uint16_t, D> dh;
-    const auto bits = hn::LoadU(dh, static_cast<const uint16_t*>(row) + i);
-    if constexpr (kType == DType::kBF16) {
+    const hn::Rebind<uint16_t, D> d16;
+    const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(at));
+    if constexpr (kFormat == WeightFormat::kBF16) {
       const hn::RebindToUnsigned<D> du;
       return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
     } else {
-      return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), bits));
+      return hn::PromoteTo(d, hn::BitCast(dh, bits));
     }
   }
+}
+
+template <WeightFormat kFormat>
+HWY_INLINE float load_weight(const char* row, int64_t i) {
+  return hn::GetLane(load_weights<kFormat>(hn::CappedTag<float, 1>(), row, i));
 }
 
 // out[i][j] (+)= x[i] . weight[j] + bias[j] for kN rows of x and the kOutputs outputs from j on:
 // every weight is read once, from as many rows at a time. The sums of a pair do not depend on
 // kOutputs.
-template <DType kType, int kN, int kOutputs>
+template <WeightFormat kFormat, int kN, int kOutputs>
 HWY_INLINE void dot_outputs(const MatMul& op, const MatMul::Part& part, int64_t j) {
   constexpr int kSums = kN == 1 ? 2 : 1;  // with kOutputs enough for the multiply-adds to overlap
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), depth = op.x.cols;
-  const int64_t row_bytes = depth * dtype_bytes(kType);
+  const int64_t bytes = row_bytes(kFormat, depth);
   const auto* x = static_cast<const float*>(op.x.data);
-  const char* rows = static_cast<const char*>(part.weight.data) + j * row_bytes;
+  const char* rows = part.weight.row(j);
   V32 sum[kN][kOutputs][kSums];
   HWY_UNROLL(8)
   for (int i = 0; i < kN; ++i) {
@@ -63,12 +80,12 @@ HWY_INLINE void dot_outputs(const MatMul& op, const MatMul::Part& part, int64_t 
   for (; k + kSums * lanes <= depth; k += kSums * lanes) {
     HWY_UNROLL(4)
     for (int o = 0; o < kOutputs; ++o) {
-      const char* row = rows + o * row_bytes;
+      const char* row = rows + o * bytes;
       // The same place in the outputs that come next: memory is read on while these are summed up.
-      hwy::Prefetch(row + kOutputs * row_bytes + k * dtype_bytes(kType));
+      hwy::Prefetch(row + kOutputs * bytes + row_bytes(kFormat, k));
       HWY_UNROLL(2)
       for (int u = 0; u < kSums; ++u) {
-        const V32 w = load_weights<kType>(d, row, k + u * lanes);
+        const V32 w = load_weights<kFormat>(d, row, k + u * lanes);
         HWY_UNROLL(8)
         for (int i = 0; i < kN; ++i)
           sum[i][o][u] = hn::MulAdd(w, hn::LoadU(d, x + i * depth + k + u * lanes), sum[i][o][u]);
@@ -82,7 +99,7 @@ HWY_INLINE void dot_outputs(const MatMul& op, const MatMul::Part& part, int64_t 
       if constexpr (kSums == 2) sum[i][o][0] = hn::Add(sum[i][o][0], sum[i][o][1]);
       float total = hn::GetLane(hn::SumOfLanes(d, sum[i][o][0]));
       for (int64_t c = k; c < depth; ++c)
-        total += x[i * depth + c] * load(rows + o * row_bytes, kType, c);
+        total += x[i * depth + c] * load_weight<kFormat>(rows + o * bytes, c);
       if (part.bias.data != nullptr) total += part.bias[j + o];
       float& to = static_cast<float*>(part.out.data)[i * part.out.cols + j + o];
       to = part.accumulate ? to + total : total;
@@ -91,45 +108,54 @@ HWY_INLINE void dot_outputs(const MatMul& op, const MatMul::Part& part, int64_t 
 }
 
 // The same for outputs [begin, end).
-template <DType kType, int kN>
+template <WeightFormat kFormat, int kN>
 void dot_rows(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t end) {
   constexpr int kOutputs = kN <= 2 ? 4 : kN <= 4 ? 2 : 1;  // the sums stay in registers
   int64_t j = begin;
-  for (; j + kOutputs <= end; j += kOutputs) dot_outputs<kType, kN, kOutputs>(op, part, j);
-  for (; j < end; ++j) dot_outputs<kType, kN, 1>(op, part, j);
+  for (; j + kOutputs <= end; j += kOutputs) dot_outputs<kFormat, kN, kOutputs>(op, part, j);
+  for (; j < end; ++j) dot_outputs<kFormat, kN, 1>(op, part, j);
 }
 
-template <DType kType>
+template <WeightFormat kFormat>
 void dot_rows(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t end) {
   switch (op.x.rows) {
     case 1:
-      return dot_rows<kType, 1>(op, part, begin, end);
+      return dot_rows<kFormat, 1>(op, part, begin, end);
     case 2:
-      return dot_rows<kType, 2>(op, part, begin, end);
+      return dot_rows<kFormat, 2>(op, part, begin, end);
     case 3:
-      return dot_rows<kType, 3>(op, part, begin, end);
+      return dot_rows<kFormat, 3>(op, part, begin, end);
     case 4:
-      return dot_rows<kType, 4>(op, part, begin, end);
+      return dot_rows<kFormat, 4>(op, part, begin, end);
     case 5:
-      return dot_rows<kType, 5>(op, part, begin, end);
+      return dot_rows<kFormat, 5>(op, part, begin, end);
     case 6:
-      return dot_rows<kType, 6>(op, part, begin, end);
+      return dot_rows<kFormat, 6>(op, part, begin, end);
     case 7:
-      return dot_rows<kType, 7>(op, part, begin, end);
+      return dot_rows<kFormat, 7>(op, part, begin, end);
     default:
-      return dot_rows<kType, 8>(op, part, begin, end);
+      return dot_rows<kFormat, 8>(op, part, begin, end);
+  }
+}
+
+// f.template operator()<kFormat>() for a format that is not an integer one.
+template <class F>
+void with_floats(WeightFormat format, const F& f) {
+  switch (format) {
+    case WeightFormat::kBF16:
+      return f.template operator()<WeightFormat::kBF16>();
+    case WeightFormat::kF16:
+      return f.template operator()<WeightFormat::kF16>();
+    case WeightFormat::kFP8:
+      return f.template operator()<WeightFormat::kFP8>();
+    default:
+      return f.template operator()<WeightFormat::kF32>();
   }
 }
 
 void dot_panel(const MatMul& op, const MatMul::Part& part, int64_t begin, int64_t end) {
-  switch (dtype_of(part.weight.format)) {
-    case DType::kBF16:
-      return dot_rows<DType::kBF16>(op, part, begin, end);
-    case DType::kF16:
-      return dot_rows<DType::kF16>(op, part, begin, end);
-    case DType::kF32:
-      return dot_rows<DType::kF32>(op, part, begin, end);
-  }
+  with_floats(part.weight.format,
+              [&]<WeightFormat kFormat>() { dot_rows<kFormat>(op, part, begin, end); });
 }
 
 // Outputs of the register block.
@@ -137,23 +163,20 @@ constexpr int64_t kWidth = kVectors * static_cast<int64_t>(hn::MaxLanes(F32()));
 
 // Inputs [from, from + depth) of n <= kWidth weight rows from `begin` on, as floats side by side:
 // to[k][j], zeros beyond n.
-template <DType kType>
+template <WeightFormat kFormat>
 void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth,
                   float* HWY_RESTRICT to) {
-  const auto row = [&](int64_t j) {
-    return static_cast<const char*>(weight.data) +
-           ((begin + j) * weight.cols + from) * dtype_bytes(kType);
-  };
+  const auto row = [&](int64_t j) { return weight.row(begin + j) + row_bytes(kFormat, from); };
   int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR  // four by four
   const hn::FixedTag<float, 4> d;
   const hn::Repartition<double, decltype(d)> dd;
   for (; j + 4 <= n; j += 4) {
-    const void* rows[] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
+    const char* rows[] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
     int64_t k = 0;
     for (; k + 4 <= depth; k += 4) {
-      const auto a = load_weights<kType>(d, rows[0], k), b = load_weights<kType>(d, rows[1], k);
-      const auto c = load_weights<kType>(d, rows[2], k), e = load_weights<kType>(d, rows[3], k);
+      const auto a = load_weights<kFormat>(d, rows[0], k), b = load_weights<kFormat>(d, rows[1], k);
+      const auto c = load_weights<kFormat>(d, rows[2], k), e = load_weights<kFormat>(d, rows[3], k);
       const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
       const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
       const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
@@ -165,23 +188,19 @@ void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, 
       hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kWidth);
     }
     for (; k < depth; ++k)
-      for (int64_t u = 0; u < 4; ++u) to[k * kWidth + j + u] = load(rows[u], kType, k);
+      for (int64_t u = 0; u < 4; ++u) to[k * kWidth + j + u] = load_weight<kFormat>(rows[u], k);
   }
 #endif
   for (; j < kWidth; ++j)
-    for (int64_t k = 0; k < depth; ++k) to[k * kWidth + j] = j < n ? load(row(j), kType, k) : 0;
+    for (int64_t k = 0; k < depth; ++k)
+      to[k * kWidth + j] = j < n ? load_weight<kFormat>(row(j), k) : 0;
 }
 
 void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth,
                   float* to) {
-  switch (dtype_of(weight.format)) {
-    case DType::kBF16:
-      return pack_weights<DType::kBF16>(weight, begin, n, from, depth, to);
-    case DType::kF16:
-      return pack_weights<DType::kF16>(weight, begin, n, from, depth, to);
-    case DType::kF32:
-      return pack_weights<DType::kF32>(weight, begin, n, from, depth, to);
-  }
+  with_floats(weight.format, [&]<WeightFormat kFormat>() {
+    pack_weights<kFormat>(weight, begin, n, from, depth, to);
+  });
 }
 
 // m <= kRows rows of x, `depth` of their inputs, by n packed outputs.
@@ -278,17 +297,35 @@ struct Panels {
 
 }  // namespace
 
-// x for the parts whose weights are quantized; empty when there are none.
-IntegerRows CpuBackend::integer_rows(const MatMul& op) {
-  const bool wanted = std::any_of(op.parts.begin(), op.parts.end(), [](const MatMul::Part& part) {
-    return part.weight.data != nullptr && is_quantized(part.weight.format);
-  });
-  if (!wanted) return {nullptr, 0, 0};
-  const int64_t n = op.x.rows;
-  const IntegerRows rows(integers_.get<char>(IntegerRows::bytes(n, op.x.cols)), n, op.x.cols);
-  parallel_for(n <= kFewRows ? 1 : n_threads_, (n + kFewRows - 1) / kFewRows, [&](int64_t i) {
-    quantize_rows(op.x, i * kFewRows, std::min(n, (i + 1) * kFewRows), rows);
-  });
+std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
+  const int64_t n = op.x.rows, cols = op.x.cols, bytes = IntegerRows::bytes(n, cols);
+  std::array<IntegerRows, 3> rows;
+  const auto wanted = [&](size_t p) {
+    const Weight& weight = op.parts[p].weight;
+    return weight.data != nullptr && is_integer(weight.format);
+  };
+  const auto first_of_order = [&](size_t p) {
+    size_t first = 0;
+    while (!wanted(first) || op.parts[first].weight.order != op.parts[p].weight.order) ++first;
+    return first;
+  };
+  int64_t n_orders = 0;
+  for (size_t p = 0; p < rows.size(); ++p) n_orders += wanted(p) && first_of_order(p) == p;
+  if (n_orders == 0) return rows;
+  char* memory = integers_.get<char>(n_orders * bytes);
+  for (size_t p = 0; p < rows.size(); ++p) {
+    if (!wanted(p)) continue;
+    if (const size_t first = first_of_order(p); first != p) {
+      rows[p] = rows[first];
+      continue;
+    }
+    rows[p] = {memory, n, cols};
+    memory += bytes;
+    parallel_for(n <= kFewRows ? 1 : n_threads_, (n + kFewRows - 1) / kFewRows, [&](int64_t i) {
+      quantize_rows(op.x, op.parts[p].weight.order, i * kFewRows, std::min(n, (i + 1) * kFewRows),
+                    rows[p]);
+    });
+  }
   return rows;
 }
 
@@ -298,14 +335,18 @@ void CpuBackend::run(const MatMul& op) {
   check(op);
   const int64_t n = op.x.rows;
   if (n == 0) return;
-  const IntegerRows integers = integer_rows(op);
+  const std::array<IntegerRows, 3> integers = integer_rows(op);
+  const auto integers_of = [&](const MatMul::Part& part) -> const IntegerRows& {
+    return integers[static_cast<size_t>(&part - op.parts.data())];
+  };
   if (n <= kFewRows) {
     // A panel is about 256 KiB of bf16: threads seldom meet, and end together.
     const int64_t step = std::clamp<int64_t>(128 * 1024 / std::max<int64_t>(1, op.x.cols), 16, 128);
     const Panels panels = {op, step};
     parallel_for(n_threads_, panels.size(), [&](int64_t i) {
       const auto& [part, begin, end] = panels[i];
-      if (is_quantized(part.weight.format)) return quantized_dot(integers, n, part, begin, end);
+      if (is_integer(part.weight.format))
+        return quantized_dot(integers_of(part), n, part, begin, end);
       HWY_DYNAMIC_DISPATCH(dot_panel)(op, part, begin, end);
     });
     return;
@@ -319,8 +360,8 @@ void CpuBackend::run(const MatMul& op) {
     const auto& [part, begin, end] = panels[i / n_blocks];
     const int64_t first = i % n_blocks * kPanelRows, last = std::min(first + kPanelRows, n);
     char* memory = packed + thread * packed_size;
-    if (is_quantized(part.weight.format))
-      return quantized_multiply(integers, part, first, last, begin, end, memory);
+    if (is_integer(part.weight.format))
+      return quantized_multiply(integers_of(part), part, first, last, begin, end, memory);
     HWY_DYNAMIC_DISPATCH(multiply)
     (op, part, first, last, begin, end, reinterpret_cast<float*>(memory));
   });

@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ei/ops/weight_blocks.h"
-
 // One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ei/cpu/quantized.cc"
 #include <hwy/foreach_target.h>
 
 #include "ei/cpu/tile-inl.h"
+#include "ei/cpu/weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
@@ -18,91 +17,14 @@ namespace ei::cpu::HWY_NAMESPACE {
 // Columns that are unpacked at a time: one block of the formats with the largest ones.
 constexpr int64_t kChunk = 256;
 
-// Weights of a row, or of several outputs: whole numbers, and what makes numbers of them.
-struct Chunk {
-  HWY_ALIGN int16_t q[kChunk];
-  HWY_ALIGN float scale[kChunk / 16];
-  HWY_ALIGN float offset[kChunk / 16];
-};
-
-// Halves at the head of n <= 8 blocks, `at` bytes in, as floats. All at once, as that is one
-// instruction.
-HWY_INLINE void load_halves(const uint8_t* block, int64_t block_bytes, int64_t n, float* to) {
-  const hn::CappedTag<float, 8> d;
-  const hn::Rebind<uint16_t, decltype(d)> d16;
-  HWY_ALIGN uint16_t bits[8] = {};
-  for (int64_t b = 0; b < n; ++b) std::memcpy(&bits[b], block + b * block_bytes, sizeof bits[b]);
-  for (size_t b = 0; b < 8; b += hn::Lanes(d))
-    hn::StoreU(hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, decltype(d)>(),
-                                            hn::LoadU(d16, bits + b))),
-               d, to + b);
-}
-
-// Columns [from, from + depth) of a row.
-template <WeightFormat kFormat>
-void unpack(const char* row, int64_t from, int64_t depth, Chunk& to) {
-  constexpr int64_t kSize = block_of(kFormat).weights, kBytes = block_of(kFormat).bytes;
-  const auto* block = reinterpret_cast<const uint8_t*>(row) + row_bytes(kFormat, from);
-  for (int64_t k = 0; k < depth; k += kSize)
-    unpack_numbers<kFormat>(block + k / kSize * kBytes, to.q + k);
-  if constexpr (kSize == kChunk) {
-    unpack_scales<kFormat>(block, to.scale, to.offset);
-  } else {
-    load_halves(block, kBytes, depth / kSize, to.scale);
-    if constexpr (has_offset(kFormat)) {  // -m
-      load_halves(block + 2, kBytes, depth / kSize, to.offset);
-      for (float& offset : to.offset) offset = -offset;
-    }
-  }
-}
-
-// Formats differ in how a chunk of a row is unpacked and in nothing else but the groups' size and
-// whether they have offsets.
-using Unpack = void (*)(const char* row, int64_t from, int64_t depth, Chunk& to);
-Unpack unpack_of(WeightFormat format) {
-  return with_quantized(format, []<WeightFormat kFormat>() -> Unpack { return unpack<kFormat>; });
-}
-template <class F>
-void with_groups(WeightFormat format, const F& f) {
-  const bool offset = has_offset(format);
-  if (group_of(format) == 32) {
-    offset ? f.template operator()<32, true>() : f.template operator()<32, false>();
-  } else {
-    offset ? f.template operator()<16, true>() : f.template operator()<16, false>();
-  }
-}
-
-// sum + the products of pairs of 16-bit numbers, each lane's two added up.
-template <class D>
-HWY_INLINE hn::Vec<D> add_products(D d, hn::Vec<D> a, hn::Vec<D> b, hn::Vec<D> sum) {
-#if HWY_TARGET == HWY_SCALAR
-  const int32_t x = hn::GetLane(a), y = hn::GetLane(b);
-  return hn::Add(
-      sum, hn::Set(d, static_cast<int16_t>(x) * static_cast<int16_t>(y) + (x >> 16) * (y >> 16)));
-#else
-  const hn::Repartition<int16_t, D> d16;
-  return hn::ReorderWidenMulAccumulate(d, hn::BitCast(d16, a), hn::BitCast(d16, b), sum, sum);
-#endif
-}
-
-template <class D>
-HWY_INLINE hn::Vec<D> load_pairs(D d, const int16_t* from) {
-#if HWY_TARGET == HWY_SCALAR
-  int32_t pair;
-  std::memcpy(&pair, from, sizeof pair);
-  return hn::Set(d, pair);
-#else
-  return hn::BitCast(d, hn::LoadU(hn::Repartition<int16_t, D>(), from));
-#endif
-}
-
 HWY_INLINE int32_t pair_at(const int16_t* from) {
   int32_t pair;
   std::memcpy(&pair, from, sizeof pair);
   return pair;
 }
 
-void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows& to) {
+void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
+                   const IntegerRows& to) {
   const F32 d;
   const hn::RebindToSigned<F32> di;
   const hn::Rebind<int16_t, F32> d16;
@@ -111,6 +33,11 @@ void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows&
     const float* row = static_cast<const float*>(x.data) + r * cols;
     for (int64_t g = 0; g < cols / 32; ++g) {
       const float* from = row + g * 32;
+      float ordered[32];
+      if (order != nullptr) {
+        for (int64_t k = 0; k < 32; ++k) ordered[k] = row[order[g * 32 + k]];
+        from = ordered;
+      }
       V32 most = hn::Zero(d), all = hn::Zero(d);
       for (int64_t k = 0; k < 32; k += lanes) {
         most = hn::Max(most, hn::Abs(hn::LoadU(d, from + k)));
@@ -138,63 +65,52 @@ void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows&
   }
 }
 
-// sum - the products of n offsets and sums of x.
-template <class D>
-HWY_INLINE hn::Vec<D> subtract_offsets(D d, int64_t n, const float* offset, const float* sums,
-                                       hn::Vec<D> sum) {
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t g = 0;
-  for (; g + lanes <= n; g += lanes)
-    sum = hn::NegMulAdd(hn::LoadU(d, offset + g), hn::LoadU(d, sums + g), sum);
-  float rest = 0;
-  for (; g < n; ++g) rest += offset[g] * sums[g];
-  const hn::Vec<D> first = hn::IfThenElseZero(hn::FirstN(d, 1), hn::Set(d, rest));
-  return hn::Sub(sum, first);
-}
-
 // out[i][j] (+)= x[i] . weight[j] + bias[j] for n <= kN rows of x from `first` on and outputs
 // [begin, end). Where n is less, the last row is multiplied again.
-template <int64_t kGroup, bool kOffset, int kN>
+template <WeightFormat kFormat, int kN>
 void dot_rows(const IntegerRows& x, int64_t first, int64_t n, const MatMul::Part& part,
               int64_t begin, int64_t end) {
+  constexpr int64_t kSize = block_of(kFormat).weights, kGroup = group_of(kFormat);
   const hn::CappedTag<int32_t, 8> d;
   const hn::Rebind<float, decltype(d)> df;
   const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(d)), cols = x.cols;
   const float* sums = kGroup == 32 ? x.sums_32 : x.sums_16;
-  const Unpack unpack_chunk = unpack_of(part.weight.format);
   int64_t row[kN];  // where it begins
   for (int i = 0; i < kN; ++i) row[i] = (first + std::min<int64_t>(i, n - 1)) * cols;
-  Chunk w;
   for (int64_t j = begin; j < end; ++j) {
-    hn::Vec<decltype(df)> sum[kN];
+    // Offsets are added up in every lane alike.
+    hn::Vec<decltype(df)> sum[kN], offsets[kN];
     HWY_UNROLL(4)
-    for (int i = 0; i < kN; ++i) sum[i] = hn::Zero(df);
-    for (int64_t from = 0; from < cols; from += kChunk) {
-      const int64_t depth = std::min(kChunk, cols - from);
-      unpack_chunk(part.weight.row(j), from, depth, w);
-      for (int64_t g = 0; g < depth / kGroup; ++g) {
-        const auto w_scale = hn::Set(df, w.scale[g]);
+    for (int i = 0; i < kN; ++i) sum[i] = offsets[i] = hn::Zero(df);
+    const auto* block = reinterpret_cast<const uint8_t*>(part.weight.row(j));
+    for (int64_t from = 0; from < cols; from += kSize, block += block_of(kFormat).bytes) {
+      const Scales<kFormat> scales(block);
+      HWY_UNROLL(16)
+      for (int64_t g = 0; g < kSize / kGroup; ++g) {
+        hn::Vec<decltype(d)> products[kN];
+        HWY_UNROLL(4)
+        for (int i = 0; i < kN; ++i) products[i] = hn::Zero(d);
+        HWY_UNROLL(8)
+        for (int64_t k = g * kGroup; k < (g + 1) * kGroup; k += step) {
+          const auto w = load_weight_pairs<kFormat>(d, block, k);
+          HWY_UNROLL(4)
+          for (int i = 0; i < kN; ++i)
+            products[i] = add_products(d, w, load_pairs(d, x.q + row[i] + from + k), products[i]);
+        }
+        const auto scale = scales.scale(df, g);
         HWY_UNROLL(4)
         for (int i = 0; i < kN; ++i) {
           const int64_t at = row[i] + from + g * kGroup;
-          auto products = hn::Zero(d);
-          HWY_UNROLL(4)
-          for (int64_t k = 0; k < kGroup; k += step)
-            products = add_products(d, load_pairs(d, w.q + g * kGroup + k),
-                                    load_pairs(d, x.q + at + k), products);
-          sum[i] = hn::MulAdd(hn::ConvertTo(df, products),
-                              hn::Mul(w_scale, hn::Set(df, x.scale[at / 32])), sum[i]);
+          sum[i] = hn::MulAdd(hn::ConvertTo(df, products[i]),
+                              hn::Mul(scale, hn::Set(df, x.scale[at / 32])), sum[i]);
+          if constexpr (has_offset(kFormat))
+            offsets[i] =
+                hn::MulAdd(scales.offset(df, g), hn::Set(df, sums[at / kGroup]), offsets[i]);
         }
-      }
-      if constexpr (kOffset) {
-        HWY_UNROLL(4)
-        for (int i = 0; i < kN; ++i)
-          sum[i] = subtract_offsets(df, depth / kGroup, w.offset, sums + (row[i] + from) / kGroup,
-                                    sum[i]);
       }
     }
     for (int i = 0; i < n; ++i) {
-      float total = hn::GetLane(hn::SumOfLanes(df, sum[i]));
+      float total = hn::GetLane(hn::SumOfLanes(df, sum[i])) - hn::GetLane(offsets[i]);
       if (part.bias.data != nullptr) total += part.bias[j];
       float& to = static_cast<float*>(part.out.data)[(first + i) * part.out.cols + j];
       to = part.accumulate ? to + total : total;
@@ -203,10 +119,10 @@ void dot_rows(const IntegerRows& x, int64_t first, int64_t n, const MatMul::Part
 }
 
 void dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin, int64_t end) {
-  with_groups(part.weight.format, [&]<int64_t kGroup, bool kOffset>() {
-    if (n == 1) return dot_rows<kGroup, kOffset, 1>(x, 0, 1, part, begin, end);
+  with_integers(part.weight.format, [&]<WeightFormat kFormat>() {
+    if (n == 1) return dot_rows<kFormat, 1>(x, 0, 1, part, begin, end);
     for (int64_t i = 0; i < n; i += 4)
-      dot_rows<kGroup, kOffset, 4>(x, i, std::min<int64_t>(4, n - i), part, begin, end);
+      dot_rows<kFormat, 4>(x, i, std::min<int64_t>(4, n - i), part, begin, end);
   });
 }
 
@@ -222,6 +138,32 @@ struct Panel {
   HWY_ALIGN float scale[kChunk / 16 * kWidth];
   HWY_ALIGN float offset[kChunk / 16 * kWidth];
 };
+
+// Weights of a row: whole numbers, and what makes numbers of them.
+struct Chunk {
+  HWY_ALIGN int16_t q[kChunk];
+  float scale[kChunk / 16];
+  float offset[kChunk / 16];
+};
+
+// Columns [from, from + depth) of a row.
+template <WeightFormat kFormat>
+void unpack(const char* row, int64_t from, int64_t depth, Chunk& to) {
+  constexpr int64_t kSize = block_of(kFormat).weights, kGroups = kSize / group_of(kFormat);
+  const hn::CappedTag<int32_t, 8> d;
+  const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(d));
+  const auto* block = reinterpret_cast<const uint8_t*>(row) + row_bytes(kFormat, from);
+  for (int64_t b = 0; b < depth / kSize; ++b, block += block_of(kFormat).bytes) {
+    HWY_UNROLL(32)
+    for (int64_t k = 0; k < kSize; k += step)
+      store_pairs(d, load_weight_pairs<kFormat>(d, block, k), to.q + b * kSize + k);
+    unpack_scales<kFormat>(block, to.scale + b * kGroups, to.offset + b * kGroups);
+  }
+}
+using Unpack = void (*)(const char* row, int64_t from, int64_t depth, Chunk& to);
+Unpack unpack_of(WeightFormat format) {
+  return with_integers(format, []<WeightFormat kFormat>() -> Unpack { return unpack<kFormat>; });
+}
 
 // Zeros beyond n outputs.
 void pack(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t depth, Panel& to) {
@@ -330,6 +272,16 @@ void multiply_rows(const IntegerRows& x, int64_t row, int64_t m, int64_t from, i
   }
 }
 
+template <class F>
+void with_groups(WeightFormat format, const F& f) {
+  const bool offset = has_offset(format);
+  if (group_of(format) == 32) {
+    offset ? f.template operator()<32, true>() : f.template operator()<32, false>();
+  } else {
+    offset ? f.template operator()<16, true>() : f.template operator()<16, false>();
+  }
+}
+
 void multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int64_t last,
               int64_t begin, int64_t end, void* memory) {
   auto* panels = static_cast<Panel*>(memory);
@@ -388,8 +340,9 @@ IntegerRows::IntegerRows(void* memory, int64_t rows, int64_t cols)
   sums_16 = sums_32 + rows * cols / 32;
 }
 
-void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows& to) {
-  HWY_DYNAMIC_DISPATCH(quantize_rows)(x, first, last, to);
+void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
+                   const IntegerRows& to) {
+  HWY_DYNAMIC_DISPATCH(quantize_rows)(x, order, first, last, to);
 }
 
 void quantized_dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin,

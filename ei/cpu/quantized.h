@@ -19,15 +19,17 @@ struct IntegerRows {
   float* sums_16 = nullptr;  // [rows, cols / 16]
 
   static int64_t bytes(int64_t rows, int64_t cols) { return rows * (cols * 2 + cols / 32 * 16); }
+  IntegerRows() = default;
   IntegerRows(void* memory, int64_t rows, int64_t cols);
 };
 
-// Rows [first, last) of x.
-void quantize_rows(const Act& x, int64_t first, int64_t last, const IntegerRows& to);
+// Rows [first, last) of x, its columns in the order of a weight's.
+void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
+                   const IntegerRows& to);
 
-// The product of a part whose weight is quantized: for outputs [begin, end) and all n <= 8 rows,
-// straight from the blocks; and for rows [first, last), by `memory` of packed_bytes(end - begin)
-// into which weights are unpacked.
+// The product of a part whose weight is in an integer format, with x in its order: for outputs
+// [begin, end) and all n <= 8 rows, straight from the blocks; and for rows [first, last), by
+// `memory` of packed_bytes(end - begin) into which weights are unpacked.
 void quantized_dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin,
                    int64_t end);
 void quantized_multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int64_t last,

@@ -23,8 +23,8 @@ __global__ void narrow(const T* from, bf16* to, int64_t n) {
 Weight CudaBackend::place(const Weight& host) {
   if (is_quantized(host.format))
     throw Error("weights in " + std::string(block_of(host.format).name) +
-                " are not computed with on CUDA, which takes BF16, F16 and F32: run on the CPU "
-                "(--device cpu)");
+                " are not computed with on CUDA, which takes BF16, F16 and F32: convert them "
+                "(--weights bf16) or run on the CPU (--device cpu)");
   Weight placed = host;
   placed.format = WeightFormat::kBF16;
   void* data = memory_.allocate(placed.bytes());

@@ -80,7 +80,7 @@ void Engine::Impl::load_directory(const std::filesystem::path& dir) {
           "tokenizer.json or tokenizer.model) or a .gguf file",
           dir.string());
   tokenizer = load_tokenizer(dir);
-  model = std::make_unique<Model>(Model::load(*backend, dir, options.on_load));
+  model = std::make_unique<Model>(Model::load(*backend, dir, options.weights, options.on_load));
   chat = ChatTemplate::load(dir, *tokenizer);
 
   const GenerationConfig generation = load_generation_config(dir);
@@ -94,7 +94,7 @@ void Engine::Impl::load_directory(const std::filesystem::path& dir) {
 void Engine::Impl::load_file(const std::filesystem::path& path) {
   const auto file = std::make_shared<const GgufFile>(path);
   tokenizer = load_tokenizer(file->metadata());
-  model = std::make_unique<Model>(Model::load(*backend, file, options.on_load));
+  model = std::make_unique<Model>(Model::load(*backend, file, options.weights, options.on_load));
   chat = load_chat_template(file->metadata(), *tokenizer);
   const std::vector<int32_t> ends = end_ids(file->metadata(), *tokenizer);
   eos.insert(ends.begin(), ends.end());
@@ -198,6 +198,8 @@ ModelInfo Engine::info() const {
   info.max_context = config.max_positions;
   info.max_text_bytes = config.max_positions * e.longest_token;
   info.weight_bytes = e.model->weight_bytes();
+  for (const auto& [format, bytes] : e.model->matrix_bytes())
+    info.weight_formats.emplace_back(block_of(format).name, bytes);
   info.activation_bytes = Activations::bytes(*e.backend, config, e.options.chunk, 1);
   info.available_bytes = e.backend->available_bytes();
   const PrefillPolicy prefill = default_prefill(e.options.device);

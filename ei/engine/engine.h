@@ -8,10 +8,12 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "ei/base/dtype.h"
 #include "ei/base/error.h"
+#include "ei/ops/weight_format.h"
 #include "ei/policy/decode_policy.h"
 #include "ei/policy/prefill_policy.h"
 #include "ei/policy/sampling.h"
@@ -32,10 +34,12 @@ struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16 or kF32
-  int64_t page = 512;            // tokens of a page of the KV cache, which is read and reused as a
-                                 // whole; rounded up to whole segments
-  int64_t chunk = 0;  // tokens read at a time, rounded up to whole pages; 0: what suits the device
-  // While the weights are copied to the device: bytes copied, and of all.
+  // kFP8, kQ8_0, kQ4_K: weights are converted while loading if that makes them smaller; kBF16: all.
+  std::optional<WeightFormat> weights;
+  int64_t page = 512;  // tokens of a page of the KV cache, which is read and reused as a
+                       // whole; rounded up to whole segments
+  int64_t chunk = 0;   // tokens read at a time, rounded up to whole pages; 0: what suits the device
+  // While the weights are converted or copied to the device: bytes done, and of all.
   std::function<void(int64_t done, int64_t total)> on_load;
 };
 
@@ -57,7 +61,8 @@ struct ModelInfo {
   int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context
   int64_t longest_context_bytes = 0;  // that they take: cache, tables, selection, activations
   int64_t weight_bytes = 0;
-  int64_t activation_bytes = 0;        // of the tokens read at a time
+  std::vector<std::pair<std::string, int64_t>> weight_formats;  // bytes of matrices by format
+  int64_t activation_bytes = 0;                                 // of the tokens read at a time
   int64_t available_bytes = 0;         // of the device's memory, for activations and caches
   int64_t kv_bytes_per_token = 0;      // full cache, K and V of all layers
   int64_t bounds_bytes_per_token = 0;  // key bounds beside them, under the default prefill policy

@@ -173,10 +173,50 @@ void refuse_unsupported(const Fields& fields) {
           shown(Json(act)));
   require(!fields.boolean("mlp_bias", false),
           "{}: mlp_bias is true; biases in the MLP are not supported", fields.where());
-  require(!fields.has("quantization_config"),
-          "{}: quantization_config: quantized weights are not supported; use the checkpoint in "
-          "BF16, F16 or F32",
-          fields.where());
+}
+
+Quantization parse_quantization(const Fields& config) {
+  using enum Quantization::Method;
+  constexpr const char* kKey = "quantization_config";
+  if (!config.has(kKey)) return {};
+  const Fields fields(config.at(kKey), fmt::format("{}: {}", config.where(), kKey));
+  const auto unsupported = [&](bool ok, std::string_view key, std::string_view possible) {
+    require(ok, "{}: {} is {}; what is supported is {}", fields.where(), key,
+            fields.has(key) ? shown(fields.at(key)) : "missing", possible);
+  };
+  const std::string method = fields.string("quant_method", "");
+  if (method == "fp8") {
+    unsupported(fields.string("fmt", "e4m3") == "e4m3", "fmt", "e4m3");
+    unsupported(!fields.has("weight_block_size") ||
+                    fields.integers("weight_block_size", 1, kMaxWidth) == std::vector{128L, 128L},
+                "weight_block_size", "[128, 128]");
+    return {.method = kFp8};
+  }
+  if (method == "awq") {
+    unsupported(fields.integer("bits", 1, 64) == 4, "bits", "4");
+    const std::string version = fields.string("version", "gemm");
+    unsupported(version == "gemm" || version == "GEMM", "version", "gemm");
+    return {.method = kAwq};
+  }
+  if (method == "gptq") {
+    const int64_t bits = fields.integer("bits", 1, 64);
+    unsupported(bits == 4 || bits == 8, "bits", "4 and 8");
+    const std::string format = fields.string("checkpoint_format", "gptq");
+    unsupported(format == "gptq" || format == "gptq_v2", "checkpoint_format", "gptq and gptq_v2");
+    return {.method = kGptq, .zero_less_one = format == "gptq"};
+  }
+  if (method == "compressed-tensors") {
+    const std::string format = fields.string("format", "");
+    unsupported(format == "pack-quantized" || format == "int-quantized" ||
+                    format == "float-quantized" || format == "naive-quantized" ||
+                    format == "mixed-precision",
+                "format", "pack-quantized, int-quantized and float-quantized");
+    unsupported(!fields.has("transform_config") || fields.at("transform_config").empty(),
+                "transform_config", "none");
+    return {.method = kCompressedTensors};
+  }
+  unsupported(false, "quant_method", "fp8, awq, gptq and compressed-tensors");
+  return {};
 }
 
 }  // namespace
@@ -213,6 +253,7 @@ ModelConfig parse_config(const Json& json, std::string_view where) {
   config.max_positions = scaled_context(rope, config.rope, config.max_positions);
   refuse_window(fields, config);
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
+  config.quantization = parse_quantization(fields);
   config.qk_norm = config.family == Family::kQwen3;
   config.o_bias = fields.boolean("attention_bias", false);
   if (config.family == Family::kPangu) config.o_bias = fields.boolean("bias", true);

@@ -16,6 +16,14 @@ namespace ei {
 // RoPE, SwiGLU. They differ in biases, qk-norm and how config.json is spelt.
 enum class Family : uint8_t { kLlama, kQwen2, kQwen3, kMistral, kPangu };
 
+// How the matrices of a checkpoint are stored where they are quantized. Which ones are is what its
+// tensors say; modules_to_not_convert and ignore list those that are not.
+struct Quantization {
+  enum class Method : uint8_t { kNone, kFp8, kAwq, kGptq, kCompressedTensors };
+  Method method = Method::kNone;
+  bool zero_less_one = false;  // GPTQ's zero points are stored less 1
+};
+
 struct ModelConfig {
   std::string architecture;  // as config.json names it: "LlamaForCausalLM", ...
   Family family = Family::kLlama;
@@ -30,6 +38,7 @@ struct ModelConfig {
   int64_t max_positions =
       0;  // tokens of context the checkpoint was made for, RoPE scaling included
   RopeConfig rope;
+  Quantization quantization;
   bool tie_word_embeddings = false;
   bool qk_norm = false;   // RMSNorm on every head of q and k before RoPE
   bool qkv_bias = false;  // what the family or config.json says; a checkpoint's tensors decide
@@ -39,7 +48,8 @@ struct ModelConfig {
 
 // Reads config.json, in the spellings of transformers 4 and 5. Throws Error naming `where`, the
 // field, the value and what is possible: for wrong types and ranges, and for what is not supported
-// (other architectures and rope types, a window shorter than the context, quantized weights, ...).
+// (other architectures and rope types, a window shorter than the context, other ways of
+// quantization, ...).
 ModelConfig parse_config(const Json& json, std::string_view where);
 ModelConfig load_config(const std::filesystem::path& dir);
 

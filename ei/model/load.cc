@@ -1,9 +1,13 @@
+#include <atomic>
+#include <cmath>
+#include <exception>
 #include <set>
 
 #include "ei/base/fail.h"
 #include "ei/io/gguf.h"
 #include "ei/model/gguf_model.h"
 #include "ei/model/model.h"
+#include "ei/model/quantized_tensors.h"
 #include "ei/model/weight_source.h"
 #include "ei/ops/weight_blocks.h"
 
@@ -16,14 +20,75 @@ std::string format_names() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-// The tensors of a checkpoint's files, which stay mapped as long as this lives.
+// Rows [first, last) of a matrix as they are computed with.
+using WriteRows = std::function<void(int64_t first, int64_t last, char* to)>;
+
+// All rows of the weight, on all threads; throws what one of them threw.
+void write_all(const WriteRows& write, const Weight& weight, char* to) {
+  constexpr int64_t kRows = 32;
+  std::exception_ptr error;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t first = 0; first < weight.rows; first += kRows) {
+    try {
+      write(first, std::min(first + kRows, weight.rows),
+            to + first * row_bytes(weight.format, weight.cols));
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+// What a matrix becomes if weights are asked for in `wanted`. Numbers that are as small already
+// stay as they are, as do rows that are no whole blocks. With Q4_K, rows of no whole 256 become
+// Q4_1, and the embedding and the head, of which every token depends on few rows, Q8_0.
+WeightFormat converted(WeightFormat wanted, const std::string& name, const Weight& weight) {
+  using enum WeightFormat;
+  if (wanted == kBF16) return wanted;
+  const bool table = !name.starts_with("model.layers.");
+  if (wanted == kQ4_K) wanted = table ? kQ8_0 : weight.cols % 256 == 0 ? kQ4_K : kQ4_1;
+  if (weight.cols % block_of(wanted).weights != 0) return weight.format;
+  return row_bytes(wanted, weight.cols) < row_bytes(weight.format, weight.cols) ? wanted
+                                                                                : weight.format;
+}
+
+// Rows of `from`, which `read` writes if it is given, in another format and the order of inputs.
+WriteRows conversion(const Weight& from, const WriteRows& read, WeightFormat format,
+                     const std::string& where) {
+  return [=](int64_t first, int64_t last, char* to) {
+    const int64_t bytes = row_bytes(from.format, from.cols);
+    std::vector<char> blocks(static_cast<size_t>(read ? (last - first) * bytes : 0));
+    if (read) read(first, last, blocks.data());
+    std::vector<float> row(static_cast<size_t>(from.cols)), ordered(row);
+    for (int64_t i = first; i < last; ++i, to += row_bytes(format, from.cols)) {
+      dequantize(from.format, read ? blocks.data() + (i - first) * bytes : from.row(i), from.cols,
+                 row.data());
+      for (size_t j = 0; from.order != nullptr && j < row.size(); ++j)
+        ordered[static_cast<size_t>(from.order[j])] = row[j];
+      for (const float value : row)
+        require(std::abs(value) < 65504, "{} has {} in row {}, which is not converted", where,
+                value, i);
+      quantize(format, from.order == nullptr ? row.data() : ordered.data(), from.cols, to);
+    }
+  };
+}
+
+// The tensors of a checkpoint's files, which stay mapped as long as this lives. With `weights`,
+// matrices are converted to it.
 class CheckpointSource : public WeightSource {
  public:
   // `hugging_face` turns names in `files` into those of Hugging Face's checkpoints.
   template <class Files, class Rename>
   CheckpointSource(std::shared_ptr<const Files> files, const ModelConfig& config,
-                   const Rename& hugging_face)
-      : path_(files->path()), architecture_(config.architecture), n_layers_(config.n_layers) {
+                   std::optional<WeightFormat> weights, const Rename& hugging_face)
+      : path_(files->path()),
+        architecture_(config.architecture),
+        n_layers_(config.n_layers),
+        quantization_(config.quantization),
+        weights_(weights) {
+    require(!weights || can_quantize(*weights), "weights are not converted to {}",
+            block_of(weights.value_or(WeightFormat::kF32)).name);
     for (const auto& [name, entry] : files->entries())
       entries_.emplace(hugging_face(name), Entry{entry, name});
     files_ = std::move(files);
@@ -32,9 +97,46 @@ class CheckpointSource : public WeightSource {
   bool has(const std::string& name) const override { return entries_.contains(name); }
 
   Weight matrix(const std::string& name, int64_t rows, int64_t cols) override {
-    const Found found = find(name, {rows, cols});
-    return {aligned(found), found.format, rows, cols};
+    Weight weight{.rows = rows, .cols = cols};
+    WriteRows write;
+    const std::string module = name.substr(0, name.rfind('.'));
+    const auto part = [&](std::string_view suffix) { return find_part(module, suffix); };
+    if (auto quantized = find_quantized(quantization_, part, module, rows, cols)) {
+      weight.data = quantized->data;
+      weight.format = quantized->format;
+      if (!quantized->order.empty())
+        weight.order = orders_.insert(std::move(quantized->order)).first->data();
+      write = std::move(quantized->write);
+    } else {
+      const Found found = find(name, {rows, cols});
+      weight.data = aligned(found);
+      weight.format = found.format;
+    }
+    if (weights_)
+      if (const WeightFormat format = converted(*weights_, name, weight); format != weight.format) {
+        write = conversion(weight, write, format, fmt::format("{}: tensor {}", path_, name));
+        weight.format = format;
+        weight.order = nullptr;
+      }
+    if (write) conversions_.emplace(weight.data, std::move(write));
+    return weight;
   }
+
+  Weight read(const Weight& weight, int64_t available) override {
+    const auto it = conversions_.find(weight.data);
+    if (it == conversions_.end()) return weight;
+    require(weight.bytes() <= available, "no memory for {} bytes: {} are available", weight.bytes(),
+            available);
+    auto memory = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(weight.bytes()));
+    write_all(it->second, weight, memory.get());
+    conversions_.erase(it);
+    Weight converted = weight;
+    converted.data = memory.get();
+    memory_.emplace(converted.data, std::move(memory));
+    return converted;
+  }
+
+  void drop(const Weight& weight) override { memory_.erase(weight.data); }
 
   std::vector<float> vector(const std::string& name, int64_t size) override {
     const Found found = find(name, {size});
@@ -45,7 +147,7 @@ class CheckpointSource : public WeightSource {
 
   void check_complete() const override {
     for (const auto& [name, entry] : entries_) {
-      if (asked_.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
+      if (asked_.contains(name) || adds_nothing(name, *entry.tensor)) continue;
       require(!name.starts_with("model.layers.") && !name.starts_with("blk."),
               "{}: tensor {} is not part of a {} with {} layers, as the checkpoint describes it",
               *entry.file, entry.name, architecture_, n_layers_);
@@ -60,6 +162,26 @@ class CheckpointSource : public WeightSource {
     WeightFormat format;
     std::span<const std::byte> data;
   };
+
+  // Tensors that may be left out: what scales activations and caches are to be rounded by, which
+  // here they are not, and the biases of zeros that quantized checkpoints have everywhere.
+  bool adds_nothing(std::string_view name, const TensorInfo& tensor) const {
+    const auto ends_with = [&](std::string_view end) { return name.ends_with(end); };
+    if (ends_with("rotary_emb.inv_freq")) return true;
+    if (quantization_.method == Quantization::Method::kNone) return false;
+    constexpr std::string_view kUnused[] = {".input_scale", ".output_scale", ".k_scale", ".v_scale",
+                                            ".weight_shape"};
+    return std::ranges::any_of(kUnused, ends_with) ||
+           (ends_with(".bias") &&
+            std::ranges::all_of(tensor.data, [](std::byte b) { return b == std::byte{0}; }));
+  }
+
+  const TensorEntry* find_part(std::string_view module, std::string_view suffix) {
+    const auto it = entries_.find(fmt::format("{}{}", module, suffix));
+    if (it == entries_.end()) return nullptr;
+    asked_.insert(it->first);
+    return &it->second;
+  }
 
   Found find(const std::string& name, const std::vector<int64_t>& shape) {
     const auto it = entries_.find(name);
@@ -88,31 +210,37 @@ class CheckpointSource : public WeightSource {
 
   std::string path_, architecture_;
   int n_layers_;
+  Quantization quantization_;
+  std::optional<WeightFormat> weights_;
   std::shared_ptr<const void> files_;
   std::map<std::string, Entry, std::less<>> entries_;  // by their names at Hugging Face
   std::set<std::string, std::less<>> asked_;
   std::vector<std::vector<std::byte>> copies_;
+  std::set<std::vector<int32_t>> orders_;                  // matrices of the same inputs share one
+  std::map<const void*, WriteRows> conversions_;           // by the data of what matrix() gave
+  std::map<const void*, std::unique_ptr<char[]>> memory_;  // of what was converted, by its data
 };
 
 }  // namespace
 
 Model Model::load(Backend& backend, const std::filesystem::path& dir,
-                  const LoadProgress& progress) {
+                  std::optional<WeightFormat> weights, const LoadProgress& progress) {
   const ModelConfig config = load_config(dir);
   const auto files = std::make_shared<const Checkpoint>(dir);
   const auto same = [](std::string_view name) { return std::string(name); };
   Model model(backend, config);
-  model.load(std::make_shared<CheckpointSource>(files, config, same), dir.string(), progress);
+  model.load(std::make_shared<CheckpointSource>(files, config, weights, same), dir.string(),
+             progress);
   files->check_size();
   return model;
 }
 
 Model Model::load(Backend& backend, std::shared_ptr<const GgufFile> file,
-                  const LoadProgress& progress) {
+                  std::optional<WeightFormat> weights, const LoadProgress& progress) {
   const ModelConfig config = gguf_config(*file);
   Model model(backend, config);
-  model.load(std::make_shared<CheckpointSource>(file, config, hugging_face_name), file->path(),
-             progress);
+  model.load(std::make_shared<CheckpointSource>(file, config, weights, hugging_face_name),
+             file->path(), progress);
   file->check_size();
   return model;
 }
@@ -124,7 +252,9 @@ void Model::load(const std::shared_ptr<WeightSource>& source, const std::string&
   int64_t done = 0;
   const auto place = [&](Weight& weight) {
     try {
-      weight = backend_->place(weight);
+      const Weight host = source->read(weight, backend_->available_bytes());
+      weight = backend_->place(host);
+      if (weight.data != host.data) source->drop(host);
     } catch (const Error& error) {
       fail("{}: the weights take {} MiB, {} MiB of them were placed: {}", path, weight_bytes_ >> 20,
            done >> 20, error.what());

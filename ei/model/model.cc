@@ -48,6 +48,7 @@ void Model::take(WeightSource& source) {
     const Weight weight = source.matrix(name, rows, cols);
     n_parameters_ += rows * cols;
     weight_bytes_ += weight.bytes();
+    matrix_bytes_[weight.format] += weight.bytes();
     return weight;
   };
   const auto vector = [&](const std::string& name, int64_t size) {

@@ -2,7 +2,9 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -68,13 +70,15 @@ using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 class Model {
  public:
   // Reads config.json and the weights of a Hugging Face directory. Matrices stay where they are in
-  // the mapped files if the backend can read them there. Throws Error naming file, tensor, expected
-  // and found before anything is placed. `backend` must outlive the model.
+  // the mapped files if the backend can read them there; with `weights`, one of the formats that
+  // quantize() makes, they are converted where that makes them smaller, to BF16 always. Throws
+  // Error naming file, tensor, expected and found before anything is placed. `backend` must outlive
+  // the model.
   static Model load(Backend& backend, const std::filesystem::path& dir,
-                    const LoadProgress& progress = {});
+                    std::optional<WeightFormat> weights = {}, const LoadProgress& progress = {});
   // The same of a GGUF file, which the model keeps open.
   static Model load(Backend& backend, std::shared_ptr<const GgufFile> file,
-                    const LoadProgress& progress = {});
+                    std::optional<WeightFormat> weights = {}, const LoadProgress& progress = {});
   // Random bf16 weights of a given shape, for measurements: activations stay of order one, and
   // heads range from attention that is nearly uniform to attention on few tokens.
   static Model random(Backend& backend, const ModelConfig& config, uint64_t seed);
@@ -82,6 +86,8 @@ class Model {
   const ModelConfig& config() const { return config_; }
   int64_t n_parameters() const { return n_parameters_; }
   int64_t weight_bytes() const { return weight_bytes_; }
+  // Bytes of the matrices by their format.
+  const std::map<WeightFormat, int64_t>& matrix_bytes() const { return matrix_bytes_; }
 
   // Starts a chunk: x = embeddings of `tokens`, cos and sin of their `positions`. Throws Error when
   // an id is not in the vocabulary, a position is negative, there are more tokens than rows, or
@@ -124,6 +130,7 @@ class Model {
   ModelConfig config_;
   int64_t n_parameters_ = 0;
   int64_t weight_bytes_ = 0;
+  std::map<WeightFormat, int64_t> matrix_bytes_;
   Weight embedding_, head_;  // [vocab_size, hidden]; the same when tied
   Vector norm_;              // [hidden]
   std::vector<Layer> layers_;

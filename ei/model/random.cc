@@ -61,6 +61,8 @@ class RandomSource : public WeightSource {
     return values;
   }
 
+  Weight read(const Weight& weight, int64_t) override { return weight; }
+
   std::vector<Buffer> take_buffers() { return std::move(buffers_); }
 
  private:

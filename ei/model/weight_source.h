@@ -14,9 +14,13 @@ class WeightSource {
 
   virtual bool has(const std::string& name) const = 0;
   // Both throw Error unless the tensor is there with this shape. What a Weight points into lives as
-  // long as the source.
+  // long as the source; its numbers are there once it has been read().
   virtual Weight matrix(const std::string& name, int64_t rows, int64_t cols) = 0;
   virtual std::vector<float> vector(const std::string& name, int64_t size) = 0;
+  // The same weight in memory, for each that matrix() gave. Throws Error when there is less than
+  // `available` bytes of it for one that must be converted.
+  virtual Weight read(const Weight& weight, int64_t available) = 0;
+  virtual void drop(const Weight&) {}  // frees what read() gave
   // Throws Error when the layers have weights that nobody asked for: the checkpoint is then of
   // another model than its configuration says, and leaving them out would give wrong answers in
   // silence.

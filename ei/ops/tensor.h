@@ -35,6 +35,9 @@ struct Weight {
   WeightFormat format = WeightFormat::kBF16;
   int64_t rows = 0;
   int64_t cols = 0;
+  // [cols]: column j of the blocks multiplies input order[j]; nullptr: input j. Of integer formats
+  // alone.
+  const int32_t* order = nullptr;
 
   int64_t bytes() const { return rows * row_bytes(format, cols); }
   // Row i, on the host.

@@ -19,7 +19,7 @@ constexpr int64_t group_of(WeightFormat format) {
   return format == kQ2_K || format == kQ3_K || format == kQ6_K ? 16 : 32;
 }
 
-// A block of quantized weights taken apart:  weight = scale * q - offset,  where each group of
+// A block of integer weights taken apart:  weight = scale * q - offset,  where each group of
 // group_of(kFormat) weights has its scale and, if the format has_offset(), its offset.
 // |q| <= 128. Formulas with d, m and dmin (f16) as the block stores them:
 //   Q8_0    q in 8 bits                          scale d
@@ -34,9 +34,16 @@ constexpr int64_t group_of(WeightFormat format) {
 //   Q5_K    q in 4 bits and one beside           scale d * 6 bits  offset dmin * 6 bits
 //   Q6_K    q in 4 bits and two beside, - 32     scale d * 8 bits
 //   IQ4_XS  as IQ4_NL                            scale d * (6 bits - 32)
+//   INT8    q in 8 bits                          scale d, a float
+// FP8 has a float scale as well, and 32 numbers of 8 bits (e4m3) that it multiplies.
 // Plain loops over bytes, inlined for compilers to turn into whatever instructions the caller may
 // use.
 
+[[gnu::always_inline]] inline float float_at(const uint8_t* at) {
+  float value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
 [[gnu::always_inline]] inline float half_at(const uint8_t* at) {
   uint16_t bits;
   std::memcpy(&bits, at, sizeof bits);
@@ -49,8 +56,8 @@ template <WeightFormat kFormat>
   using enum WeightFormat;
   constexpr int16_t kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
-  if constexpr (kFormat == kQ8_0) {
-    const auto* values = reinterpret_cast<const int8_t*>(block + 2);
+  if constexpr (kFormat == kQ8_0 || kFormat == kINT8) {
+    const auto* values = reinterpret_cast<const int8_t*>(block + (kFormat == kQ8_0 ? 2 : 4));
     for (int i = 0; i < 32; ++i) q[i] = values[i];
   } else if constexpr (kFormat == kQ4_0 || kFormat == kQ4_1) {
     const uint8_t* nibbles = block + (kFormat == kQ4_1 ? 4 : 2);
@@ -125,7 +132,9 @@ template <WeightFormat kFormat>
 [[gnu::always_inline]] inline void unpack_scales(const uint8_t* block, float* __restrict scale,
                                                  float* __restrict offset) {
   using enum WeightFormat;
-  if constexpr (block_of(kFormat).weights == 32) {
+  if constexpr (kFormat == kINT8) {
+    scale[0] = float_at(block);
+  } else if constexpr (block_of(kFormat).weights == 32) {
     scale[0] = half_at(block);
     if constexpr (has_offset(kFormat)) offset[0] = -half_at(block + 2);
   } else if constexpr (kFormat == kQ2_K) {
@@ -166,17 +175,22 @@ template <WeightFormat kFormat>
   }
 }
 
-// f.template operator()<kFormat>() for the format, which is one of the quantized ones.
+// f.template operator()<kFormat>() for the format, which is one of the integer ones.
 template <WeightFormat kFirst = WeightFormat::kQ8_0, class F>
-auto with_quantized(WeightFormat format, const F& f) {
+auto with_integers(WeightFormat format, const F& f) {
   constexpr int kNext = static_cast<int>(kFirst) + 1;
   if constexpr (kNext < static_cast<int>(std::size(kWeightBlocks)))
-    if (format != kFirst) return with_quantized<static_cast<WeightFormat>(kNext)>(format, f);
+    if (format != kFirst) return with_integers<static_cast<WeightFormat>(kNext)>(format, f);
   return f.template operator()<kFirst>();
 }
 
 // n numbers of a row, whole blocks of any format, as floats: the numbers that GGUF's own tools
 // give, to the bit.
 void dequantize(WeightFormat format, const void* blocks, int64_t n, float* to);
+
+// The reverse, for BF16, FP8, Q8_0, Q4_1 and Q4_K: what is nearest, with scales that make the
+// squared error small. `from` is within what a half can hold, 65,504.
+bool can_quantize(WeightFormat format);
+void quantize(WeightFormat format, const float* from, int64_t n, void* blocks);
 
 }  // namespace ei

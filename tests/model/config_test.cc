@@ -187,7 +187,32 @@ TEST(Config, RefusesWhatItWouldComputeWrongly) {
   EXPECT_THAT(error(with({{"hidden_act", "gelu"}})), HasSubstr("\"gelu\" is not supported"));
   EXPECT_THAT(error(with({{"mlp_bias", true}})), HasSubstr("mlp_bias"));
   EXPECT_THAT(error(with({{"partial_rotary_factor", 0.5}})), HasSubstr("partial_rotary_factor"));
-  EXPECT_THAT(error(with({{"quantization_config", {{"bits", 4}}}})), HasSubstr("quantized"));
+}
+
+TEST(Config, Quantization) {
+  using enum Quantization::Method;
+  const auto quantized = [](const Json& fields) { return with({{"quantization_config", fields}}); };
+  const auto of = [&](const Json& fields) {
+    return parse_config(quantized(fields), "config.json").quantization;
+  };
+  EXPECT_EQ(parse_config(with({}), "config.json").quantization.method, kNone);
+  EXPECT_EQ(of({{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}}).method, kFp8);
+  EXPECT_EQ(of({{"quant_method", "awq"}, {"bits", 4}, {"version", "gemm"}}).method, kAwq);
+  EXPECT_TRUE(of({{"quant_method", "gptq"}, {"bits", 4}, {"desc_act", true}}).zero_less_one);
+  EXPECT_FALSE(
+      of({{"quant_method", "gptq"}, {"bits", 8}, {"checkpoint_format", "gptq_v2"}}).zero_less_one);
+  EXPECT_EQ(of({{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"}}).method,
+            kCompressedTensors);
+  const auto refused = [&](const Json& fields, const std::string& key, const char* what) {
+    EXPECT_THAT(error(quantized(fields)), AllOf(HasSubstr(key + " is "), HasSubstr(what)));
+  };
+  refused({{"bits", 4}}, "quant_method", "missing");
+  refused({{"quant_method", "bitsandbytes"}}, "quant_method", "fp8, awq, gptq");
+  refused({{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}}, "weight_block_size", "128");
+  refused({{"quant_method", "awq"}, {"bits", 4}, {"version", "gemv"}}, "version", "gemm");
+  refused({{"quant_method", "gptq"}, {"bits", 3}}, "bits", "4 and 8");
+  refused({{"quant_method", "compressed-tensors"}, {"format", "nvfp4-pack-quantized"}}, "format",
+          "nvfp4");
 }
 
 TEST(Config, RopeTypes) {

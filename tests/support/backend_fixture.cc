@@ -66,6 +66,12 @@ HostWeight::HostWeight(WeightFormat format, int64_t rows, int64_t cols, uint64_t
   };
   for (size_t i = static_cast<size_t>(offset); i < bytes.size();
        i += static_cast<size_t>(block.bytes)) {
+    if (format == kFP8 || format == kINT8) {
+      encode(format == kFP8 ? 1.0 / 64 : 1.0 / 70, DType::kF32, &bytes[i]);
+      for (size_t k = 4; k < 36; ++k)  // e4m3 has two that are no numbers
+        if (format == kFP8 && (bytes[i + k] & 127) == 127) bytes[i + k] = 0;
+      continue;
+    }
     put(&bytes[i] + at, d);
     if (format == kQ4_1 || format == kQ5_1) put(&bytes[i] + 2, -8 * d);
     if (format == kQ4_K || format == kQ5_K) put(&bytes[i] + 2, 8 * d);
