@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "ei/base/fail.h"
@@ -27,7 +28,47 @@ double log_sum_exp(std::span<const float> logits) {
   return top + std::log(sum);
 }
 
+constexpr float kStep = 0x1p-11f;  // nats
+
+std::vector<float> unpack(const PackedLogits& steps) {
+  std::vector<float> logits;
+  logits.reserve(steps.size());
+  for (const uint16_t step : steps) logits.push_back(-kStep * static_cast<float>(step));
+  return logits;
+}
+
 }  // namespace
+
+PackedLogits pack(std::span<const float> logits) {
+  const float top = logits.empty() ? 0 : *std::max_element(logits.begin(), logits.end());
+  PackedLogits steps;
+  steps.reserve(logits.size());
+  for (const float logit : logits)
+    steps.push_back(
+        static_cast<uint16_t>(std::lround(std::min<float>((top - logit) / kStep, UINT16_MAX))));
+  return steps;
+}
+
+int64_t places_apart(int64_t n, int64_t vocab_size) {
+  const int64_t most =
+      std::max<int64_t>(1, (int64_t{1} << 30) / (vocab_size * int64_t{sizeof(uint16_t)}));
+  return (n + most - 1) / most;
+}
+
+void DivergenceMeter::add(const DivergenceMeter& other) {
+  const auto append = [](std::vector<double>& to, const std::vector<double>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
+  append(nll_base_, other.nll_base_);
+  append(nll_, other.nll_);
+  append(kld_, other.kld_);
+  append(dp_, other.dp_);
+  append(same_top_, other.same_top_);
+}
+
+void DivergenceMeter::add(const PackedLogits& base, std::span<const float> other, int32_t token) {
+  add(unpack(base), unpack(pack(other)), token);
+}
 
 void DivergenceMeter::add(std::span<const float> base, std::span<const float> other,
                           int32_t token) {
@@ -62,7 +103,8 @@ Divergence DivergenceMeter::result() const {
     change.push_back(nll_[i] - nll_base_[i]);
     square.push_back(dp_[i] * dp_[i]);
   }
-  d.ppl_ratio = exp(mean(change));
+  d.nll_change = mean(change);
+  d.ppl_ratio = exp(d.nll_change);
   d.kld = mean(kld_);
   std::vector<double> sorted = kld_;
   std::sort(sorted.begin(), sorted.end());
@@ -74,6 +116,15 @@ Divergence DivergenceMeter::result() const {
   d.rms_dp = {rms, rms > 0 ? ms.error / (2 * rms) : 0};
   d.same_top = mean(same_top_);
   return d;
+}
+
+Estimate DivergenceMeter::kld_minus(const DivergenceMeter& other) const {
+  require(kld_.size() == other.kld_.size() && kld_.size() >= 2,
+          "divergence: {} and {} tokens, expected as many, 2 or more", kld_.size(),
+          other.kld_.size());
+  std::vector<double> less(kld_.size());
+  std::transform(kld_.begin(), kld_.end(), other.kld_.begin(), less.begin(), std::minus<>());
+  return mean(less);
 }
 
 }  // namespace ei::eval

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "apps/eval/equal_work.h"
 #include "apps/eval/longbench.h"
 #include "apps/eval/multi_turn.h"
 #include "apps/eval/needle.h"
@@ -15,7 +16,8 @@ Command add_eval(CLI::App& program, Interrupts& interrupts) {
   command->require_subcommand(1);
   const std::vector<Command> evaluations = {
       eval::add_needle(*command, interrupts), eval::add_ruler(*command, interrupts),
-      eval::add_longbench(*command, interrupts), eval::add_multi_turn(*command, interrupts)};
+      eval::add_longbench(*command, interrupts), eval::add_multi_turn(*command, interrupts),
+      eval::add_equal_work(*command, interrupts)};
   return {command, [evaluations] {
             for (const Command& evaluation : evaluations)
               if (evaluation.app->parsed()) return evaluation.run();

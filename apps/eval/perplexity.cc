@@ -88,10 +88,17 @@ class Perplexity {
                     "for its budget if wanted")
         ->delimiter(',')
         ->option_text("P+D,.. [entropy+latent]");
+    command
+        .add_option("--against", against_,
+                    "Also by how much the KL divergence of each is above that of this one, "
+                    "token by token")
+        ->option_text("P+D");
     command.add_flag("--json", json_, "One JSON object");
   }
 
   int operator()() {
+    if (!against_.empty() && std::ranges::find(policies_, against_) == policies_.end())
+      policies_.push_back(against_);
     std::vector<eval::NamedPolicies> compared;
     for (const std::string& name : policies_)
       compared.push_back(eval::parse_policies(name, policy_));
@@ -119,10 +126,8 @@ class Perplexity {
     std::vector<Compared> results(compared.size());
     const int64_t n_steps = n_pieces * (1 + std::ssize(compared)) * length_;
     int64_t n_done = 0;
-    // The base's logits are kept: of every n-th place where they would take more than a gigabyte.
-    const int64_t most_places =
-        std::max<int64_t>(1, (int64_t{1} << 30) / (engine.info().vocab_size * 4));
-    const int64_t every = (length_ - parts.begin[kRead] + most_places - 1) / most_places;
+    const int64_t every =
+        eval::places_apart(length_ - parts.begin[kRead], engine.info().vocab_size);
     for (int64_t i = 0; i < n_pieces && !scope.interrupted(); ++i) {
       const auto piece =
           std::span(tokens).subspan(static_cast<size_t>(i * length_), static_cast<size_t>(length_));
@@ -148,12 +153,10 @@ class Perplexity {
                       scope.token());
         n_done += length_;
       };
-      std::vector<std::vector<float>> base(piece.size());
+      std::vector<eval::PackedLogits> base(piece.size());
       score(
           {PrefillPolicy::dense(), DecodePolicy::full()},
-          [&](size_t at, std::span<const float> logits) {
-            base[at].assign(logits.begin(), logits.end());
-          },
+          [&](size_t at, std::span<const float> logits) { base[at] = eval::pack(logits); },
           nullptr);
       for (size_t p = 0; p < compared.size() && !scope.interrupted(); ++p)
         score(
@@ -172,7 +175,8 @@ class Perplexity {
                                     {"prompt_tokens", parts.begin[kWritten]},
                                     {"chunks", n_pieces}};
       for (size_t p = 0; p < results.size(); ++p)
-        out["policies"][policies_[p]] = to_json(results[p], policy_.describe(compared[p].policies));
+        out["policies"][policies_[p]] =
+            to_json(results[p], against(results), policy_.describe(compared[p].policies));
       print_json(out);
     } else {
       for (const int part : {kRead, kLastSegment, kWritten})
@@ -187,6 +191,12 @@ class Perplexity {
     double density = 0;  // of reading the prompts
   };
 
+  // The one that the others are compared with, null if none was asked for.
+  const Compared* against(const std::vector<Compared>& compared) const {
+    const auto at = std::ranges::find(policies_, against_) - policies_.begin();
+    return against_.empty() ? nullptr : &compared[static_cast<size_t>(at)];
+  }
+
   std::string table(const std::vector<Compared>& compared, int part, const Parts& parts) const {
     std::vector<Divergence> results;
     for (const Compared& c : compared) results.push_back(c.meters[part].result());
@@ -198,10 +208,11 @@ class Perplexity {
       for (const Divergence& d : results) cells.push_back(cell(d));
       table.add(cells);
     };
+    const auto cell = [](const Estimate& e, double unit) {
+      return fmt::format("{:.5f} ± {:.5f}", unit * e.value, unit * e.error);
+    };
     const auto estimate = [&](const std::string& name, Estimate Divergence::*field, double unit) {
-      row(name, [&](const Divergence& d) {
-        return fmt::format("{:.5f} ± {:.5f}", unit * (d.*field).value, unit * (d.*field).error);
-      });
+      row(name, [&](const Divergence& d) { return cell(d.*field, unit); });
     };
     std::vector<std::string> densities = {"Density of reading, %"};
     for (const Compared& c : compared) densities.push_back(fmt::format("{:.1f}", 100 * c.density));
@@ -210,6 +221,12 @@ class Perplexity {
     estimate("PPL of dense+full", &Divergence::ppl_base, 1);
     estimate("PPL ratio", &Divergence::ppl_ratio, 1);
     estimate("Mean KLD", &Divergence::kld, 1);
+    if (const Compared* other = against(compared)) {
+      std::vector<std::string> cells = {"minus that of " + against_};
+      for (const Compared& c : compared)
+        cells.push_back(cell(c.meters[part].kld_minus(other->meters[part]), 1));
+      table.add(cells);
+    }
     for (size_t i = 0; i < std::size(eval::kPercentiles); ++i) {
       const double p = eval::kPercentiles[i];
       row(p == 1     ? "Maximum KLD"
@@ -220,26 +237,35 @@ class Perplexity {
     estimate("RMS Δp, %", &Divergence::rms_dp, 100);
     estimate("Same top p, %", &Divergence::same_top, 100);
     const int64_t end = part == kWritten ? parts.n_tokens : parts.begin[part + 1];
-    return fmt::format("{}: tokens {} to {} of each piece, {} compared\n\n{}\n",
-                       kPartNames[part].text, grouped(parts.begin[part]), grouped(end),
-                       grouped(results[0].n_tokens), table.str());
+    return fmt::format(
+        "{}: tokens {} to {} of each piece, {} compared. KLD: from dense+full's distribution of "
+        "the "
+        "next token, in nats; ± its standard error\n\n{}\n",
+        kPartNames[part].text, grouped(parts.begin[part]), grouped(end),
+        grouped(results[0].n_tokens), table.str());
   }
 
-  static nlohmann::ordered_json to_json(const Compared& compared,
+  static nlohmann::ordered_json to_json(const Estimate& e) {
+    return {{"value", e.value}, {"error", e.error}};
+  }
+
+  static nlohmann::ordered_json to_json(const Compared& compared, const Compared* against,
                                         const nlohmann::ordered_json& policy) {
     nlohmann::ordered_json out = {{"density", compared.density}};
-    for (int part = 0; part < kParts; ++part)
-      if (compared.meters[part].n_tokens() > 1)
-        out[kPartNames[part].json] = to_json(compared.meters[part].result());
+    for (int part = 0; part < kParts; ++part) {
+      if (compared.meters[part].n_tokens() < 2) continue;
+      out[kPartNames[part].json] = to_json(compared.meters[part].result());
+      if (against != nullptr)
+        out[kPartNames[part].json]["kld_minus_against"] =
+            to_json(compared.meters[part].kld_minus(against->meters[part]));
+    }
     out["policy"] = policy;
     return out;
   }
 
   static nlohmann::ordered_json to_json(const Divergence& d) {
     nlohmann::ordered_json out = {{"n_tokens", d.n_tokens}};
-    const auto add = [&](const char* name, const Estimate& e) {
-      out[name] = {{"value", e.value}, {"error", e.error}};
-    };
+    const auto add = [&](const char* name, const Estimate& e) { out[name] = to_json(e); };
     add("ppl", d.ppl);
     add("ppl_base", d.ppl_base);
     add("ppl_ratio", d.ppl_ratio);
@@ -253,7 +279,7 @@ class Perplexity {
 
   Interrupts& interrupts_;
   ModelOptions model_;
-  std::string file_;
+  std::string file_, against_;
   int64_t length_ = 8192, n_chunks_ = 0;
   std::vector<std::string> policies_ = {"entropy+latent"};
   bool json_ = false;

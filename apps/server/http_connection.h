@@ -1,5 +1,8 @@
 #pragma once
 
+// clang-format off
+#include <utility>  // before Boost.Asio 1.74, which needs std::exchange
+// clang-format on
 #include <atomic>
 #include <boost/asio.hpp>
 #include <condition_variable>
@@ -10,7 +13,6 @@
 #include <set>
 #include <string>
 #include <thread>
-#include <utility>  // before Boost.Asio 1.74, which needs std::exchange
 #include <vector>
 
 #include "apps/server/http.h"
