@@ -9,6 +9,7 @@ written between the report's `<!-- table NAME -->` and `<!-- end -->`, the rest 
 is.
 """
 import argparse
+import functools
 import json
 import math
 import pathlib
@@ -17,11 +18,17 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPORT = ROOT / 'docs' / 'REPORT.md'
 MODEL = 'models/needle-8m'
+SMOLLM2 = 'build/smollm2/model.gguf'
+# Texts that are at hand everywhere: a licence, this project's documents, its code.
+TEXTS = {'licence': ['/usr/share/common-licenses/GPL-3'], 'documents': ['docs/DESIGN.md', 'docs/HACKING.md', 'docs/METHOD.md'],
+         'code': ['ei/prefill/plan.cc', 'ei/engine/context.cc', 'ei/engine/sequence.cc', 'ei/engine/batch.cc', 'ei/decode/compress.cc']}
+READERS = ['entropy', 'paper', 'criti', 'xattention', 'flashprefill', 'dense']
+EQUAL = {'equal-smollm2': (SMOLLM2, ['.31', '.38']), 'equal-needle': (MODEL, ['.2', '.31', '.38'])}
 
 TASKS = ['many-keys', 'several-keys', 'many-values', 'chain', 'quote']
 HOPS = ['many-values', 'chain']  # which need what lies between the facts and the question
 FULL = 'dense+full'
-PEERS = [FULL, 'entropy+full', 'entropy+full:dense-layers=0', 'criti+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
+PEERS = [FULL, 'entropy+full', 'paper+full', 'criti+full', 'xattention+full', 'flashprefill+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
          'dense+adakv', 'dense+pyramidkv', 'dense+streaming']
 METHODS = ['latent', 'latent-adakv', 'snapkv', 'adakv', 'pyramidkv', 'streaming']
 BUDGETS = [64, 128, 256, 1024]
@@ -34,7 +41,7 @@ GAPS = ['0', '8', '16', '24', '32', '48', 'auto']
 SPARSE, COMPACT = 'paper@64+full:threshold=512', 'dense+latent@256'
 CRITI = 'criti@64+full:threshold=512'
 READING = {
-    'ours': '',
+    'the paper\'s': '',
     'ranked by probability (line 1)': ':rank=probability',
     'largest budget of all heads (line 2)': ':budgets=max-over-heads',
     'rigid by the whole prompt (line 3)': ':rigid=whole-prompt',
@@ -81,13 +88,13 @@ def unique(values):
     return list(dict.fromkeys(values))
 
 
-BASE_POLICIES = [of_base(m, b) for m in ['entropy', 'criti'] for b in BASES]
+BASE_POLICIES = [of_base(m, b) for m in ['paper', 'criti'] for b in BASES]
 RUNS = {  # name: length, documents, tasks, policies
     '8k': ('8k', 3, TASKS, unique(PEERS + [of_budget(m, b) for b in BUDGETS for m in METHODS] + BASE_POLICIES + list(WRITING.values())
                            + [pooled(m, k) for k in KERNELS for m in ['latent', 'snapkv']]
                            + [after_gap(k, g) for k in [7, 21] for g in GAPS])),
     '16k': ('16k', 2, TASKS, unique(PEERS + BASE_POLICIES)),
-    '32k': ('32k', 1, TASKS, unique(PEERS + [of_base('entropy', b) for b in BASES])),
+    '32k': ('32k', 1, TASKS, unique(PEERS + [of_base('paper', b) for b in BASES])),
     'reading': ('8k', 3, HOPS, [SPARSE + change for change in READING.values()] + [CRITI]),
 }
 LENGTHS = ['8k', '16k', '32k']
@@ -156,7 +163,7 @@ def budgets():
 def bases():
     table = []
     for run in LENGTHS:
-        for method in ['entropy', 'criti']:
+        for method in ['paper', 'criti']:
             if of_base(method, BASES[0]) in RUNS[run][-1]:
                 table.append([f'{method}, {run}'] + [f"{cell(of(run, of_base(method, b)))}, {density(of(run, of_base(method, b)))}"
                                                      for b in BASES])
@@ -166,8 +173,8 @@ def bases():
 
 def reading():
     rows = {name: of('reading', SPARSE + change) for name, change in READING.items()} | {'CritiPrefill': of('reading', CRITI)}
-    return markdown(['reading, base budget 64', 'score (95% interval)', 'against ours', 'density'],
-                    [[name, cell(r), against(r, rows['ours']), density(r)] for name, r in rows.items()])
+    return markdown(['reading, base budget 64', 'score (95% interval)', 'against it', 'density'],
+                    [[name, cell(r), against(r, rows['the paper\'s']), density(r)] for name, r in rows.items()])
 
 
 def writing():
@@ -188,7 +195,20 @@ def gaps():
                     + [['21, KV bytes'] + [kv(of('8k', after_gap(21, g))) for g in GAPS]])
 
 
-TABLES = {'peers': peers, 'budgets': budgets, 'bases': bases, 'reading': reading, 'writing': writing, 'kernels': kernels,
+def equal(name):
+    """What entropyinfer eval equal-work measured."""
+    found = json.loads((OUT / (name + '.json')).read_text())
+    pair = lambda value, error: f'{value:.4f} ± {error:.4f}'
+    table = []
+    for r in found['rows']:
+        setting = next(((k, r[k]) for k in ['mass', 'share', 'base_budget'] if k in r), None)
+        table.append([r['policy'], r.get('wanted_density', ''), f'{setting[0]} {setting[1]:.4g}' if setting else '', f"{r['density']:.3f}",
+                      pair(r['kl'], r['kl_se']), pair(r['echo']['kl'], r['echo']['kl_se']), f"{r['same_top']:.1%}",
+                      pair(r['nll_delta'], r['nll_delta_se']), f"{r['prefill_ms'] / 1000:.1f}"])
+    return markdown(['policy', 'wanted density', 'setting', 'density', 'KL ± SE', 'KL in echo', 'same top', 'NLL ± SE', 'prefill, s'], table)
+
+
+TABLES = {name: functools.partial(equal, name) for name in EQUAL} | {'peers': peers, 'budgets': budgets, 'bases': bases, 'reading': reading, 'writing': writing, 'kernels': kernels,
           'gaps': gaps, 'turns': lambda: (OUT / 'turns.md').read_text()}
 
 
@@ -203,6 +223,20 @@ def run(program, times, flags):
         table = subprocess.run([program, 'eval', 'multi-turn', MODEL, '--length', '2k', '--samples', str(3 * times), '--policies',
                                 ','.join(TURNS), *flags], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
         (OUT / 'turns.md').write_text(table)
+
+
+    for name, (model, densities) in EQUAL.items():
+        if (OUT / (name + '.json')).exists():
+            continue
+        print(f'{name}:', flush=True)
+        if model == SMOLLM2:
+            subprocess.run(['tests/smollm2/run', '', 'build/smollm2'], cwd=ROOT, check=True)
+        for text, parts in TEXTS.items():
+            (OUT / text).write_text(''.join((ROOT / part).read_text() for part in parts))
+        found = subprocess.run([program, 'eval', 'equal-work', model, '--file', ','.join(str(OUT / text) for text in TEXTS), '--policies',
+                                ','.join(READERS), '--densities', ','.join(densities), '--echo', '-o', 'json', *flags], cwd=ROOT,
+                               check=True, stdout=subprocess.PIPE, text=True).stdout
+        (OUT / (name + '.json')).write_text(found)
 
 
 def main():

@@ -9,17 +9,33 @@ namespace ei::eval {
 
 Effort::Effort(const PrefillPolicy& policy) : policy_(policy) {
   require(!policy.is_dense(), "a dense policy has no setting that changes how much it reads");
-  name_ = "base_budget";
-  low_ = std::log(double(policy.block));
-  high_ = std::log(0x1p30);
-  start_ = std::log(double(policy.budget.base));
+  if (policy.estimate == Estimate::kBounds) {
+    name_ = "base_budget";
+    low_ = std::log(double(policy.block));
+    high_ = std::log(0x1p30);
+    start_ = std::log(double(policy.budget.base));
+  } else if (policy.share > 0) {
+    name_ = "share";
+    high_ = 20;
+    start_ = -std::log(double(policy.share));
+  } else {
+    name_ = "mass";
+    high_ = 12;
+    start_ = std::min(-std::log1p(-double(policy.mass)), high_);
+  }
 }
 
-double Effort::value(double at) const { return std::exp(at); }
+double Effort::value(double at) const {
+  return name_ == "base_budget" ? std::exp(at)
+         : name_ == "share"     ? std::exp(-at)
+                                : -std::expm1(-at);
+}
 
 PrefillPolicy Effort::policy(double at) const {
   PrefillPolicy policy = policy_;
-  policy.budget.base = static_cast<float>(value(at));
+  (name_ == "base_budget" ? policy.budget.base
+   : name_ == "share"     ? policy.share
+                          : policy.mass) = static_cast<float>(value(at));
   return policy;
 }
 

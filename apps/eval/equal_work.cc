@@ -71,9 +71,9 @@ class EqualWork {
     command.add_option("--tokens", n_tokens_, "Of each text at most")
         ->transform(cli::count(kDense + kApart + 2, int64_t{1} << 24))
         ->option_text("N [8k]");
-    list("--policies", policies_, "P,.. [entropy,criti,dense]",
+    list("--policies", policies_, "P,.. [entropy,paper,xattention,flashprefill,dense]",
          "How the texts are read: policies by their names, with settings of their own by the names "
-         "of their flags, as in entropy:block=16");
+         "of their flags, as in entropy:segment=64");
     CLI::Option* densities = list("--densities", densities_, "X,.. [.2,.31,.38]",
                                   "Attended query-key pairs wanted, of those of dense attention")
                                  ->check(cli::between(0.001, 1));
@@ -323,7 +323,8 @@ class EqualWork {
 
   cli::Interrupts& interrupts_;
   cli::ModelOptions model_;
-  std::vector<std::string> files_, policies_ = {"entropy", "criti", "dense"};
+  std::vector<std::string> files_,
+      policies_ = {"entropy", "paper", "xattention", "flashprefill", "dense"};
   std::vector<double> densities_ = {0.2, 0.31, 0.38}, times_;
   int64_t n_tokens_ = 8192;
   bool echo_ = false, json_ = false;

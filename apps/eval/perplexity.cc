@@ -24,16 +24,15 @@ using eval::Divergence;
 using eval::DivergenceMeter;
 using eval::Estimate;
 
-// What is compared apart: tokens whose queries chose blocks, the prompt's last segment, which every
-// policy reads densely but which sees what the others made of the text before, and tokens that are
-// decoded one by one as an answer would be.
+// What is compared apart: tokens whose queries chose blocks, the prompt's end, which policies read
+// densely but which sees what was made of the text before, and tokens that are decoded one by one
+// as an answer would be.
 enum Part { kRead, kLastSegment, kWritten, kParts };
 struct PartName {
   const char *json, *text;
 };
-constexpr PartName kPartNames[kParts] = {{"read", "Read sparsely"},
-                                         {"last_segment", "The prompt's last segment"},
-                                         {"written", "Written"}};
+constexpr PartName kPartNames[kParts] = {
+    {"read", "Read sparsely"}, {"last_segment", "The prompt's end"}, {"written", "Written"}};
 
 // Where the parts of a piece begin, in tokens.
 struct Parts {
@@ -53,6 +52,13 @@ struct Parts {
     const int64_t n_prompt = (n - std::min(kMostWritten, n / 2)) / segment * segment;
     begin[kWritten] = n_prompt > 0 ? n_prompt : n / 2;
     begin[kLastSegment] = std::max<int64_t>(0, begin[kWritten] - segment);
+    for (const auto& [name, policies] : compared) {
+      const PrefillPolicy& read = policies.prefill;
+      if (!read.is_dense())
+        begin[kLastSegment] =
+            std::min(begin[kLastSegment], std::max<int64_t>(0, begin[kWritten] - read.dense_tail) /
+                                              read.segment * read.segment);
+    }
     begin[kRead] = std::min(sparse_from, begin[kLastSegment]);
   }
   // Of the token at a position, whose logits the one before it makes; kParts: none.
@@ -116,7 +122,7 @@ class Perplexity {
         compared, [](const auto& named) { return !named.policies.prefill.is_dense(); });
     if (sparse && parts.begin[kRead] == parts.begin[kLastSegment])
       print_warning(fmt::format(
-          "nothing is read sparsely: of a piece, the prompt's last segment begins at token {}; "
+          "nothing is read sparsely: of a piece, the prompt's dense end begins at token {}; "
           "give a longer --length or a smaller --threshold",
           parts.begin[kLastSegment]));
 

@@ -130,7 +130,7 @@ TEST_F(EvalTest, AnUnchangedPolicyDivergesNowhere) {
   test::write_file(dir_ / "text.txt", text);
   const Finished got =
       run_program("perplexity " + test::kNeedle + " -t 1 --file " + in("text.txt") +
-                  " --length 256 --policies dense+full,dense+streaming@64 --json");
+                  " --length 256 --policies dense+full --against dense+streaming@64 --json");
   ASSERT_EQ(got.exit_code, 0) << got.err;
   const Json policies = parse_json(got.out, "stdout")["policies"];
   const Json& same = policies["dense+full"]["written"];
@@ -139,7 +139,36 @@ TEST_F(EvalTest, AnUnchangedPolicyDivergesNowhere) {
   EXPECT_EQ(same["ppl_ratio"]["value"], 1.0);
   EXPECT_EQ(same["rms_dp"]["value"], 0.0);
   EXPECT_EQ(same["same_top"]["value"], 1.0);
-  EXPECT_GT(policies["dense+streaming@64"]["written"]["kld"]["value"].get<double>(), 0.0);
+  const double off = policies["dense+streaming@64"]["written"]["kld"]["value"];
+  EXPECT_GT(off, 0.0);
+  EXPECT_NEAR(same["kld_minus_against"]["value"].get<double>(), -off, 1e-12);
+}
+
+TEST_F(EvalTest, EqualWork) {
+  std::string text;
+  for (int i = 0; i < 400; ++i)
+    text += "The " + std::to_string(i) + " of them came to the harbor. ";
+  test::write_file(dir_ / "text.txt", text);
+  const std::string work = "eval equal-work " + test::kNeedle + " -t 1 --file " + in("text.txt") +
+                           " --tokens 2k --policies paper:segment=64,dense -o ";
+  const Finished got = run_program(work + "json --densities .6,.7");
+  ASSERT_EQ(got.exit_code, 0) << got.err;
+  const Json rows = parse_json(got.out, "stdout")["rows"];
+  ASSERT_EQ(rows.size(), 3u);
+  for (const size_t i : {0, 1}) {
+    const double density = rows[i]["density"], wanted = rows[i]["wanted_density"];
+    EXPECT_NEAR(density, wanted, 0.021 * wanted);
+    EXPECT_GT(rows[i]["kl"].get<double>(), 0);
+    EXPECT_GT(rows[i]["base_budget"].get<double>(), 0);
+  }
+  EXPECT_EQ(rows[2]["policy"], "dense");
+  EXPECT_EQ(rows[2]["density"], 1.0);
+  EXPECT_EQ(rows[2]["kl"], 0.0);
+  EXPECT_EQ(rows[2]["same_top"], 1.0);
+  const Finished short_text = run_program(work + "md --echo");
+  EXPECT_EQ(short_text.exit_code, 1);
+  EXPECT_THAT(short_text.err, HasSubstr("give a longer text or more --tokens"));
+  EXPECT_EQ(run_program(work + "md --densities .6 --times .9").exit_code, 2);
 }
 
 }  // namespace

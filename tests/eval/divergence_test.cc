@@ -62,6 +62,52 @@ TEST(DivergenceTest, TheTokenIsTheOneMeant) {
   EXPECT_NEAR(meter.result().ppl.error, meter.result().ppl.value * std::log(9) / 2, 1e-5);
 }
 
+TEST(DivergenceTest, APackedBase) {
+  // Of a vocabulary with a few likely tokens and many that hardly are.
+  std::vector<float> base, other;
+  for (int i = 0; i < 1000; ++i) {
+    base.push_back(float(12 * std::sin(i) - 0.01 * i + 3));
+    other.push_back(base.back() + float(0.3 * std::cos(7 * i)));
+  }
+  DivergenceMeter exact, packed, same;
+  for (const int token : {2, 8}) {
+    exact.add(base, other, token);
+    packed.add(pack(base), other, token);
+    same.add(pack(base), base, token);
+  }
+  // A step is 5e-4 nats; what it is off on average is less by the root of the likely tokens.
+  EXPECT_NEAR(packed.result().kld.value, exact.result().kld.value, 2e-4);
+  EXPECT_GT(exact.result().kld.value, 1e-2);
+  EXPECT_NEAR(packed.result().nll_change.value, exact.result().nll_change.value, 5e-4);
+  EXPECT_EQ(same.result().kld.value, 0);
+  EXPECT_EQ(same.result().same_top.value, 1);
+  // So unlikely that it does not count.
+  EXPECT_EQ(pack(std::vector<float>{100, 50, -INFINITY}), (PackedLogits{0, 65535, 65535}));
+  EXPECT_EQ(places_apart(7000, 49152), 1);
+  EXPECT_EQ(places_apart(30000, 49152), 3);
+}
+
+TEST(DivergenceTest, TheDifferenceOfTwoMovesTogether) {
+  DivergenceMeter a, b, both;
+  const auto base = logits({0.5, 0.5}, 0), off = logits({0.9, 0.1}, 0),
+             far = logits({0.99, 0.01}, 0);
+  // Token by token b is further off by the same, however far a is.
+  for (const auto& [near, further] : {std::pair(base, off), std::pair(base, off)}) {
+    a.add(base, near, 0);
+    b.add(base, further, 0);
+  }
+  EXPECT_NEAR(b.kld_minus(a).value, -0.5 * std::log(0.36), 1e-6);
+  EXPECT_NEAR(b.kld_minus(a).error, 0, 1e-9);
+  a.add(base, far, 0);
+  EXPECT_NE(test::error_of([&] { a.kld_minus(b); }), "");  // not the same tokens
+  b.add(base, far, 0);
+  EXPECT_NEAR(b.kld_minus(a).value, -0.5 * std::log(0.36) * 2 / 3, 1e-6);
+  both.add(a);
+  both.add(b);
+  EXPECT_EQ(both.n_tokens(), 6);
+  EXPECT_NEAR(both.result().kld.value, (a.result().kld.value + b.result().kld.value) / 2, 1e-12);
+}
+
 TEST(DivergenceTest, RefusesWhatDoesNotFit) {
   DivergenceMeter meter;
   const std::vector<float> two(2), three(3);

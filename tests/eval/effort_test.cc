@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "ei/policy/named.h"
 #include "tests/support/files.h"
 
 namespace ei::eval {
@@ -28,6 +29,29 @@ TEST(EffortTest, FindsADensityInFewTries) {
     const auto tries = search(effort, wanted, [](double base) { return base / (base + 1500); });
     EXPECT_NEAR(tries[nearest(tries, wanted)].value, wanted, kNear * wanted);
     EXPECT_LE(tries.size(), 8u) << wanted;
+  }
+}
+
+TEST(EffortTest, EveryPolicysOwnSetting) {
+  // Where the policy stands, its one setting is what it was; further up it reads more.
+  for (const auto& [name, policy] : prefill_policies()) {
+    if (policy.is_dense()) continue;
+    const Effort effort(policy);
+    const PrefillPolicy same = effort.policy(effort.start()),
+                        more = effort.policy(effort.start() + 1);
+    EXPECT_NEAR(same.mass, policy.mass, 1e-6) << name;
+    EXPECT_NEAR(same.share, policy.share, 1e-6) << name;
+    EXPECT_NEAR(same.budget.base, policy.budget.base, 1e-3) << name;
+    EXPECT_GE(effort.start(), effort.low());
+    EXPECT_LE(effort.start() + 1, effort.high());
+    EXPECT_EQ((more.mass > policy.mass) + (more.share < policy.share) +
+                  (more.budget.base > policy.budget.base),
+              1)
+        << name;
+    EXPECT_EQ(effort.setting() == "mass", more.mass != same.mass) << name;
+    EXPECT_EQ(effort.setting() == "share", more.share != same.share) << name;
+    validate(effort.policy(effort.low()));
+    validate(effort.policy(effort.high()));
   }
 }
 
