@@ -315,8 +315,7 @@ void Completion::send_end(size_t i) {
   const Choice& choice = choices_[i];
   if (const auto error = failure(choice)) return send(error->body);
   const OrderedJson reason = reason_name(choice.outcome->generation.finish_reason);
-  std::string last = chunk(i, "", "null", reason);
-  last = with(std::move(last), "timings", dump(timings(choice)));
+  std::string last = with(chunk(i, "", "null", reason), "timings", dump(timings(choice)));
   send(with(std::move(last), "sparsity", dump(sparsity(choice))));
 }
 

@@ -36,8 +36,7 @@ struct EngineOptions {
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16 or kF32
   // kFP8, kQ8_0, kQ4_K: weights are converted while loading if that makes them smaller; kBF16: all.
   std::optional<WeightFormat> weights;
-  int64_t page = 512;  // tokens of a page of the KV cache, which is read and reused as a
-                       // whole; rounded up to whole segments
+  int64_t page = 512;  // tokens of a page of the KV cache, rounded up to whole segments
   int64_t chunk = 0;   // tokens read at a time, rounded up to whole pages; 0: what suits the device
   // While the weights are converted or copied to the device: bytes done, and of all.
   std::function<void(int64_t done, int64_t total)> on_load;
@@ -49,13 +48,8 @@ struct ModelInfo {
   std::string chat_template;  // the file it is in; empty: there is none, prompts are raw text
   std::string device;
   int64_t n_parameters = 0;
-  int64_t n_layers = 0;
-  int64_t n_heads = 0;
-  int64_t n_kv_heads = 0;
-  int64_t head_dim = 0;
-  int64_t hidden = 0;
-  int64_t intermediate = 0;
-  int64_t vocab_size = 0;
+  int64_t n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  int64_t hidden = 0, intermediate = 0, vocab_size = 0;
   int64_t max_context = 0;      // tokens the checkpoint was made for
   int64_t max_text_bytes = 0;   // a longer text has more tokens than that
   int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context

@@ -132,6 +132,8 @@ Scheduler::~Scheduler() {
   cancel_all();
   drain();
   thread_.request_stop();
+  thread_.join();
+  engine_lock_ = std::unique_lock(engine_.mutex);
 }
 
 int64_t Scheduler::planned_bytes(const Request& request) const {

@@ -130,6 +130,7 @@ class Scheduler {
 
   Engine::Impl& engine_;
   SchedulerOptions options_;
+  std::unique_lock<std::mutex> engine_lock_;  // while what follows is given back
   // The thread's own.
   PagePool pool_;
   PrefixCache prefixes_;
