@@ -11,7 +11,6 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -40,55 +39,6 @@ struct StripQueries {
 };
 
 HWY_INLINE int64_t runs_of(int64_t w) { return (w / 4 + kRun - 1) / kRun; }
-
-// Query i of a strip from its projection x [w].
-HWY_INLINE void quantize_query(const float* x, int64_t w, int64_t i, const StripQueries& to) {
-  float most = 0, part = 0;
-  for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
-  for (int64_t run = 0; run < runs_of(w); ++run)
-    for (int64_t half = 0; half < 2; ++half) {
-      float sum = 0;
-      for (int64_t g = run * kRun; g < std::min((run + 1) * kRun, w / 4); ++g)
-        sum += std::abs(x[4 * g + 2 * half]) + std::abs(x[4 * g + 2 * half + 1]);
-      part = std::max(part, sum);
-    }
-  // Rounding up adds half a step to each of the 12 numbers of a part.
-  const float scale = std::max(most / 127, part / static_cast<float>(kMostPart - kRun));
-  const float inverse = scale > 0 ? 1 / scale : 0;
-  to.scale[i] = scale;
-  for (int64_t run = 0; run < runs_of(w); ++run)
-    for (int64_t half = 0; half < 2; ++half) {
-      int32_t sum = 0;
-      for (int64_t g = run * kRun; g < std::min((run + 1) * kRun, w / 4); ++g)
-        for (int64_t u = 2 * half; u < 2 * half + 2; ++u) {
-          const float scaled = std::nearbyint(x[4 * g + u] * inverse);
-          const auto q = static_cast<int8_t>(scaled >= -127 && scaled <= 127 ? scaled : 0);  // NaN
-          to.q[(g * kStripQueries + i) * 4 + u] = q;
-          sum += q;
-        }
-      to.start[(run * kStripQueries + i) * 2 + half] = static_cast<int16_t>(-64 * sum);
-    }
-}
-
-// n keys of a block from their projections x [n, stride], less `mean`. Returns what a step stands
-// for.
-HWY_INLINE float quantize_block(int64_t n, const float* HWY_RESTRICT x, int64_t stride, int64_t w,
-                                const float* HWY_RESTRICT mean, uint8_t* HWY_RESTRICT to) {
-  float most = 0;
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[j * stride + k] - mean[k]));
-  const float scale = most / 63, inverse = scale > 0 ? 1 / scale : 0;
-  // To the nearest by adding what leaves no room for a fraction, with 64 steps on top.
-  constexpr float kRound = 0x1.8p23f;
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < w; ++k) {
-      const float step = (x[j * stride + k] - mean[k]) * inverse + (kRound + 64);
-      int32_t bits;
-      std::memcpy(&bits, &step, sizeof bits);
-      to[j * w + k] = static_cast<uint8_t>(bits & 127);
-    }
-  return scale;
-}
 
 #if HWY_TARGET == HWY_SCALAR
 
