@@ -28,7 +28,7 @@ EQUAL = {'equal-smollm2': (SMOLLM2, ['.31', '.38']), 'equal-needle': (MODEL, ['.
 TASKS = ['many-keys', 'several-keys', 'many-values', 'chain', 'quote']
 HOPS = ['many-values', 'chain']  # which need what lies between the facts and the question
 FULL = 'dense+full'
-PEERS = [FULL, 'entropy+full', 'paper+full', 'criti+full', 'xattention+full', 'flashprefill+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
+PEERS = [FULL, 'entropy+full', 'paper+full', 'paper+full:dense-layers=0', 'criti+full', 'xattention+full', 'flashprefill+full', 'entropy+latent', 'dense+latent', 'dense+latent-adakv', 'dense+snapkv',
          'dense+adakv', 'dense+pyramidkv', 'dense+streaming']
 METHODS = ['latent', 'latent-adakv', 'snapkv', 'adakv', 'pyramidkv', 'streaming']
 BUDGETS = [64, 128, 256, 1024]

@@ -169,12 +169,9 @@ class EqualWork {
     int64_t n_tokens = 0;
     for (const Text& text : texts_) n_tokens += std::ssize(text.tokens);
     const auto n_wanted = std::ssize(times_.empty() ? densities_ : times_);
-    int64_t n_searches = 0, n_rows = 0;
-    for (const Row& row : policies) {
-      n_searches += row.prefill.is_dense() ? 0 : n_wanted;
-      n_rows += row.prefill.is_dense() ? 1 : n_wanted;
-    }
-    const int64_t n_judged = n_tokens * (1 + n_rows) * (echo_ ? 2 : 1);
+    int64_t n_searches = 0;
+    for (const Row& row : policies) n_searches += row.prefill.is_dense() ? 0 : n_wanted;
+    const int64_t n_judged = n_tokens * (1 + n_searches) * (echo_ ? 2 : 1);
     const auto expect = [&](int64_t n_tries) {
       n_expected_ = n_done_ + n_tokens * (n_tries + kTries * n_searches) + n_judged;
     };
@@ -241,18 +238,22 @@ class EqualWork {
                       cancel_);
       n_done_ += n;
     };
+    for (Row& row : rows) (row.*meters).emplace_back();
     std::vector<PackedLogits> base(text.tokens.size());
+    const auto compare = [&](Row& row, int64_t at, std::span<const float> logits) {
+      const auto i = static_cast<size_t>(at);
+      if (!base[i].empty()) (row.*meters).back().add(base[i], logits, text.tokens[i]);
+    };
     score(PrefillPolicy::dense(), [&](int64_t at, std::span<const float> logits) {
       if (at % places_apart(n - text.first, std::ssize(logits)) == 0)
         base[static_cast<size_t>(at)] = pack(logits);
+      for (Row& row : rows)
+        if (row.prefill.is_dense()) compare(row, at, logits);
     });
-    for (Row& row : rows) {
-      DivergenceMeter& meter = (row.*meters).emplace_back();
-      score(row.prefill, [&](int64_t at, std::span<const float> logits) {
-        const auto i = static_cast<size_t>(at);
-        if (!base[i].empty()) meter.add(base[i], logits, text.tokens[i]);
-      });
-    }
+    for (Row& row : rows)
+      if (!row.prefill.is_dense())
+        score(row.prefill,
+              [&](int64_t at, std::span<const float> logits) { compare(row, at, logits); });
   }
 
   void show(int64_t done) { progress_->update(n_done_ + done, n_expected_); }
