@@ -1,4 +1,4 @@
-#include <atomic>
+#include <algorithm>
 #include <cmath>
 #include <exception>
 #include <set>
@@ -42,7 +42,7 @@ void write_all(const WriteRows& write, const Weight& weight, char* to) {
 
 // What a matrix becomes if weights are asked for in `wanted`. Numbers that are as small already
 // stay as they are, as do rows that are no whole blocks. With Q4_K, rows of no whole 256 become
-// Q4_1, and the embedding and the head, of which every token depends on few rows, Q8_0.
+// Q4_1, and the embedding and the head, which suffer most from lost bits, Q8_0.
 WeightFormat converted(WeightFormat wanted, const std::string& name, const Weight& weight) {
   using enum WeightFormat;
   if (wanted == kBF16) return wanted;
