@@ -263,7 +263,7 @@ class EqualWork {
   std::string wanted() const { return times_.empty() ? "wanted_density" : "wanted_time"; }
 
   nlohmann::ordered_json json(const std::vector<Row>& rows) const {
-    nlohmann::ordered_json out = {{"model", model_.path().string()}};
+    nlohmann::ordered_json out = {{"model", model_.model().path().string()}};
     for (const Text& text : texts_)
       out["texts"].push_back({{"file", text.file},
                               {"tokens", text.tokens.size()},

@@ -1,4 +1,5 @@
 // Names, which files a model is, and hashes; tests/hub/hub_test.py lets the program pull.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

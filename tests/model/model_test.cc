@@ -90,7 +90,7 @@ INSTANTIATE_TEST_SUITE_P(On, ModelTest, testing::ValuesIn(backend_names()), back
 
 TEST_P(ModelTest, LoadsCountsAndMoves) {
   std::vector<std::pair<int64_t, int64_t>> steps;
-  Model loaded = Model::load(backend(), kTiny / "llama2",
+  Model loaded = Model::load(backend(), kTiny / "llama2", {},
                              [&](int64_t done, int64_t total) { steps.emplace_back(done, total); });
   const int64_t matrices = 2 * 128 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 96), norms = 5 * 64;
   EXPECT_EQ(loaded.n_parameters(), matrices + norms);
