@@ -22,7 +22,8 @@ void validate(const PrefillPolicy& p) {
   in_range("segment", p.segment, 1, 65536);
   in_range("block", p.block, 1, p.segment);
   require(p.segment % p.block == 0, "block {} does not divide segment {}", p.block, p.segment);
-  in_range("base-budget", p.budget.base, static_cast<float>(p.block), 0x1p30f);
+  const bool has_budget = p.estimate == Estimate::kBounds;
+  in_range("base-budget", p.budget.base, has_budget ? static_cast<float>(p.block) : 0, 0x1p30f);
   in_range("e-t", p.budget.e_t, 0, 1e6);
   in_range("delta-t", p.budget.delta_t, 0, 1e6);
   in_range("alpha", p.budget.alpha, 0, 1e6);

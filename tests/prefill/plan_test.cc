@@ -190,7 +190,9 @@ double nmse(const Matrix& got, const Matrix& want) {
 TEST(PlanTest, ReadsAtTheEndsOfAllRanges) {
   for (const PrefillPolicy& start : small_policies())
     for (const auto& [name, policy] : test::extremes(start)) {
-      if (policy.segment % policy.block != 0 || policy.block % policy.stride != 0) continue;
+      if (policy.segment % policy.block != 0) continue;
+      if (policy.estimate == Estimate::kAntidiagonals && policy.block % policy.stride != 0)
+        continue;
       SCOPED_TRACE(testing::Message() << int(start.estimate) << ", " << name);
       const Outputs got = read(make_inputs(330, 3), policy);
       EXPECT_TRUE(std::ranges::all_of(got.out, [](float x) { return std::isfinite(x); }));
