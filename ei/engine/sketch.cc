@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kTextTokens = 1024;  // more find the same directions (METHOD.md 6)
+constexpr int64_t kTextTokens = 1024;
 constexpr int64_t kKeyTokens = 16;     // by whose keys weights are told apart
 
 uint64_t hash_of(std::span<const float> values) {

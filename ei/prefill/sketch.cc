@@ -1,11 +1,17 @@
 #include "ei/prefill/sketch.h"
 
 #include <Eigen/Eigenvalues>
+#include <algorithm>
+#include <cmath>
 
 #include "ei/base/fail.h"
+#include "ei/model/rope.h"
 #include "ei/prefill/prefill.h"
 
 namespace ei {
+
+// Positions that directions are made for: what is simulated of 8,192 tokens holds there.
+constexpr int64_t kSpread = 8192;
 
 Sketch::Shape sketch_shape(const ModelConfig& config) {
   return {
@@ -24,6 +30,31 @@ SketchBasis Sketch::layer(int layer) const {
   return {.directions = {at, {shape_.n_kv_heads, w, shape_.head_dim}},
           .mean = {at + shape_.n_kv_heads * w * shape_.head_dim, {shape_.n_kv_heads, w}}};
 }
+
+namespace {
+
+// Turns the keys of a text of n tokens to where they would be if it reached over kSpread positions.
+void spread(std::span<float> keys, int64_t n, const ModelConfig& config) {
+  const int64_t d = config.head_dim, half = d / 2;
+  const RopeFrequencies rope = rope_frequencies(config.rope, d);
+  const int64_t reach = std::max(n, std::min(kSpread, config.max_positions));
+  for (int64_t i = 0; i < std::ssize(keys) / d; ++i) {
+    const int64_t position = i % n;
+    const auto further = static_cast<double>(position * reach / n - position);
+    float* const key = keys.data() + i * d;
+    for (int64_t j = 0; j < half; ++j) {
+      const double angle = further * double(rope.inv_freq[static_cast<size_t>(j)]);
+      const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
+      float& a = key[config.rope.interleaved ? 2 * j : j];
+      float& b = key[config.rope.interleaved ? 2 * j + 1 : j + half];
+      const float x = a;
+      a = x * c - b * s;
+      b = b * c + x * s;
+    }
+  }
+}
+
+}  // namespace
 
 std::vector<float> read_keys(Backend& backend, const Model& model,
                              std::span<const int32_t> tokens) {
@@ -56,6 +87,7 @@ std::vector<float> read_keys(Backend& backend, const Model& model,
   for (int l = 0; l < config.n_layers; ++l)
     for (int64_t h = 0; h < config.n_kv_heads; ++h, to += n * d)
       backend.copy_out(to, cache.page(l, h, 0)->data(), n * d * int64_t{sizeof(float)});
+  spread(keys, n, config);
   return keys;
 }
 
