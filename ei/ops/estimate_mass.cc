@@ -1,5 +1,7 @@
 #include "ei/ops/estimate_mass.h"
 
+#include <algorithm>
+
 #include "ei/ops/shapes.h"
 
 namespace ei {
@@ -13,15 +15,17 @@ void check(const EstimateMass& op) {
   expect_multiple(kOp, "segment", op.segment, op.block);
   expect_multiple(kOp, "begin", op.begin, op.segment);
   if (op.estimate == Estimate::kAntidiagonals) expect_multiple(kOp, "block", op.block, op.stride);
-  if (op.estimate == Estimate::kSketch) {
+  const int64_t first = op.begin / op.segment;
+  const int64_t n_segments = (op.q.rows + op.segment - 1) / op.segment;
+  const bool estimates =
+      std::max(op.dense_before, first) < std::min(op.dense_from, first + n_segments);
+  if (op.estimate == Estimate::kSketch && estimates) {
     const int64_t w = op.basis.n_directions();
     expect_at_least(kOp, "basis.directions.dim(1)", w, 4);
     expect_multiple(kOp, "basis.directions.dim(1)", w, 4);
     expect_dims(kOp, "basis.directions", op.basis.directions, {kv_heads, w, d});
     expect_dims(kOp, "basis.mean", op.basis.mean, {kv_heads, w});
   }
-  const int64_t first = op.begin / op.segment;
-  const int64_t n_segments = (op.q.rows + op.segment - 1) / op.segment;
   expect_dim(kOp, "mass.dim(0)", op.mass.dim(0), kv_heads);
   expect_dim(kOp, "own.dim(0)", op.own.dim(0), kv_heads);
   expect_dim(kOp, "entropy.dim(2)", op.entropy.dim(2), kv_heads);

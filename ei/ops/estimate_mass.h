@@ -32,10 +32,9 @@ inline constexpr int64_t kSketchGroup = 8;
 //   kAntidiagonals  z[r,c] = mean over t < T of x between query rT + T-1-t and key cT + t, with
 //                   T = stride; p = softmax over c <= r; a block's is the sum over its c; its mean
 //                   over the segment's r.
-//   kMeanKeys       x between query i and the mean of a block's keys, relative to i's highest of
-//   all
-//                   blocks up to the segment's end; the sum over the segment's queries of the
-//                   exponentials, over all blocks' sum.
+//   kMeanKeys       x between query i and the mean of a block's keys, relative to i's highest
+//                   of all blocks up to the segment's end; the sum over the segment's queries of
+//                   the exponentials, over all blocks' sum.
 //
 // Segments before dense_before or from dense_from on attend to everything: nothing is estimated
 // for them, their entropy is 0; all others are whole. entropy is that of the shares in nats, the
@@ -51,7 +50,7 @@ struct EstimateMass {
   int64_t block = 0;
   float scale = 1;           // 1 / sqrt(d)
   int64_t stride = 0;        // of kAntidiagonals; divides block
-  SketchBasis basis;         // of kSketch
+  SketchBasis basis;         // of kSketch, if any segment is estimated
   int64_t dense_before = 0;  // segments
   int64_t dense_from = INT64_MAX;
   KvLayer kv;              // with the chunk's keys; needs no key bounds
