@@ -112,7 +112,8 @@ TEST(WeightBlocks, QuantizesWithLittleLoss) {
   EXPECT_LT(loss(WeightFormat::kQ4_1), 5.2e-3);
   EXPECT_LT(loss(WeightFormat::kQ4_K), 5.8e-3);
   for (size_t i = 512; i < 768; ++i) ASSERT_EQ(got[i], 0);
-  for (size_t i = 1024; i < 1280; ++i) ASSERT_NEAR(got[i], 0.01, 1e-5);
+  // The scale is a half below its normal range: a rounding of 2^-25, 63 x 15 times.
+  for (size_t i = 1024; i < 1280; ++i) ASSERT_NEAR(got[i], 0.01, 3e-5);
   EXPECT_FALSE(can_quantize(WeightFormat::kQ6_K));
 }
 
