@@ -48,7 +48,7 @@ class PagesTest(unittest.TestCase):
         text = self.out / 'text.txt'
         text.write_text('The old miller carried the lantern to the harbor, and nobody asked him why. ' * 220)
         self.program('profile', MODEL, '--file', text, '--prompt', 'Why?', '--out', self.out, '-t', '1',
-                     '--threshold', '1024', '--base-budget', '256')
+                     '--prefill', 'paper', '--threshold', '1024', '--base-budget', '256')
         data = json.loads((self.out / 'profile.json').read_text())
         b = self.browser
         self.open(self.out / 'profile.html')
