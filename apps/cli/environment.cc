@@ -3,15 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cstdlib>
+
+#include "apps/cli/ascii.h"
 
 namespace ei::cli {
 
 std::string environment_name(const std::string& flag) {
   std::string name = "ENTROPYINFER";
   for (const char c : "_" + flag.substr(flag.find_first_not_of('-')))
-    name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    name += c == '-' ? '_' : upper_case(c);
   return name;
 }
 

@@ -4,13 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cctype>
 #include <chrono>
 #include <cstdint>
 #include <map>
 #include <random>
 #include <type_traits>
 
+#include "apps/cli/ascii.h"
 #include "apps/cli/limits.h"
 #include "apps/cli/progress.h"
 #include "ei/policy/named.h"
@@ -72,10 +72,7 @@ CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights
   return command
       .add_option_function<std::string>(
           "--weights",
-          [&weights](std::string name) {
-            std::transform(name.begin(), name.end(), name.begin(), ::toupper);
-            weights = weight_format(name);
-          },
+          [&weights](const std::string& name) { weights = weight_format(upper_case(name)); },
           "Convert the weights while loading, where that makes them smaller; bf16: always")
       ->check(CLI::IsMember({"bf16", "fp8", "q8_0", "q4_k"}))
       ->option_text("bf16|fp8|q8_0|q4_k");

@@ -1,9 +1,9 @@
 #include "apps/eval/task.h"
 
 #include <algorithm>
-#include <cctype>
 #include <set>
 
+#include "apps/cli/ascii.h"
 #include "ei/base/fail.h"
 #include "ei/policy/sampling.h"
 
@@ -175,13 +175,9 @@ Sample make_sample(const SampleSpec& spec, const TokenCounter& count) {
 }
 
 double score(const std::vector<std::string>& expected, const std::string& answer, bool any) {
-  const auto lower = [](std::string text) {
-    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    return text;
-  };
-  const std::string where = lower(answer);
+  const std::string where = cli::lower_case(answer);
   const auto found = std::count_if(expected.begin(), expected.end(), [&](const std::string& part) {
-    return where.find(lower(part)) != std::string::npos;
+    return where.find(cli::lower_case(part)) != std::string::npos;
   });
   return any ? double(found > 0) : double(found) / double(expected.size());
 }

@@ -3,11 +3,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <map>
 #include <set>
 
+#include "apps/cli/ascii.h"
 #include "ei/base/fail.h"
 #include "ei/io/json.h"
 
@@ -18,12 +18,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kSingle = "model.safetensors";
-
-std::string upper(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  return out;
-}
 
 const RepoFile* find(std::span<const RepoFile> files, std::string_view path) {
   const auto it = std::ranges::find(files, path, &RepoFile::path);
@@ -76,7 +70,7 @@ std::vector<GgufModel> gguf_models(std::span<const RepoFile> files) {
     const auto [stem, n] = without_part(path.substr(0, path.size() - 5));
     const std::string key(stem);
     models[key].files.push_back(file);
-    models[key].tag = upper(stem.substr(stem.find_last_of("-./") + 1));
+    models[key].tag = cli::upper_case(stem.substr(stem.find_last_of("-./") + 1));
     n_parts[key] = n;
   }
   std::vector<GgufModel> found;
@@ -92,7 +86,7 @@ std::optional<GgufModel> find_gguf(std::span<const RepoFile> files, const ModelN
   std::vector<GgufModel> models = gguf_models(files);
   if (!name.tag.empty())
     std::erase_if(models, [&](const GgufModel& model) {
-      return model.tag != upper(name.tag) && !find(model.files, name.tag);
+      return model.tag != cli::upper_case(name.tag) && !find(model.files, name.tag);
     });
   if (models.empty()) return std::nullopt;
   if (models.size() == 1) return models.front();

@@ -3,9 +3,9 @@
 #include <curl/curl.h>
 
 #include <algorithm>
-#include <cctype>
 #include <exception>
 
+#include "apps/cli/ascii.h"
 #include "ei/base/fail.h"
 
 namespace ei::hub {
@@ -26,18 +26,6 @@ bool is_connection(CURLcode code) {
                                 CURLE_GOT_NOTHING,     CURLE_RECV_ERROR,         CURLE_SEND_ERROR,
                                 CURLE_HTTP2,           CURLE_HTTP2_STREAM};
   return std::ranges::find(kOnes, code) != std::end(kOnes);
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return out;
-}
-
-std::string_view trimmed(std::string_view text) {
-  const size_t begin = text.find_first_not_of(" \t\r\n");
-  if (begin == text.npos) return {};
-  return text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
 }
 
 }  // namespace
@@ -70,7 +58,8 @@ struct Http::Exchange {
       const std::string_view line(data, n);
       if (line.starts_with("HTTP/")) e.response.headers.clear();  // those of the last redirect
       if (const size_t colon = line.find(':'); colon != line.npos)
-        e.response.headers[lower(line.substr(0, colon))] = trimmed(line.substr(colon + 1));
+        e.response.headers[cli::lower_case(line.substr(0, colon))] =
+            cli::trimmed(line.substr(colon + 1));
     });
   }
 

@@ -3,10 +3,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cstdlib>
 #include <utility>
 
+#include "apps/cli/ascii.h"
 #include "apps/cli/units.h"
 #include "apps/hub/cache.h"
 #include "apps/hub/files.h"
@@ -22,12 +22,6 @@ namespace fs = std::filesystem;
 std::string variable(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
-}
-
-std::string trimmed(std::string text) {
-  text.erase(0, text.find_first_not_of(" \t\r\n"));
-  text.erase(text.find_last_not_of(" \t\r\n") + 1);
-  return text;
 }
 
 // nullopt: it is not there, or not all of it.
@@ -173,12 +167,12 @@ Hub Hub::from_environment() {
   hub.endpoint = variable("HF_ENDPOINT");
   if (hub.endpoint.empty()) hub.endpoint = "https://huggingface.co";
   while (hub.endpoint.ends_with('/')) hub.endpoint.pop_back();
-  hub.token = trimmed(variable("HF_TOKEN"));
+  hub.token = cli::trimmed(variable("HF_TOKEN"));
   fs::path token = variable("HF_TOKEN_PATH");
   if (token.empty()) token = home / "token";
-  if (hub.token.empty() && fs::is_regular_file(token)) hub.token = trimmed(read_file(token, 4096));
-  std::string offline = variable("HF_HUB_OFFLINE");
-  for (char& c : offline) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  if (hub.token.empty() && fs::is_regular_file(token))
+    hub.token = cli::trimmed(read_file(token, 4096));
+  const std::string offline = cli::upper_case(variable("HF_HUB_OFFLINE"));
   hub.offline = offline == "1" || offline == "ON" || offline == "YES" || offline == "TRUE";
   return hub;
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "apps/cli/ascii.h"
 #include "apps/server/log.h"
 #include "apps/server/page.h"
 #include "ei/io/json.h"
@@ -112,8 +113,8 @@ std::string header_text(const std::vector<std::string>& names) {
 }
 
 bool listed(const std::vector<std::string>& list, const std::string& value) {
-  return std::ranges::any_of(list,
-                             [&](const auto& x) { return x == "*" || lower_case(x) == value; });
+  return std::ranges::any_of(
+      list, [&](const auto& x) { return x == "*" || cli::lower_case(x) == value; });
 }
 
 HttpReply unavailable(const std::string& what, int retry_after_s) {
@@ -277,7 +278,7 @@ bool Api::authorized(const HttpRequest& request) const {
   if (options_.api_keys.empty()) return true;
   static constexpr std::string_view kBearer = "bearer ";
   const std::string& given_all = request.authorization;
-  if (lower_case(given_all.substr(0, kBearer.size())) != kBearer) return false;
+  if (cli::lower_case(given_all.substr(0, kBearer.size())) != kBearer) return false;
   const std::string given = given_all.substr(
       std::min(given_all.find_first_not_of(' ', kBearer.size()), given_all.size()));
   bool ok = false;

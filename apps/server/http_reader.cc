@@ -7,13 +7,15 @@
 #include <optional>
 #include <utility>
 
+#include "apps/cli/ascii.h"
+
 namespace ei::server {
 namespace {
 
-char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c; }
+using cli::lower_case;
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_alnum(char c) { return is_digit(c) || (lower(c) >= 'a' && lower(c) <= 'z'); }
+bool is_alnum(char c) { return is_digit(c) || (lower_case(c) >= 'a' && lower_case(c) <= 'z'); }
 
 bool all_of(std::string_view text, auto is) { return std::ranges::all_of(text, is); }
 
@@ -40,7 +42,8 @@ bool is_authority(std::string_view text) {
     const size_t end = text.find(']');
     return end != text.npos && end > 1 && is_port(text.substr(end + 1)) &&
            all_of(text.substr(1, end - 1), [](char c) {
-             return is_digit(c) || c == ':' || c == '.' || (lower(c) >= 'a' && lower(c) <= 'f');
+             return is_digit(c) || c == ':' || c == '.' ||
+                    (lower_case(c) >= 'a' && lower_case(c) <= 'f');
            });
   }
   const size_t colon = std::min(text.find(':'), text.size());
@@ -85,12 +88,6 @@ std::optional<std::string> percent_decoded(std::string_view text) {
 }
 
 }  // namespace
-
-std::string lower_case(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = lower(c);
-  return out;
-}
 
 size_t HttpReader::read(std::string_view bytes) {
   const size_t n = bytes.size();

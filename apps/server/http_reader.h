@@ -10,9 +10,6 @@
 
 namespace ei::server {
 
-// In lower case, as names of headers, schemes and hosts are compared.
-std::string lower_case(std::string_view text);
-
 // What a request says before its body. Values of headers that are not there are empty.
 struct HttpHead {
   std::string method;  // "GET"
