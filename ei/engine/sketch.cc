@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kTextTokens = 1024;
-constexpr int64_t kKeyTokens = 16;     // by whose keys weights are told apart
+constexpr int64_t kKeyTokens = 16;  // by whose keys weights are told apart
 
 uint64_t hash_of(std::span<const float> values) {
   uint64_t hash = 0xCBF29CE484222325ull;  // FNV-1a, over whole numbers

@@ -10,9 +10,6 @@
 
 namespace ei {
 
-// Positions that directions are made for: what is simulated of 8,192 tokens holds there.
-constexpr int64_t kSpread = 8192;
-
 Sketch::Shape sketch_shape(const ModelConfig& config) {
   return {
       .n_layers = config.n_layers, .n_kv_heads = config.n_kv_heads, .head_dim = config.head_dim};
@@ -33,25 +30,27 @@ SketchBasis Sketch::layer(int layer) const {
 
 namespace {
 
-// Turns the keys of a text of n tokens to where they would be if it reached over kSpread positions.
+// Turns the keys of a text of n tokens to where they would be if it reached over all positions that
+// the model knows: further on the mean of keys is another than at the first (METHOD.md 6).
 void spread(std::span<float> keys, int64_t n, const ModelConfig& config) {
   const int64_t d = config.head_dim, half = d / 2;
   const RopeFrequencies rope = rope_frequencies(config.rope, d);
-  const int64_t reach = std::max(n, std::min(kSpread, config.max_positions));
-  for (int64_t i = 0; i < std::ssize(keys) / d; ++i) {
-    const int64_t position = i % n;
-    const auto further = static_cast<double>(position * reach / n - position);
-    float* const key = keys.data() + i * d;
+  const int64_t reach = std::max(n, config.max_positions);
+  for (int64_t position = 0; position < n; ++position)
     for (int64_t j = 0; j < half; ++j) {
+      const auto further = static_cast<double>(position * reach / n - position);
       const double angle = further * double(rope.inv_freq[static_cast<size_t>(j)]);
       const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
-      float& a = key[config.rope.interleaved ? 2 * j : j];
-      float& b = key[config.rope.interleaved ? 2 * j + 1 : j + half];
-      const float x = a;
-      a = x * c - b * s;
-      b = b * c + x * s;
+      // The same for every layer and head.
+      for (int64_t i = position; i < std::ssize(keys) / d; i += n) {
+        float* const key = keys.data() + i * d;
+        float& a = key[config.rope.interleaved ? 2 * j : j];
+        float& b = key[config.rope.interleaved ? 2 * j + 1 : j + half];
+        const float x = a;
+        a = x * c - b * s;
+        b = b * c + x * s;
+      }
     }
-  }
 }
 
 }  // namespace

@@ -77,6 +77,24 @@ TEST_F(SketchTest, OtherWeightsHaveOneOfTheirOwn) {
   EXPECT_EQ(files_in(cache()).size(), 2u);
 }
 
+// In the first layer a key goes by its token and its position alone: in a text of one token, again
+// and again, those of a short text are every so many of one that fills the context.
+TEST_F(SketchTest, KeysReachOverTheContext) {
+  const Model& model = *small_.engine.impl().model;
+  const int64_t d = model.config().head_dim, n_long = model.config().max_positions, n = 48;
+  const auto keys = [&](int64_t n_tokens) {
+    const std::vector<int32_t> text(static_cast<size_t>(n_tokens), 7);
+    return read_keys(*small_.backend, model, text);
+  };
+  const std::vector<float> few = keys(n), all = keys(n_long);
+  for (int64_t h = 0; h < model.config().n_kv_heads; ++h)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t c = 0; c < d; ++c)  // angles in float are off by 1,024 * 2^-24
+        ASSERT_NEAR(few[size_t((h * n + i) * d + c)],
+                    all[size_t((h * n_long + i * n_long / n) * d + c)], 1e-3)
+            << h << ' ' << i << ' ' << c;
+}
+
 // Keys that lie in few directions are told apart by these: what is left of others is small.
 TEST_F(SketchTest, DirectionsArePrincipal) {
   constexpr int64_t kN = 200, kD = 32;
