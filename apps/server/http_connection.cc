@@ -10,14 +10,13 @@ namespace {
 
 namespace asio = boost::asio;
 
-constexpr size_t kReadBytes = 64 << 10;     // at a time
-constexpr int kReadsInARow = 8;             // before others get their turn
-constexpr size_t kMostAhead = 64 << 10;     // of requests sent before the one in hand is answered
-constexpr size_t kMostLingered = 1 << 20;   // read and dropped after the last answer
-constexpr size_t kWritesTogether = 16;      // pieces given to the kernel at a time
-constexpr int64_t kRoom = 256 << 10;        // to be sent, beyond which no more should be written
-constexpr uint64_t kTimedBytes = 64 << 10;  // of a body in one idle_timeout, at least
-constexpr std::chrono::seconds kLingers{2};
+constexpr size_t kReadBytes = 64 << 10;      // at a time
+constexpr int kReadsInARow = 8;              // before others get their turn
+constexpr size_t kMostAhead = 64 << 10;      // of requests sent before the one in hand is answered
+constexpr size_t kWritesTogether = 16;       // pieces given to the kernel at a time
+constexpr int64_t kRoom = 256 << 10;         // to be sent, beyond which no more should be written
+constexpr uint64_t kTimedBytes = 64 << 10;   // of a body in one idle_timeout, at least
+constexpr std::chrono::seconds kLingers{5};  // after the last answer: what comes is dropped
 
 std::string new_request_id() {
   static std::atomic<uint64_t> next{
@@ -266,7 +265,9 @@ void Connection::take(std::string_view bytes) {
     if (ahead_.size() + bytes.size() > kMostAhead) keep_ = false;
     ahead_.append(keep_ ? bytes : "");
   }
-  if (state_ == State::kLingering && (n_lingered_ += bytes.size()) > kMostLingered) close();
+  if (state_ == State::kLingering &&
+      (n_lingered_ += bytes.size()) > server_->options.limits.body_bytes)
+    close();
 }
 
 void Connection::on_head() {
