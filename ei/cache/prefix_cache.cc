@@ -29,13 +29,13 @@ uint64_t bits_of(T value) {
 
 // Of every setting: one that is added and not named here does not compile.
 uint64_t hash_of(const PrefillPolicy& policy) {
-  const auto& [estimate, segment, block, budget, mass, share, stride, threshold_len, dense_layers,
-               dense_tail, rank, fusion, scale_scores, sink, local] = policy;
+  const auto& [estimate, segment, block, budget, mass, by_entropy, share, stride, threshold_len,
+               dense_layers, dense_tail, rank, fusion, scale_scores, sink, local] = policy;
   const auto& [base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads] = budget;
   uint64_t hash = 0;
   const auto add = [&](auto... values) { ((hash = mix(hash ^ bits_of(values))), ...); };
-  add(estimate, segment, block, mass, share, stride, threshold_len, dense_layers, dense_tail, rank,
-      fusion, scale_scores, sink, local);
+  add(estimate, segment, block, mass, by_entropy, share, stride, threshold_len, dense_layers,
+      dense_tail, rank, fusion, scale_scores, sink, local);
   add(base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads);
   return hash;
 }

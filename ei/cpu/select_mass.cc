@@ -16,10 +16,22 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
   const int64_t sink = std::min(past, (op.sink + op.block - 1) / op.block);
   const int64_t local = std::max(sink, past - std::min(past, (op.local + op.block - 1) / op.block));
   float most = 0, held = own;
+  double squares = double(own) * double(own) * double(op.block) / double(op.segment);
+  double all_squares = squares;
   for (int64_t b = 0; b < past; ++b) {
+    const double square = double(mass[b]) * double(mass[b]);
     most = std::max(most, mass[b]);
-    if (b < sink || b >= local) held += mass[b];
+    all_squares += square;
+    if (b >= sink && b < local) continue;
+    held += mass[b];
+    squares += square;
   }
+  const double missing = 1 - double(op.total);
+  const auto enough = [&] {
+    if (!op.by_entropy) return held >= op.total;
+    const double ratio = (1 - double(held)) / double(held);
+    return 16 * (all_squares - squares + ratio * ratio * squares) <= missing * missing;
+  };
   int64_t n = 0;
   const auto keep = [&](int64_t b) { index[n++] = static_cast<int32_t>(b); };
   if (op.share > 0 || op.total >= 1) {
@@ -35,12 +47,14 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
   }
   // The likeliest first, as many as it takes: doubled until they are enough.
   int64_t n_sorted = 0, n_taken = 0;
-  while (held < op.total && n_taken < n_others) {
+  while (!enough() && n_taken < n_others) {
     if (n_taken == n_sorted) {
       n_sorted = std::min(n_others, std::max<int64_t>(64, 2 * n_sorted));
       std::partial_sort(order + n_taken, order + n_sorted, order + n_others);
     }
-    held += mass[order[n_taken++] & INT32_MAX];
+    const float share = mass[order[n_taken++] & INT32_MAX];
+    held += share;
+    squares += double(share) * double(share);
   }
   for (int64_t b = 0; b < sink; ++b) keep(b);
   for (int64_t i = 0; i < n_taken; ++i) keep(order[i] & INT32_MAX);

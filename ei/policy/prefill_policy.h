@@ -30,6 +30,9 @@ struct PrefillPolicy {
   // The other estimates: the likeliest blocks, until all that is attended to, the segment included,
   // holds this much of the estimated attention; 1: everything.
   float mass = 0.86f;
+  // What is missing counts less the more blocks it lies on (SelectMass): a head that looks nearly
+  // everywhere needs a sample of it only.
+  bool by_entropy = false;
   // If not 0, instead of mass: every block with at least this much of the likeliest's.
   float share = 0;
   int64_t stride = 8;            // kAntidiagonals: queries, and keys, of a sum; divides block
@@ -49,6 +52,7 @@ struct PrefillPolicy {
   static PrefillPolicy sketch() {
     PrefillPolicy policy;
     policy.estimate = Estimate::kSketch;
+    policy.by_entropy = true;
     policy.segment = 32;
     policy.block = 16;
     policy.threshold_len = 1024;

@@ -167,6 +167,7 @@ TEST_F(PrefixCacheTest, KeepsPoliciesApart) {
       [](PrefillPolicy& p) { p.scale_scores = true; },
       [](PrefillPolicy& p) { p.estimate = Estimate::kMeanKeys; },
       [](PrefillPolicy& p) { p.mass = 0.5f; },
+      [](PrefillPolicy& p) { p.by_entropy = true; },
       [](PrefillPolicy& p) { p.share = 0.5f; },
       [](PrefillPolicy& p) { p.stride = 4; },
       [](PrefillPolicy& p) { p.sink = 1; },

@@ -1,6 +1,7 @@
 #include "ei/ops/select_mass.h"
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 
 #include "ei/base/error.h"
@@ -16,6 +17,7 @@ INSTANTIATE_TEST_SUITE_P(On, SelectMassTest, testing::Values(backend_names()[0])
 struct SelectCase {
   int64_t heads, first, n, segment, block, sink, local;
   float total, share;
+  bool by_entropy = false;
 };
 
 // Shares of a few strong blocks and many weak ones, some of them equal.
@@ -37,18 +39,32 @@ std::vector<int32_t> expected(const SelectCase& c, int64_t s, const float* mass,
   const int64_t past = (c.first + s) * c.segment / c.block;
   std::vector<int32_t> kept, others;
   float held = own, most = 0;
+  const auto square = [](float x) { return double(x) * double(x); };
+  double all = 0, of_kept = square(own) * double(c.block) / double(c.segment);
+  for (int64_t b = 0; b < past; ++b) all += square(mass[b]);
+  all += of_kept;
   for (int64_t b = 0; b < past; ++b) {
     most = std::max(most, mass[b]);
     const int64_t begin = b * c.block, end = begin + c.block;
     const bool always = begin < c.sink || end > (c.first + s) * c.segment - c.local;
     (always ? kept : others).push_back(int32_t(b));
-    if (always) held += mass[b];
+    if (always) {
+      held += mass[b];
+      of_kept += square(mass[b]);
+    }
   }
+  const auto wanted = [&](int32_t b) {
+    if (c.share > 0) return mass[b] >= c.share * most;
+    if (c.total >= 1 || !c.by_entropy) return c.total >= 1 || held < c.total;
+    const double variance = all - of_kept + square(1 - held) / square(held) * of_kept;
+    return 4 * std::sqrt(variance) > 1 - double(c.total);
+  };
   std::ranges::stable_sort(others, [&](int32_t a, int32_t b) { return mass[a] > mass[b]; });
   for (const int32_t b : others)
-    if (c.share > 0 ? mass[b] >= c.share * most : c.total >= 1 || held < c.total) {
+    if (wanted(b)) {
       kept.push_back(b);
       held += mass[b];
+      of_kept += square(mass[b]);
     }
   std::ranges::sort(kept);
   return kept;
@@ -62,6 +78,10 @@ TEST_P(SelectMassTest, MatchesTheRule) {
                               {2, 9, 4, 128, 128, 128, 0, 0.9f, 0},
                               {2, 9, 4, 128, 128, 256, 512, 1, 0.1f},
                               {2, 40, 4, 16, 4, 0, 0, 0.7f, 0.3f},
+                              {2, 1, 4, 32, 16, 16, 128, 0.86f, 0, true},
+                              {3, 60, 5, 32, 16, 16, 128, 0.9f, 0, true},
+                              {1, 200, 3, 32, 8, 20, 100, 0.95f, 0, true},
+                              {1, 30, 2, 16, 8, 0, 0, 1, 0, true},
                               {1, 30, 2, 16, 8, 0, 0, 1, 0},              // everything
                               {1, 30, 2, 16, 8, 0, 0, 0, 0},              // nothing
                               {1, 30, 2, 16, 8, 1000, 1000, 0.1f, 0}}) {  // all of it always
@@ -81,6 +101,7 @@ TEST_P(SelectMassTest, MatchesTheRule) {
                   .segment = c.segment,
                   .block = c.block,
                   .total = c.total,
+                  .by_entropy = c.by_entropy,
                   .share = c.share,
                   .sink = c.sink,
                   .local = c.local,
