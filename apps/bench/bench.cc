@@ -65,6 +65,7 @@ class Bench {
         ->transform(count(1, 1000))
         ->option_text("N [3]");
     cli::add_device(command, engine_options_.device);
+    cli::add_kv_type(command, engine_options_.kv_type);
     cli::add_weights(command, engine_options_.weights);
     command.add_option("-t,--threads", engine_options_.threads, "CPU threads; 0: all cores")
         ->check(between(0, 4096))

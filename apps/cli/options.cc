@@ -78,6 +78,18 @@ CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights
       ->option_text("bf16|fp8|q8_0|q4_k");
 }
 
+CLI::Option* add_kv_type(CLI::App& command, DType& type) {
+  return command
+      .add_option_function<std::string>(
+          "--kv-type",
+          [&type](const std::string& name) {
+            type = name == "f32" ? DType::kF32 : name == "q8_0" ? DType::kQ8 : DType::kBF16;
+          },
+          "How the KV cache stores its numbers; q8_0: in half the memory, on the CPU")
+      ->check(CLI::IsMember({"bf16", "f32", "q8_0"}))
+      ->option_text("bf16|f32|q8_0 [bf16]");
+}
+
 void print_warning(const std::string& warning) {
   fmt::print(stderr, "entropyinfer: warning: {}\n", warning);
 }
@@ -89,16 +101,7 @@ ModelOptions::ModelOptions(CLI::App& command) : model_(command) {
       ->check(between(0, 4096))
       ->option_text("N [0]")
       ->group(kModelGroup);
-  command
-      .add_option_function<std::string>(
-          "--kv-type",
-          [this](const std::string& name) {
-            options_.kv_type = name == "f32" ? DType::kF32 : DType::kBF16;
-          },
-          "How the KV cache stores its numbers")
-      ->check(CLI::IsMember({"bf16", "f32"}))
-      ->option_text("bf16|f32 [bf16]")
-      ->group(kModelGroup);
+  add_kv_type(command, options_.kv_type)->group(kModelGroup);
   add_weights(command, options_.weights)->group(kModelGroup);
   command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
       ->transform(count(1, int64_t{1} << 30))

@@ -20,6 +20,9 @@ namespace ei::cli {
 // The flag --device.
 CLI::Option* add_device(CLI::App& command, Device& device);
 
+// The flag --kv-type.
+CLI::Option* add_kv_type(CLI::App& command, DType& type);
+
 // The flag --weights.
 CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights);
 

@@ -24,7 +24,8 @@ HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 // Rows are read in steps of two vectors of floats. A step of bf16 is one vector of pairs, taken
-// apart into even and odd elements; queries and outputs are kept in that order, too.
+// apart into even and odd elements; queries and outputs are kept in that order, too. The scale of a
+// row of q8_0 is its score's or its probability's.
 //
 // The query heads of a KV head go through the rows in teams of 4, 2 or 1, a team of 3 filled up
 // with a query of zeros. Score j * kTeam + g is that of head g for row j of a tile, so that what is
@@ -39,7 +40,7 @@ int64_t padded_dim(int64_t d) { return (d + step_size() - 1) / step_size() * ste
 // Where element c of head g of a team is.
 HWY_INLINE int64_t element_at(DType type, int64_t team, int64_t g, int64_t c) {
   const int64_t step = step_size(), i = c % step;
-  const int64_t lane = type == DType::kF32 ? i : i / 2 + i % 2 * (step / 2);
+  const int64_t lane = type != DType::kBF16 ? i : i / 2 + i % 2 * (step / 2);
   return (c / step * team + g) * step + lane;
 }
 
@@ -47,13 +48,13 @@ struct Step {
   V32 a, b;
 };
 
-// Elements [c, c + step) of a row of d, zeros behind its end.
+// Elements [c, c + step) of a row of d, without its scale, zeros behind its end.
 template <DType kType>
 HWY_INLINE Step load_step(const char* row, int64_t c, int64_t d) {
   const F32 df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   HWY_ALIGN char last[2 * sizeof(float) * hn::MaxLanes(df)];
-  const char* from = row + c * dtype_bytes(kType);
+  const char* from = row + PageLayout::numbers_at(kType) + c * dtype_bytes(kType);
   if (HWY_UNLIKELY(c + 2 * lanes > d)) {
     std::memset(last, 0, sizeof(last));
     std::memcpy(last, from, static_cast<size_t>((d - c) * dtype_bytes(kType)));
@@ -62,6 +63,12 @@ HWY_INLINE Step load_step(const char* row, int64_t c, int64_t d) {
   if constexpr (kType == DType::kF32) {
     const auto* values = reinterpret_cast<const float*>(from);
     return {hn::LoadU(df, values), hn::LoadU(df, values + lanes)};
+  } else if constexpr (kType == DType::kQ8) {
+    const hn::Rebind<int8_t, F32> d8;
+    const hn::RebindToSigned<F32> di;
+    const auto* numbers = reinterpret_cast<const int8_t*>(from);
+    return {hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, numbers))),
+            hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, numbers + lanes)))};
   } else {
 #if HWY_TARGET == HWY_SCALAR
     return {hn::Set(df, load(from, kType, 0)), hn::Set(df, load(from, kType, 1))};
@@ -114,7 +121,7 @@ void dot_rows(const char* rows, int64_t n, int64_t d, const float* HWY_RESTRICT 
               float* HWY_RESTRICT score, const char* soon) {
   constexpr int64_t kAtOnce = 8 / kTeam;  // rows
   const F32 df;
-  const int64_t row_bytes = d * dtype_bytes(kType);
+  const int64_t row_bytes = PageLayout::row_bytes(kType, d);
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df)), step = 2 * lanes;
   for (int64_t j = 0; j < n; j += kAtOnce) {
     const char* row[kAtOnce];
@@ -142,6 +149,8 @@ void dot_rows(const char* rows, int64_t n, int64_t d, const float* HWY_RESTRICT 
       }
     }
     store_sums(sum, score + j * kTeam);
+    if constexpr (kType == DType::kQ8)
+      for (int64_t i = 0; i < 8; ++i) score[j * kTeam + i] *= scale_of(row[i / kTeam]);
   }
 }
 
@@ -150,7 +159,7 @@ template <DType kType, int64_t kTeam>
 void add_rows(const char* rows, int64_t n, int64_t d, const float* HWY_RESTRICT p,
               const float* HWY_RESTRICT factor, float* HWY_RESTRICT out, const char* soon) {
   const F32 df;
-  const int64_t row_bytes = d * dtype_bytes(kType);
+  const int64_t row_bytes = PageLayout::row_bytes(kType, d);
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df)), step = 2 * lanes;
   const int64_t step_bytes = step * dtype_bytes(kType);
   for (int64_t c = 0; c < d; c += step, out += kTeam * step) {
@@ -260,6 +269,9 @@ void attend_rows(const KvLayer& kv, int64_t head, int64_t begin, int64_t end, in
                 factor + g * lanes);
     });
     for_teams(group, [&](auto team, int64_t g, int64_t) {
+      if constexpr (kType == DType::kQ8)
+        for (int64_t i = 0; i < n * team; ++i)
+          score[g * kTileKeys + i] *= scale_of(values + i / team * kv.layout.row_bytes());
       add_rows<kType, team>(values, n, d, score + g * kTileKeys, factor + g * lanes,
                             out + g * width, next);
     });
@@ -282,6 +294,8 @@ void attend_range(const KvLayer& kv, int64_t head, int64_t begin, int64_t end, i
                   float* scratch) {
   if (kv.layout.dtype == DType::kBF16) {
     attend_rows<DType::kBF16>(kv, head, begin, end, group, scale, q, out, tops, sums, scratch);
+  } else if (kv.layout.dtype == DType::kQ8) {
+    attend_rows<DType::kQ8>(kv, head, begin, end, group, scale, q, out, tops, sums, scratch);
   } else {
     attend_rows<DType::kF32>(kv, head, begin, end, group, scale, q, out, tops, sums, scratch);
   }

@@ -146,7 +146,7 @@ int64_t mass_scratch(const EstimateMass& op, int64_t group, int64_t n_blocks) {
     case Estimate::kAntidiagonals: {
       const int64_t rows = op.segment / op.stride * group, depth = op.stride * d;
       const int64_t columns = n_blocks * op.block / op.stride + kTileKeys;
-      return rows * (depth + columns) + kTileKeys * depth + n + 64;
+      return rows * (depth + columns + 1) + kTileKeys * d + n + 64;
     }
     default:
       return op.segment * group * (n + panel + kTileKeys) + kTileKeys * d + n + 64;
@@ -158,7 +158,7 @@ void sketch_block(const EstimateMass& op, const MassOfHead& at, int64_t b, float
   const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions(), columns = full_panels(w);
   float* const x = scratch + op.block * d;
   for (int64_t j = 0; j < op.block; ++j)
-    widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, d, scratch + j * d);
+    widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, 0, d, scratch + j * d);
   product<false>(op.block, columns, d, scratch, d, at.directions, d, x, columns);
   at.scale[b] = quantize_block(op.block, x, columns, w, op.basis.mean[at.head].data,
                                at.keys + b * op.block * w);
@@ -232,8 +232,8 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
   return own;
 }
 
-// By antidiagonals: queries of a stride, the last first, are one row of stride * d numbers, and so
-// are keys, the first first.
+// By antidiagonals: queries of a stride, the last first, are one row of stride * d numbers. Keys
+// are taken by what is left of their position divided by the stride.
 float antidiagonal_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
                           float* scratch) {
   const int64_t d = op.kv.layout.head_dim, t = op.stride, depth = t * d;
@@ -244,9 +244,11 @@ float antidiagonal_shares(const EstimateMass& op, const MassOfHead& at, int64_t 
   const View<float, 2> q = rows_of(op.q);
   float* const reversed = scratch;  // [group * rows, depth]
   float* const tile = reversed + at.group * rows * depth;
-  float* const logit = tile + kTileKeys * depth;  // [group * rows, stride]
-  float* const x = logit + at.group * rows * stride;
+  float* const logit = tile + kTileKeys * d;  // [group * rows, stride]
+  float* const ones = logit + at.group * rows * stride;
+  float* const x = ones + at.group * rows;
   const float scale = op.scale * kLog2e / static_cast<float>(t);
+  std::fill_n(ones, at.group * rows, 1.0f);
   for (int64_t g = 0; g < at.group; ++g)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t u = 0; u < t; ++u) {
@@ -258,10 +260,13 @@ float antidiagonal_shares(const EstimateMass& op, const MassOfHead& at, int64_t 
   for (int64_t c = 0; c < n_columns; c += kTileKeys) {
     const int64_t m = std::min(kTileKeys, n_columns - c);
     const char* keys[kTileKeys];
-    for (int64_t j = 0; j < m; ++j) keys[j] = key_at(op.kv, at.head, (c + j) * t);
-    pack_columns(m, depth, op.kv.layout.dtype, keys, tile);
-    product<false>(at.group * rows, full_panels(m), depth, reversed, depth, tile, depth, logit + c,
-                   stride);
+    for (int64_t u = 0; u < t; ++u) {
+      for (int64_t j = 0; j < m; ++j) keys[j] = key_at(op.kv, at.head, (c + j) * t + u);
+      pack_columns(m, d, op.kv.layout.dtype, keys, tile);
+      const auto multiply = u == 0 ? product<false> : product<true>;
+      multiply(at.group * rows, full_panels(m), d, reversed + u * d, depth, tile, d, logit + c,
+               stride, ones);
+    }
   }
   float own = 0;
   const float weight = 1 / static_cast<float>(rows * at.group);
@@ -287,7 +292,7 @@ void mean_key(const EstimateMass& op, const MassOfHead& at, int64_t b, float* sc
   float* const mean = at.means + b * d;
   std::fill_n(mean, d, 0.0f);
   for (int64_t j = 0; j < op.block; ++j) {
-    widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, d, scratch);
+    widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, 0, d, scratch);
     for (int64_t c = 0; c < d; ++c) mean[c] += scratch[c];
   }
   for (int64_t c = 0; c < d; ++c) mean[c] /= static_cast<float>(op.block);

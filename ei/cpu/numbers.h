@@ -2,6 +2,7 @@
 
 #include <cassert>
 #include <cstdint>
+#include <cstring>
 
 #include "ei/base/half.h"
 #include "ei/base/view.h"
@@ -19,6 +20,17 @@ inline void store(void* data, DType type, int64_t i, float value) {
   } else {
     static_cast<float*>(data)[i] = value;
   }
+}
+
+// What all numbers of a row of a cache in kQ8 are to be multiplied by, and number c of any row.
+inline float scale_of(const char* row) {
+  float scale;
+  std::memcpy(&scale, row, sizeof scale);
+  return scale;
+}
+inline float load_number(const char* row, DType type, int64_t c) {
+  const float number = load(row + PageLayout::numbers_at(type), type, c);
+  return type == DType::kQ8 ? scale_of(row) * number : number;
 }
 
 // Activations are float on the CPU.
@@ -41,11 +53,11 @@ inline char* value_at(const KvLayer& kv, int64_t head, int64_t r) {
 // Bounds of the keys of block b of a head.
 inline char* lowest_at(const KvLayer& kv, int64_t head, int64_t b) {
   const int64_t n = kv.layout.n_blocks();
-  return page_row(kv, head, b / n, kv.layout.first_lowest() + b % n);
+  return page_row(kv, head, b / n, kv.layout.first_lowest() + b % n * kv.layout.bound_rows());
 }
 inline char* highest_at(const KvLayer& kv, int64_t head, int64_t b) {
   const int64_t n = kv.layout.n_blocks();
-  return page_row(kv, head, b / n, kv.layout.first_highest() + b % n);
+  return page_row(kv, head, b / n, kv.layout.first_highest() + b % n * kv.layout.bound_rows());
 }
 
 }  // namespace ei::cpu

@@ -51,12 +51,12 @@ void score_tile(const ScoreBlocks& op, int64_t h, int64_t tile, const float* mid
     const int64_t b = begin + j, run = std::min(n - j, layout.n_blocks() - b % layout.n_blocks());
     const char *low_row = lowest_at(op.kv, h, b), *high_row = highest_at(op.kv, h, b);
     for (int64_t i = 0; i < run; ++i, ++j) {
-      lowest[j] = low_row + i * layout.row_bytes();
-      highest[j] = high_row + i * layout.row_bytes();
+      lowest[j] = low_row + i * layout.bound_rows() * layout.row_bytes();
+      highest[j] = high_row + i * layout.bound_rows() * layout.row_bytes();
     }
   }
-  pack_columns(n, d, layout.dtype, lowest, low);
-  pack_columns(n, d, layout.dtype, highest, high);
+  pack_columns(n, d, layout.bound_dtype(), lowest, low);
+  pack_columns(n, d, layout.bound_dtype(), highest, high);
   const float factor = op.scale / static_cast<float>(group);
   for (int64_t s = 0; s < n_segments; ++s) {
     const int64_t n_seen = std::min(n, (op.begin + s * op.segment) / op.kv.layout.block - begin);

@@ -74,7 +74,7 @@ void pack_values(int64_t n, int64_t d, DType type, const char* const* rows,
       const int64_t columns = c < wide ? panel_columns() : lanes;
       float* to = tile + c * kTileKeys + j * columns;
       const int64_t left = std::clamp<int64_t>(d - c, 0, columns);
-      widen(rows[j] + c * dtype_bytes(type), type, left, to);
+      widen(rows[j], type, c, left, to);
       std::fill(to + left, to + columns, 0.0f);
       c += columns;
     }

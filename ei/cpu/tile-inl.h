@@ -127,42 +127,40 @@ HWY_INLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int
     panel_product<1, kAdd>(m, depth, a, a_stride, b + j * b_rows, c + j, c_stride, factor);
 }
 
-// One row of `n` bf16 or float values as floats.
-HWY_INLINE void widen(const void* from, DType type, int64_t n, float* HWY_RESTRICT to) {
-  if (type == DType::kF32) {
-    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
-    return;
+// As many numbers of a row of the cache, from the c-th on, as D has lanes.
+template <class D>
+HWY_INLINE hn::Vec<D> load_numbers(D d, const char* row, DType type, int64_t c) {
+  const char* from = row + PageLayout::numbers_at(type) + c * dtype_bytes(type);
+  if (type == DType::kF32) return hn::LoadU(d, reinterpret_cast<const float*>(from));
+  if (type == DType::kQ8) {
+    const hn::Rebind<int8_t, D> d8;
+    const hn::RebindToSigned<D> di;
+    const auto whole = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const int8_t*>(from)));
+    return hn::Mul(hn::ConvertTo(d, whole), hn::Set(d, scale_of(row)));
   }
-  const auto* bits = static_cast<const uint16_t*>(from);
+  const hn::RebindToUnsigned<D> du;
+  const hn::Rebind<uint16_t, D> dh;
+  const auto bits = hn::LoadU(dh, reinterpret_cast<const uint16_t*>(from));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+}
+
+// Numbers [c, c + n) of a row of the cache as floats.
+HWY_INLINE void widen(const char* row, DType type, int64_t c, int64_t n, float* HWY_RESTRICT to) {
   const F32 d;
-  const hn::RebindToUnsigned<F32> du;
-  const hn::Rebind<uint16_t, F32> dh;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(dh, bits + i)))), d,
-               to + i);
-  for (; i < n; ++i) to[i] = from_bf16(bits[i]);
+  for (; i + lanes <= n; i += lanes) hn::StoreU(load_numbers(d, row, type, c + i), d, to + i);
+  for (; i < n; ++i) to[i] = load_number(row, type, c + i);
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// Elements [i, i + 4) of a row of the cache as floats.
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> load_four(const char* row, DType type, int64_t i) {
-  const hn::FixedTag<float, 4> d;
-  if (type == DType::kF32) return hn::LoadU(d, reinterpret_cast<const float*>(row) + i);
-  const hn::RebindToUnsigned<decltype(d)> du;
-  const hn::Rebind<uint16_t, decltype(d)> dh;
-  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(
-                            du, hn::LoadU(dh, reinterpret_cast<const uint16_t*>(row) + i))));
-}
-
 // Elements [c, c + 4) of four rows into four columns of numbers, `stride` apart.
 HWY_INLINE void transpose_four(const char* const* row, DType type, int64_t c, int64_t stride,
                                float* HWY_RESTRICT to) {
   const hn::FixedTag<float, 4> d;
   const hn::RepartitionToWide<decltype(d)> dd;
-  const auto r0 = load_four(row[0], type, c), r1 = load_four(row[1], type, c);
-  const auto r2 = load_four(row[2], type, c), r3 = load_four(row[3], type, c);
+  const auto r0 = load_numbers(d, row[0], type, c), r1 = load_numbers(d, row[1], type, c);
+  const auto r2 = load_numbers(d, row[2], type, c), r3 = load_numbers(d, row[3], type, c);
   const auto low = hn::BitCast(dd, hn::InterleaveLower(d, r0, r1));
   const auto low2 = hn::BitCast(dd, hn::InterleaveLower(d, r2, r3));
   const auto high = hn::BitCast(dd, hn::InterleaveUpper(d, r0, r1));
@@ -188,7 +186,7 @@ HWY_INLINE void pack_columns(int64_t n, int64_t d, DType type, const char* const
     for (; c + 4 <= d; c += 4) transpose_four(row, type, c, wide, to + c * wide);
 #endif
     for (; c < d; ++c)
-      for (int64_t u = 0; u < at_once; ++u) to[c * wide + u] = load(row[u], type, c);
+      for (int64_t u = 0; u < at_once; ++u) to[c * wide + u] = load_number(row[u], type, c);
   }
 }
 

@@ -56,9 +56,9 @@ Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   require(options.chunk >= 0, "chunk is {}, expected 1 or more, or 0 (what suits the device)",
           options.chunk);
   require(options.page >= 1, "page is {}, expected 1 or more", options.page);
-  require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16 or f32");
+  require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16, f32 or q8_0");
   impl_->options = options;
-  impl_->backend = make_backend(options.device, options.threads);
+  impl_->backend = make_backend(options.device, options.threads, options.kv_type);
   if (options.chunk == 0) impl_->options.chunk = impl_->backend->prompt_rows();
 }
 

@@ -33,7 +33,7 @@ PrefillPolicy default_prefill(Device device);
 struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores
-  DType kv_type = DType::kBF16;  // of the KV cache: kBF16 or kF32
+  DType kv_type = DType::kBF16;  // of the KV cache: kBF16, kF32 or, on the CPU, kQ8
   // kFP8, kQ8_0, kQ4_K: weights are converted while loading if that makes them smaller; kBF16: all.
   std::optional<WeightFormat> weights;
   int64_t page = 512;  // tokens of a page of the KV cache, rounded up to whole segments
@@ -61,7 +61,7 @@ struct ModelInfo {
   int64_t kv_bytes_per_token = 0;      // full cache, K and V of all layers
   int64_t bounds_bytes_per_token = 0;  // key bounds beside them, under the default prefill policy
   double load_ms = 0;
-  std::vector<std::string> warnings;  // what the checkpoint has wrong, and is ignored
+  std::vector<std::string> warnings;  // what is wrong and ignored, what will be slow
 };
 
 // A checkpoint ready to run. Sessions of one engine share it; one of them runs at a time.

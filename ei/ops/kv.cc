@@ -6,8 +6,7 @@ namespace ei {
 
 void check(const char* op, const KvLayer& kv) {
   const PageLayout& layout = kv.layout;
-  require(layout.dtype == DType::kBF16 || layout.dtype == DType::kF32,
-          "{}: the cache is of {}, expected bf16 or f32", op, dtype_name(layout.dtype));
+  require(layout.dtype != DType::kF16, "{}: the cache is of f16, expected bf16, f32 or q8_0", op);
   expect_at_least(op, "head_dim", layout.head_dim, 1);
   expect_at_least(op, "the rows of a page", layout.rows, 1);
   expect_at_least(op, "block", layout.block, 0);

@@ -14,8 +14,11 @@ namespace ei {
 // The last two are elementwise bounds of the keys of every block (METHOD.md 1.1): of keys as they
 // are stored, so that the keys' type holds them exactly. Behind them a page is filled up to whole
 // groups of 8 rows: in memory cut into pages, groups can be counted from its start.
+//
+// A row of kQ8 begins with its scale, a float. Its bounds, of keys of several scales, are bf16 that
+// are rounded outwards, and each takes the place of two rows.
 struct PageLayout {
-  DType dtype = DType::kBF16;  // kBF16 or kF32
+  DType dtype = DType::kBF16;  // kBF16, kF32 or kQ8
   int64_t head_dim = 0;
   int64_t rows = 512;  // tokens: whole segments
   int64_t block = 0;   // tokens of a block, divides rows; 0: no bounds are kept
@@ -24,10 +27,20 @@ struct PageLayout {
   // Where each begins, in rows; keys begin the page.
   constexpr int64_t first_value() const { return rows; }
   constexpr int64_t first_lowest() const { return 2 * rows; }
-  constexpr int64_t first_highest() const { return 2 * rows + n_blocks(); }
-  constexpr int64_t end() const { return (2 * (rows + n_blocks()) + 7) / 8 * 8; }
+  constexpr int64_t first_highest() const { return 2 * rows + n_blocks() * bound_rows(); }
+  constexpr int64_t end() const { return (2 * (rows + n_blocks() * bound_rows()) + 7) / 8 * 8; }
 
-  constexpr int64_t row_bytes() const { return head_dim * dtype_bytes(dtype); }
+  constexpr DType bound_dtype() const { return dtype == DType::kQ8 ? DType::kBF16 : dtype; }
+  constexpr int64_t bound_rows() const { return dtype == DType::kQ8 ? 2 : 1; }
+  constexpr int64_t row_bytes() const { return row_bytes(dtype, head_dim); }
+  static constexpr int64_t row_bytes(DType type, int64_t head_dim) {
+    return type == DType::kQ8 ? (numbers_at(type) + head_dim + 3) / 4 * 4
+                              : head_dim * dtype_bytes(type);
+  }
+  // Where in a row its numbers begin, in bytes.
+  static constexpr int64_t numbers_at(DType type) {
+    return type == DType::kQ8 ? int64_t{sizeof(float)} : 0;
+  }
   constexpr int64_t bytes() const { return end() * row_bytes(); }
   // Pages that n tokens take.
   constexpr int64_t pages(int64_t n) const { return (n + rows - 1) / rows; }

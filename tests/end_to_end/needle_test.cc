@@ -24,11 +24,16 @@ bool share_no_word(const std::vector<eval::Needle>& needles) {
 // A document is read once by each prefill policy; of every other question only the end is.
 constexpr int64_t kPrefixBytes = int64_t{1} << 30;
 
-class NeedleTest : public testing::TestWithParam<int64_t> {};
+struct NeedleCase {
+  int64_t n_tokens;
+  DType kv_type;
+};
+class NeedleTest : public testing::TestWithParam<NeedleCase> {};
 
 TEST_P(NeedleTest, AnswersOneValueQuestions) {
-  const int64_t n_tokens = GetParam();
-  Engine engine(kNeedle);
+  const auto [n_tokens, kv_type] = GetParam();
+  const Device device = kv_type == DType::kQ8 ? Device::kCpu : Device::kAuto;
+  Engine engine(kNeedle, {.device = device, .kv_type = kv_type});
   // Reading is most of the time: the longest document is read once by each policy.
   const int n_documents = n_tokens > 8192 ? 1 : 2;
   int n_read = 0;
@@ -59,7 +64,14 @@ TEST_P(NeedleTest, AnswersOneValueQuestions) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tokens, NeedleTest, testing::Values(4096, 8192, 16384));
+INSTANTIATE_TEST_SUITE_P(Tokens, NeedleTest,
+                         testing::Values(NeedleCase{4096, DType::kBF16},
+                                         NeedleCase{8192, DType::kQ8},
+                                         NeedleCase{16384, DType::kBF16}),
+                         [](const auto& info) {
+                           return fmt::format("{}_{}", info.param.n_tokens,
+                                              dtype_name(info.param.kv_type));
+                         });
 
 // Greedy text is the same for any number of threads and any chunk.
 TEST(NeedleInvarianceTest, ThreadsAndChunksChangeNothing) {

@@ -9,39 +9,63 @@ namespace {
 
 EI_BACKEND_TEST(AppendKvTest);
 
+// Rounded to the cache's type: in kQ8 by at most half a step, of which the row's largest has 127.
+void expect_rounded(const double* got, const double* values, int64_t d, DType dtype) {
+  double largest = 0;
+  for (int64_t c = 0; c < d; ++c) largest = std::max(largest, std::abs(values[c]));
+  for (int64_t c = 0; c < d; ++c) {
+    if (dtype == DType::kQ8) {
+      ASSERT_NEAR(got[c], values[c], largest / 254 * (1 + 1e-5));
+    } else {
+      ASSERT_EQ(got[c], round_to(dtype, values[c]));
+    }
+  }
+}
+
 void expect_appended(const HostKv& got, const HostKv& before, const Matrix& k, const Matrix& v,
                      int64_t first_row, int64_t n, int64_t column, DType dtype) {
   const int64_t rows = before.k.dim(0), d = before.k.dim(1);
   ASSERT_EQ(got.k.dim(0), rows + n);
-  for (int64_t r = 0; r < rows + n; ++r)
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < d; ++c) {
-      const bool old = r < rows;
-      ASSERT_EQ(got.k[r][c],
-                old ? before.k[r][c] : round_to(dtype, k[first_row + r - rows][column + c]));
-      ASSERT_EQ(got.v[r][c],
-                old ? before.v[r][c] : round_to(dtype, v[first_row + r - rows][column + c]));
+      ASSERT_EQ(got.k[r][c], before.k[r][c]);
+      ASSERT_EQ(got.v[r][c], before.v[r][c]);
     }
+  for (int64_t i = 0; i < n; ++i) {
+    expect_rounded(got.k[rows + i].data, k[first_row + i].data + column, d, dtype);
+    expect_rounded(got.v[rows + i].data, v[first_row + i].data + column, d, dtype);
+  }
+}
+
+// Of these keys, in the type in which a cache has them.
+ref::Bounds stored_bounds(const Matrix& k, DType dtype, int64_t block) {
+  ref::Bounds bounds = ref::key_bounds(k, block);
+  if (dtype == DType::kQ8) {
+    for (double& x : bounds.min.v) x = bf16_down(x);
+    for (double& x : bounds.max.v) x = bf16_up(x);
+  }
+  return bounds;
 }
 
 // The bounds of what they hold, once it is rounded.
 std::vector<HostKv> with_bounds(std::vector<HostKv> heads, DType dtype, int64_t block) {
   for (HostKv& head : heads) {
-    for (double& x : head.k.v) x = round_to(dtype, x);
-    const ref::Bounds bounds = ref::key_bounds(head.k, block);
+    round_rows(head.k, dtype);
+    const ref::Bounds bounds = stored_bounds(head.k, dtype, block);
     head.lowest = bounds.min;
     head.highest = bounds.max;
   }
   return heads;
 }
 
-void expect_bounds(const HostKv& got, int64_t block) {
-  const ref::Bounds want = ref::key_bounds(got.k, block);
+void expect_bounds(const HostKv& got, DType dtype, int64_t block) {
+  const ref::Bounds want = stored_bounds(got.k, dtype, block);
   EXPECT_EQ(got.lowest.v, want.min.v);
   EXPECT_EQ(got.highest.v, want.max.v);
 }
 
 TEST_P(AppendKvTest, StoresRowsAndBounds) {
-  for (const DType dtype : {DType::kBF16, DType::kF32})
+  for (const DType dtype : kv_types())
     for (const int64_t d : {2, 80})
       for (const int64_t held : {0, 1, 7, 8, 31, 64})
         for (const int64_t n : {0, 1, 7, 9, 70}) {
@@ -60,7 +84,7 @@ TEST_P(AppendKvTest, StoresRowsAndBounds) {
           const Matrix keys = k.values(), values = v.values();
           for (int64_t h = 0; h < heads; ++h) {
             expect_appended(after[size_t(h)], before[size_t(h)], keys, values, 0, n, h * d, dtype);
-            expect_bounds(after[size_t(h)], block);
+            expect_bounds(after[size_t(h)], dtype, block);
           }
         }
 }
@@ -69,7 +93,7 @@ TEST_P(AppendKvTest, StoresRowsAndBounds) {
 // other has none and is stored per query head.
 TEST_P(AppendKvTest, ServesSeveralSequences) {
   const int64_t d = 16, block = 24;
-  for (const DType dtype : {DType::kBF16, DType::kF32})
+  for (const DType dtype : kv_types())
     for (const int64_t n : {1, 70}) {
       SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << n);
       DeviceKv a(backend(), {dtype, d, 48, 144, block},
@@ -85,7 +109,7 @@ TEST_P(AppendKvTest, ServesSeveralSequences) {
       const Matrix keys = k.values(), values = v.values();
       for (size_t h = 0; h < 2; ++h) {
         expect_appended(a_after[h], a_before[h], keys, values, 0, n, int64_t(h) * d, dtype);
-        expect_bounds(a_after[h], block);
+        expect_bounds(a_after[h], dtype, block);
       }
       for (size_t h = 0; h < 4; ++h)
         expect_appended(b_after[h], b_before[h], keys, values, n, n, int64_t(h / 2) * d, dtype);

@@ -8,7 +8,7 @@ namespace {
 EI_BACKEND_TEST(CompactKvTest);
 
 TEST_P(CompactKvTest, CopiesTheKeptRows) {
-  for (const DType dtype : {DType::kBF16, DType::kF32})
+  for (const DType dtype : kv_types())
     for (const int64_t d : {17, 64})
       for (const int64_t copies : {1, 3}) {
         SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " d " << d << " x " << copies);

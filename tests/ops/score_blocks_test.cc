@@ -51,7 +51,7 @@ TEST_P(ScoreBlocksTest, MatchesReference) {
                              {40, 1024, 8, 8, 1, 25, 40},      // blocks that just fill tiles
                              {200, 5000, 100, 5, 1, 3, 33},    // blocks past every tile
                              {20, 2240, 8, 1, 16, 1, 72}})  // more tiles than a GPU takes at once
-    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (const DType dtype : kv_types()) {
       // Pages of one segment and of several.
       const int64_t page_rows = dtype == DType::kF32 ? c.segment : 3 * c.segment;
       const float scale = dtype == DType::kF32 ? 1.0f : 0.125f;
@@ -61,7 +61,8 @@ TEST_P(ScoreBlocksTest, MatchesReference) {
       const int64_t n_segments = (c.n + c.segment - 1) / c.segment;
       const int64_t past = (first + n_segments - 1) * c.segment / c.block;
       const DeviceAct q = act(normal<2>({c.n, c.kv_heads * c.group * c.d}, 1, 0.3, 0.1), 1);
-      const auto bounds = random_bounds(c.kv_heads, past + 3, c.d, 2, dtype);
+      const auto bounds =
+          random_bounds(c.kv_heads, past + 3, c.d, 2, PageLayout{.dtype = dtype}.bound_dtype());
       const ref::Scores want =
           ref::score_blocks(q.values(), c.begin, c.segment, scale, bounds, c.block);
       const DeviceKv cache = cache_of(backend(), bounds, dtype, page_rows, c.block);

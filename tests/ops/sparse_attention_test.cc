@@ -121,7 +121,7 @@ TEST_P(SparseAttentionTest, MatchesReference) {
                         {127, 128, 128, 8, 128, 1, 1, 8},
                         {1, 128, 128, 8, 128, 1, 25, 32},
                         {1100, 1040, 1040, 8, 520, 1, 1, 16}})
-    for (const DType dtype : {DType::kBF16, DType::kF32})
+    for (const DType dtype : kv_types())
       for (const bool dense : {false, true}) {
         SCOPED_TRACE(testing::Message() << c << " " << dtype_name(dtype) << " dense " << dense);
         const HostSelection seen(c, dense, 3);
@@ -136,7 +136,7 @@ TEST_P(SparseAttentionTest, MatchesReference) {
 TEST_P(SparseAttentionTest, PeakedAttention) {
   const Case c = {70, 576, 64, 8, 64, 1, 4, 64};
   const HostSelection seen(c, true, 3);
-  for (const DType dtype : {DType::kBF16, DType::kF32})
+  for (const DType dtype : kv_types())
     for (const double sigma : {8, 300}) {
       SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " sigma " << sigma);
       Problem problem(backend(), c, dtype, sigma);

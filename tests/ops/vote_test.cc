@@ -19,7 +19,7 @@ TEST_P(VoteTest, MatchesReference) {
                         {{1100, 129, 513}, 2, 80, 16, 8, 15},
                         {{300}, 3, 128, 64, 64, 1},
                         {{500}, 4, 17, 5, 5, 2}})
-    for (const DType dtype : {DType::kBF16, DType::kF32})
+    for (const DType dtype : kv_types())
       for (const int variant : {0, 1, 2}) {
         SCOPED_TRACE(testing::Message() << c.rows.size() << " x " << c.group << " heads, d " << c.d
                                         << ", window " << c.w << ", variant " << variant);

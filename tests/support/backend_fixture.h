@@ -58,6 +58,12 @@ class BackendTest : public testing::TestWithParam<std::string> {
   // probabilities). One rounding of the worst kind leaves room for some of the average one.
   double tolerance(double nmse) { return backend().act_bytes() == 4 ? nmse : nmse + 1.6e-5; }
 
+  // What keys and values may be stored in: caches of q8_0 are the CPU's.
+  std::vector<DType> kv_types() {
+    if (backend().act_bytes() != 4) return {DType::kBF16, DType::kF32};
+    return {DType::kBF16, DType::kF32, DType::kQ8};
+  }
+
   DeviceAct act(const Matrix& values, int64_t offset = 0) { return {backend(), values, offset}; }
   // An output, every value of which is NaN.
   DeviceAct poisoned(int64_t rows, int64_t cols, int64_t offset = 0);

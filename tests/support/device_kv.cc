@@ -33,18 +33,18 @@ DeviceKv::DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostK
     rows_bound_ = std::max(rows_bound_, heads[h].k.dim(0));
     for (int64_t p = 0; p < n_pages; ++p) {
       std::fill(bytes.begin(), bytes.end(), '\xFF');  // NaN in every type
-      // The page's share of so many rows of each page, at row `to` of it.
-      const auto put = [&](const Matrix& values, int64_t per_page, int64_t to) {
+      // The page's share of so many rows of each page, at row `to` of it, where one takes `wide`.
+      const auto put = [&](const Matrix& values, int64_t per_page, int64_t to, DType dtype,
+                           int64_t wide) {
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
-          for (int64_t c = 0; c < layout.head_dim; ++c)
-            encode(values[r][c], layout.dtype,
-                   bytes.data() + (to + r - p * per_page) * layout.row_bytes() +
-                       c * dtype_bytes(layout.dtype));
+          encode_row(values[r].data, layout.head_dim, dtype,
+                     bytes.data() + (to + (r - p * per_page) * wide) * layout.row_bytes());
       };
-      put(heads[h].k, layout.rows, 0);
-      put(heads[h].v, layout.rows, layout.first_value());
-      put(heads[h].lowest, layout.n_blocks(), layout.first_lowest());
-      put(heads[h].highest, layout.n_blocks(), layout.first_highest());
+      put(heads[h].k, layout.rows, 0, layout.dtype, 1);
+      put(heads[h].v, layout.rows, layout.first_value(), layout.dtype, 1);
+      for (const auto& [bounds, first] : {std::pair{&heads[h].lowest, layout.first_lowest()},
+                                          {&heads[h].highest, layout.first_highest()}})
+        put(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows());
       backend.copy_in(table_[h * static_cast<size_t>(n_pages) + static_cast<size_t>(p)],
                       bytes.data(), std::ssize(bytes));
     }
@@ -75,17 +75,17 @@ std::vector<HostKv> DeviceKv::heads() const {
     for (int64_t p = 0; p < layout.pages(rows); ++p) {
       backend_->copy_out(bytes.data(), table_[static_cast<size_t>(h * pages_for(shape_) + p)],
                          std::ssize(bytes));
-      const auto take = [&](Matrix& values, int64_t per_page, int64_t from) {
+      const auto take = [&](Matrix& values, int64_t per_page, int64_t from, DType dtype,
+                            int64_t wide) {
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
-          for (int64_t c = 0; c < d; ++c)
-            values[r][c] = decode(bytes.data() + (from + r - p * per_page) * layout.row_bytes() +
-                                      c * dtype_bytes(layout.dtype),
-                                  layout.dtype);
+          decode_row(bytes.data() + (from + (r - p * per_page) * wide) * layout.row_bytes(), d,
+                     dtype, values[r].data);
       };
-      take(head.k, layout.rows, 0);
-      take(head.v, layout.rows, layout.first_value());
-      take(head.lowest, layout.n_blocks(), layout.first_lowest());
-      take(head.highest, layout.n_blocks(), layout.first_highest());
+      take(head.k, layout.rows, 0, layout.dtype, 1);
+      take(head.v, layout.rows, layout.first_value(), layout.dtype, 1);
+      for (const auto& [bounds, first] : {std::pair{&head.lowest, layout.first_lowest()},
+                                          {&head.highest, layout.first_highest()}})
+        take(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows());
     }
   }
   return heads;

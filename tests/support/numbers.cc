@@ -63,4 +63,44 @@ double decode(const char* from, DType dtype) {
   return std::bit_cast<float>(bits);
 }
 
+double bf16_down(double value) {
+  if (value == 0) return value;
+  const int shift = 7 - std::max(std::ilogb(value), -126);
+  return std::ldexp(std::floor(std::ldexp(value, shift)), -shift);
+}
+
+void encode_row(const double* values, int64_t n, DType dtype, char* to) {
+  if (dtype != DType::kQ8) {
+    for (int64_t i = 0; i < n; ++i) encode(values[i], dtype, to + i * dtype_bytes(dtype));
+    return;
+  }
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
+  const auto scale = static_cast<float>(largest / 127);
+  std::memcpy(to, &scale, 4);
+  for (int64_t i = 0; i < n; ++i) {
+    const double whole = largest == 0 ? 0 : std::nearbyint(values[i] * 127 / largest);
+    to[4 + i] = static_cast<char>(whole);
+  }
+}
+
+void decode_row(const char* from, int64_t n, DType dtype, double* to) {
+  if (dtype != DType::kQ8) {
+    for (int64_t i = 0; i < n; ++i) to[i] = decode(from + i * dtype_bytes(dtype), dtype);
+    return;
+  }
+  float scale = 0;
+  std::memcpy(&scale, from, 4);
+  for (int64_t i = 0; i < n; ++i)
+    to[i] = scale * static_cast<float>(static_cast<signed char>(from[4 + i]));
+}
+
+void round_rows(Matrix& rows, DType dtype) {
+  std::vector<char> row(size_t(4 + 4 * rows.dim(1)));
+  for (int64_t r = 0; r < rows.dim(0); ++r) {
+    encode_row(rows[r].data, rows.dim(1), dtype, row.data());
+    decode_row(row.data(), rows.dim(1), dtype, rows[r].data);
+  }
+}
+
 }  // namespace ei::test

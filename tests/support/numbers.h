@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstdint>
+
 #include "ei/base/dtype.h"
+#include "tests/support/array.h"
 
 namespace ei::test {
 
@@ -11,5 +14,16 @@ double round_to(DType dtype, double value);
 // Rounds and stores, loads: dtype_bytes(dtype) bytes at any address.
 void encode(double value, DType dtype, char* to);
 double decode(const char* from, DType dtype);
+
+// The bf16 next to `value` that is not above it, or not below.
+double bf16_down(double value);
+inline double bf16_up(double value) { return -bf16_down(-value); }
+
+// The n numbers of a row of a cache; in kQ8 a float stands before them, which is the largest's
+// 127th, and by which they are multiplied as floats.
+void encode_row(const double* values, int64_t n, DType dtype, char* to);
+void decode_row(const char* from, int64_t n, DType dtype, double* to);
+// What is left of rows in a cache of this type.
+void round_rows(Matrix& rows, DType dtype);
 
 }  // namespace ei::test
