@@ -5,6 +5,7 @@
 #include "ei/base/fail.h"
 #include "ei/decode/compress.h"
 #include "ei/engine/logprobs.h"
+#include "ei/engine/make_backend.h"
 #include "ei/engine/memory_plan.h"
 
 namespace ei {
@@ -19,9 +20,9 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
           "the prompt has {} tokens, the model's context is {}; shorten the prompt", n_prompt,
           context);
   const KvShape shape = kv_shape(request.prefill);
+  const int64_t page_bytes = pool_ == nullptr ? shape.layout.bytes() : pool_->page_bytes();
   const MemoryPlan plan =
-      plan_memory(engine_, request.prefill, request.decode, shape,
-                  pool_ == nullptr ? shape.layout.bytes() : pool_->page_bytes(), n_prompt, n_total);
+      plan_memory(engine_, request.prefill, request.decode, shape, page_bytes, n_prompt, n_total);
   // A server has activations for all its sequences, a conversation that goes on those it began
   // with.
   const bool has_activations = pool_ != nullptr || cache_ != nullptr;
@@ -29,11 +30,15 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
   // Pages of its own, those that it keeps for the next turn among them, are there for this one.
   const int64_t own = own_pool_ ? own_pool_->bytes_in_use() : cache_ ? cache_->bytes() : 0;
   const int64_t have = engine_.backend->available_bytes() + own;
-  require(need <= have,
-          "{} tokens need {} MiB ({} MiB of KV cache, {} MiB of activations), {} MiB are available "
-          "beside {} MiB of weights; shorten the prompt or generate fewer tokens",
-          n_total, need >> 20, plan.pages >> 20, plan.activations >> 20, have >> 20,
-          engine_.model->weight_bytes() >> 20);
+  if (need <= have) return;
+  const int64_t fits = longest_prompt(engine_, request.prefill, request.decode, shape, page_bytes,
+                                      n_total - n_prompt, have);
+  const bool halves = !on_gpu(engine_.options.device) && engine_.options.kv_type != DType::kQ8;
+  fail(
+      "{} tokens need {} MiB ({} MiB of KV cache, {} MiB of activations), {} MiB are available "
+      "beside {} MiB of weights, enough for a prompt of {} tokens; shorten it{} or generate fewer",
+      n_total, need >> 20, plan.pages >> 20, plan.activations >> 20, have >> 20,
+      engine_.model->weight_bytes() >> 20, fits, halves ? ", take --kv-type q8_0" : "");
 }
 
 KvShape Context::kv_shape(const PrefillPolicy& prefill) const {

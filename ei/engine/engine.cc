@@ -209,20 +209,16 @@ ModelInfo Engine::info() const {
   info.kv_bytes_per_token = 2 * row_bytes;
   info.bounds_bytes_per_token = (layout.bytes() - 2 * layout.rows * layout.row_bytes()) *
                                 config.n_layers * config.n_kv_heads / layout.rows;
-  // The longest prompt that fits, under the default policies.
-  const auto bytes_of = [&](int64_t n_tokens) {
-    return plan_memory(e, prefill, DecodePolicy{}, shape, layout.bytes(), n_tokens, n_tokens + 1)
-        .total();
-  };
-  int64_t fits = 0, least_not = config.max_positions + 1;
-  while (least_not - fits > 1) {
-    const int64_t n_tokens = (fits + least_not) / 2;
-    (bytes_of(n_tokens) <= info.available_bytes ? fits : least_not) = n_tokens;
-  }
-  info.longest_context = fits;
-  info.longest_context_bytes = fits == 0 ? 0 : bytes_of(fits);
+  // Under the default policies.
+  const DecodePolicy decode;
+  info.longest_context =
+      longest_prompt(e, prefill, decode, shape, layout.bytes(), 1, info.available_bytes);
+  if (const int64_t n = info.longest_context; n > 0)
+    info.longest_context_bytes =
+        plan_memory(e, prefill, decode, shape, layout.bytes(), n, n + 1).total();
   info.load_ms = e.load_ms;
-  info.warnings = e.warnings;
+  info.warnings = e.model->warnings();
+  info.warnings.insert(info.warnings.end(), e.warnings.begin(), e.warnings.end());
   return info;
 }
 

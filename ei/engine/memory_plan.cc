@@ -76,4 +76,17 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
   return plan;
 }
 
+int64_t longest_prompt(const Engine::Impl& engine, const PrefillPolicy& prefill,
+                       const DecodePolicy& decode, const KvShape& shape, int64_t page_bytes,
+                       int64_t n_answer, int64_t available) {
+  int64_t fits = 0, least_not = shape.max_tokens + 1;
+  while (least_not - fits > 1) {
+    const int64_t n = fits + (least_not - fits) / 2;
+    const MemoryPlan plan =
+        plan_memory(engine, prefill, decode, shape, page_bytes, n, n + n_answer);
+    (plan.total() <= available ? fits : least_not) = n;
+  }
+  return fits;
+}
+
 }  // namespace ei

@@ -24,4 +24,10 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
                        const DecodePolicy& decode, const KvShape& shape, int64_t page_bytes,
                        int64_t n_prompt, int64_t n_total);
 
+// The longest prompt whose plan, with an answer of n_answer tokens, is within `available` bytes; at
+// most shape.max_tokens, 0: none.
+int64_t longest_prompt(const Engine::Impl& engine, const PrefillPolicy& prefill,
+                       const DecodePolicy& decode, const KvShape& shape, int64_t page_bytes,
+                       int64_t n_answer, int64_t available);
+
 }  // namespace ei

@@ -175,11 +175,8 @@ void refuse_unsupported(const Fields& fields) {
           "{}: mlp_bias is true; biases in the MLP are not supported", fields.where());
 }
 
-Quantization parse_quantization(const Fields& config) {
+Quantization parse_method(const Fields& fields) {
   using enum Quantization::Method;
-  constexpr const char* kKey = "quantization_config";
-  if (!config.has(kKey)) return {};
-  const Fields fields(config.at(kKey), fmt::format("{}: {}", config.where(), kKey));
   const auto unsupported = [&](bool ok, std::string_view key, std::string_view possible) {
     require(ok, "{}: {} is {}; what is supported is {}", fields.where(), key,
             fields.has(key) ? shown(fields.at(key)) : "missing", possible);
@@ -219,7 +216,36 @@ Quantization parse_quantization(const Fields& config) {
   return {};
 }
 
+Quantization parse_quantization(const Fields& config) {
+  constexpr const char* kKey = "quantization_config";
+  if (!config.has(kKey)) return {};
+  const Fields fields(config.at(kKey), fmt::format("{}: {}", config.where(), kKey));
+  Quantization quantization = parse_method(fields);
+  for (const char* key : {"modules_to_not_convert", "ignore"}) {
+    if (!fields.has(key)) continue;
+    const Json& names = fields.at(key);
+    require(names.is_array() &&
+                std::ranges::all_of(names,
+                                    [](const Json& name) {
+                                      return name.is_string() &&
+                                             !name.get_ref<const std::string&>().empty();
+                                    }),
+            "{}: {} must be a list of names", fields.where(), key);
+    for (const Json& name : names)
+      if (!name.get_ref<const std::string&>().starts_with("re:"))
+        quantization.plain.push_back(name);
+  }
+  return quantization;
+}
+
 }  // namespace
+
+bool Quantization::leaves_plain(std::string_view module) const {
+  const std::string parts = fmt::format(".{}.", module);
+  return std::ranges::any_of(plain, [&](const std::string& name) {
+    return parts.find(fmt::format(".{}.", name)) != std::string::npos;
+  });
+}
 
 ModelConfig parse_config(const Json& json, std::string_view where) {
   const Fields fields(json, where);

@@ -16,12 +16,17 @@ namespace ei {
 // RoPE, SwiGLU. They differ in biases, qk-norm and how config.json is spelt.
 enum class Family : uint8_t { kLlama, kQwen2, kQwen3, kMistral, kPangu };
 
-// How the matrices of a checkpoint are stored where they are quantized. Which ones are is what its
-// tensors say; modules_to_not_convert and ignore list those that are not.
+// How the matrices of a checkpoint are stored where they are quantized.
 struct Quantization {
   enum class Method : uint8_t { kNone, kFp8, kAwq, kGptq, kCompressedTensors };
   Method method = Method::kNone;
   bool zero_less_one = false;  // GPTQ's zero points are stored less 1
+  // modules_to_not_convert, or compressed-tensors' ignore: modules that are not, or parts of their
+  // names. Of all others, as of those that a regular expression ("re:") may mean, the tensors say
+  // whether they are.
+  std::vector<std::string> plain;
+
+  bool leaves_plain(std::string_view module) const;
 };
 
 struct ModelConfig {

@@ -101,7 +101,11 @@ class CheckpointSource : public WeightSource {
     WriteRows write;
     const std::string module = name.substr(0, name.rfind('.'));
     const auto part = [&](std::string_view suffix) { return find_part(module, suffix); };
-    if (auto quantized = find_quantized(quantization_, part, module, rows, cols)) {
+    auto quantized = find_quantized(quantization_, part, module, rows, cols);
+    require(!quantized || !quantization_.leaves_plain(module),
+            "{}: {} is quantized, but quantization_config lists it among the modules that are not",
+            path_, module);
+    if (quantized) {
       weight.data = quantized->data;
       weight.format = quantized->format;
       if (!quantized->order.empty())
@@ -118,7 +122,8 @@ class CheckpointSource : public WeightSource {
         weight.format = format;
         weight.order = nullptr;
       }
-    if (write) conversions_.emplace(weight.data, std::move(write));
+    if (write && conversions_.emplace(weight.data, std::move(write)).second)
+      unread_bytes_ += weight.bytes();
     return weight;
   }
 
@@ -130,11 +135,14 @@ class CheckpointSource : public WeightSource {
     auto memory = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(weight.bytes()));
     write_all(it->second, weight, memory.get());
     conversions_.erase(it);
+    unread_bytes_ -= weight.bytes();
     Weight converted = weight;
     converted.data = memory.get();
     memory_.emplace(converted.data, std::move(memory));
     return converted;
   }
+
+  int64_t unread_bytes() const override { return unread_bytes_; }
 
   void drop(const Weight& weight) override { memory_.erase(weight.data); }
 
@@ -218,8 +226,24 @@ class CheckpointSource : public WeightSource {
   std::vector<std::vector<std::byte>> copies_;
   std::set<std::vector<int32_t>> orders_;                  // matrices of the same inputs share one
   std::map<const void*, WriteRows> conversions_;           // by the data of what matrix() gave
+  int64_t unread_bytes_ = 0;                               // of them
   std::map<const void*, std::unique_ptr<char[]>> memory_;  // of what was converted, by its data
 };
+
+std::string gib(int64_t bytes) { return fmt::format("{:.1f} GiB", double(bytes) / 0x1p30); }
+
+// What to do about weights of n_bytes that are too many: of the formats that they can be converted
+// to, the most exact one that fits.
+std::string smaller(int64_t n_bytes, int64_t n_parameters, int64_t available) {
+  for (const auto& [format, flag] :
+       {std::pair{WeightFormat::kQ8_0, "q8_0"}, {WeightFormat::kQ4_K, "q4_k"}}) {
+    const WeightBlock& block = block_of(format);
+    const int64_t bytes = n_parameters / block.weights * block.bytes;
+    if (bytes <= available && bytes < n_bytes)
+      return fmt::format("with --weights {} they take about {}", flag, gib(bytes));
+  }
+  return "no format that they can be converted to is small enough";
+}
 
 }  // namespace
 
@@ -245,16 +269,32 @@ Model Model::load(Backend& backend, std::shared_ptr<const GgufFile> file,
   return model;
 }
 
+// Where the device reads the host's memory. Pages of files come and go: they need not fit.
+void Model::check_memory(const std::string& path, int64_t converted, int64_t available) {
+  require(converted <= available,
+          "{}: the weights take {} once converted, {} of memory are "
+          "available; {}",
+          path, gib(converted), gib(available), smaller(converted, n_parameters_, available));
+  if (weight_bytes_ > available)
+    warnings_.push_back(fmt::format(
+        "{}: the weights take {}, {} of memory are available: parts are read from the file again "
+        "and again; {}",
+        path, gib(weight_bytes_), gib(available),
+        smaller(weight_bytes_, n_parameters_, available)));
+}
+
 void Model::load(const std::shared_ptr<WeightSource>& source, const std::string& path,
                  const LoadProgress& progress) {
   take(*source);
   source->check_complete();
   int64_t done = 0;
+  bool copied = false;
   const auto place = [&](Weight& weight) {
     try {
       const Weight host = source->read(weight, backend_->available_bytes());
       weight = backend_->place(host);
-      if (weight.data != host.data) source->drop(host);
+      copied = weight.data != host.data;
+      if (copied) source->drop(host);
     } catch (const Error& error) {
       fail("{}: the weights take {} MiB, {} MiB of them were placed: {}", path, weight_bytes_ >> 20,
            done >> 20, error.what());
@@ -262,7 +302,9 @@ void Model::load(const std::shared_ptr<WeightSource>& source, const std::string&
     done += weight.bytes();
     if (progress) progress(done, weight_bytes_);
   };
+  const int64_t converted = source->unread_bytes(), available = backend_->available_bytes();
   place(embedding_);
+  if (!copied) check_memory(path, converted, available);
   for (Layer& layer : layers_)
     for (Weight* weight :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "ei/io/safetensors.h"
@@ -72,7 +73,8 @@ class Model {
   // Reads config.json and the weights of a Hugging Face directory. Matrices stay where they are in
   // the mapped files if the backend can read them there; with `weights`, one of the formats that
   // quantize() makes, they are converted where that makes them smaller, to BF16 always. Throws
-  // Error naming file, tensor, expected and found before anything is placed. `backend` must outlive
+  // Error naming file, tensor, expected and found before anything is placed, and when there is not
+  // the memory for what is converted. `backend` must outlive
   // the model.
   static Model load(Backend& backend, const std::filesystem::path& dir,
                     std::optional<WeightFormat> weights = {}, const LoadProgress& progress = {});
@@ -88,6 +90,8 @@ class Model {
   int64_t weight_bytes() const { return weight_bytes_; }
   // Bytes of the matrices by their format.
   const std::map<WeightFormat, int64_t>& matrix_bytes() const { return matrix_bytes_; }
+  // What is to be said of how it was loaded, for people.
+  const std::vector<std::string>& warnings() const { return warnings_; }
 
   // Starts a chunk: x = embeddings of `tokens`, cos and sin of their `positions`. Throws Error when
   // an id is not in the vocabulary, a position is negative, there are more tokens than rows, or
@@ -125,12 +129,14 @@ class Model {
   // The same, and places and keeps them; `path` is for messages.
   void load(const std::shared_ptr<WeightSource>& source, const std::string& path,
             const LoadProgress& progress);
+  void check_memory(const std::string& path, int64_t converted, int64_t available);
 
   Backend* backend_;
   ModelConfig config_;
   int64_t n_parameters_ = 0;
   int64_t weight_bytes_ = 0;
   std::map<WeightFormat, int64_t> matrix_bytes_;
+  std::vector<std::string> warnings_;
   Weight embedding_, head_;  // [vocab_size, hidden]; the same when tied
   Vector norm_;              // [hidden]
   std::vector<Layer> layers_;

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <set>
 
 #include "tests/end_to_end/documents.h"
@@ -26,14 +27,17 @@ constexpr int64_t kPrefixBytes = int64_t{1} << 30;
 
 struct NeedleCase {
   int64_t n_tokens;
-  DType kv_type;
+  DType kv_type = DType::kBF16;
+  std::optional<WeightFormat> weights = {};  // converted to
 };
 class NeedleTest : public testing::TestWithParam<NeedleCase> {};
 
 TEST_P(NeedleTest, AnswersOneValueQuestions) {
-  const auto [n_tokens, kv_type] = GetParam();
-  const Device device = kv_type == DType::kQ8 ? Device::kCpu : Device::kAuto;
-  Engine engine(kNeedle, {.device = device, .kv_type = kv_type});
+  const auto& [n_tokens, kv_type, weights] = GetParam();
+  const bool quantized = kv_type == DType::kQ8 || weights;  // the CPU's alone
+  Engine engine(
+      kNeedle,
+      {.device = quantized ? Device::kCpu : Device::kAuto, .kv_type = kv_type, .weights = weights});
   // Reading is most of the time: the longest document is read once by each policy.
   const int n_documents = n_tokens > 8192 ? 1 : 2;
   int n_read = 0;
@@ -65,13 +69,11 @@ TEST_P(NeedleTest, AnswersOneValueQuestions) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tokens, NeedleTest,
-                         testing::Values(NeedleCase{4096, DType::kBF16},
-                                         NeedleCase{8192, DType::kQ8},
-                                         NeedleCase{16384, DType::kBF16}),
-                         [](const auto& info) {
-                           return fmt::format("{}_{}", info.param.n_tokens,
-                                              dtype_name(info.param.kv_type));
-                         });
+                         testing::Values(NeedleCase{.n_tokens = 4096,
+                                                    .weights = WeightFormat::kQ8_0},
+                                         NeedleCase{.n_tokens = 8192, .kv_type = DType::kQ8},
+                                         NeedleCase{.n_tokens = 16384}),
+                         [](const auto& info) { return std::to_string(info.param.n_tokens); });
 
 // Greedy text is the same for any number of threads and any chunk.
 TEST(NeedleInvarianceTest, ThreadsAndChunksChangeNothing) {

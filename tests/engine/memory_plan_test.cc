@@ -1,10 +1,13 @@
 #include "ei/engine/memory_plan.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "ei/decode/compress.h"
 #include "ei/decode/decode.h"
 #include "ei/engine/context.h"
+#include "ei/engine/make_backend.h"
+#include "tests/support/files.h"
 #include "tests/support/probed_backend.h"
 
 namespace ei {
@@ -66,15 +69,20 @@ Peak measure(Engine::Impl& engine, test::ProbedBackend& backend, const PrefillPo
   return peak;
 }
 
-TEST(MemoryPlanTest, IsWhatIsAllocated) {
+class MemoryPlanTest : public testing::Test {
+ protected:
+  MemoryPlanTest() {
+    engine.backend = std::make_unique<test::ProbedBackend>(std::move(engine.backend));
+    engine.model = std::make_unique<Model>(Model::random(backend(), small_config(), 1));
+  }
+  test::ProbedBackend& backend() { return static_cast<test::ProbedBackend&>(*engine.backend); }
+
   Engine owner = Engine::random(
       "needle-8m", {.device = Device::kCpu, .threads = 2, .page = kPlanSegment, .chunk = 192});
   Engine::Impl& engine = owner.impl();
-  auto probed = std::make_unique<test::ProbedBackend>(std::move(engine.backend));
-  test::ProbedBackend& backend = *probed;
-  engine.backend = std::move(probed);
-  engine.model = std::make_unique<Model>(Model::random(backend, small_config(), 1));
+};
 
+TEST_F(MemoryPlanTest, IsWhatIsAllocated) {
   const auto small = [](PrefillPolicy policy) {
     policy.segment = kPlanSegment;
     policy.budget.base = 128;
@@ -115,7 +123,7 @@ TEST(MemoryPlanTest, IsWhatIsAllocated) {
       const KvShape shape = engine.kv_shape(c.prefill, n_total);
       const MemoryPlan plan =
           plan_memory(engine, c.prefill, c.decode, shape, shape.layout.bytes(), n_prompt, n_total);
-      const Peak peak = measure(engine, backend, c.prefill, c.decode, n_prompt, n_total);
+      const Peak peak = measure(engine, backend(), c.prefill, c.decode, n_prompt, n_total);
       EXPECT_LE(peak.pages, plan.pages);
       EXPECT_LE(peak.total, plan.total());
       EXPECT_GE(double(peak.total), (1 - c.slack) * double(plan.total()))
@@ -124,6 +132,51 @@ TEST(MemoryPlanTest, IsWhatIsAllocated) {
           << " of compression, " << plan.activations << " of activations; pages took "
           << peak.pages;
     }
+}
+
+// What is said to fit is read, one token more is refused with that number.
+TEST_F(MemoryPlanTest, LongestPromptIsWhatFits) {
+  backend().memory = 3 << 20;
+  const int64_t longest = owner.info().longest_context;
+  EXPECT_GT(longest, 0);
+  EXPECT_LT(longest, small_config().max_positions);
+  EXPECT_LE(owner.info().longest_context_bytes, backend().memory);
+  const auto error = [&](int64_t n_prompt) {
+    Request request;
+    request.prefill = default_prefill(Device::kCpu);
+    request.max_tokens = 1;
+    return test::error_of([&] { Context(engine).check(n_prompt, n_prompt + 1, request); });
+  };
+  EXPECT_EQ(error(longest), "");
+  EXPECT_THAT(error(longest + 1),
+              testing::HasSubstr(fmt::format("enough for a prompt of {} tokens", longest)));
+}
+
+TEST(KvTypeTest, Q8IsRefusedOnCuda) {
+  EXPECT_THAT(test::error_of(
+                  [] { Engine(test::kNeedle, {.device = Device::kCuda, .kv_type = DType::kQ8}); }),
+              testing::HasSubstr("q8_0 are computed on the CPU alone"));
+}
+
+// Of the formats that weights can be converted to, the most exact one that fits.
+TEST(WeightMemoryTest, WhatIsConvertedMustFit) {
+  for (const auto& [memory, words] :
+       std::vector<std::pair<int64_t, std::string>>{{15 << 20, "with --weights q8_0 they take"},
+                                                    {6 << 20, "with --weights q4_k they take"},
+                                                    {1 << 20, "small enough"}}) {
+    test::ProbedBackend backend(make_backend(Device::kCpu, 1));
+    backend.memory = memory;
+    const auto load = [&](std::optional<WeightFormat> weights) {
+      return Model::load(backend, test::kNeedle, weights);
+    };
+    // Those that stay in the mapped file need not.
+    EXPECT_THAT(load({}).warnings(), testing::ElementsAre(testing::HasSubstr(words)));
+    if (memory == 15 << 20) {
+      EXPECT_THAT(load(WeightFormat::kQ8_0).warnings(), testing::IsEmpty());
+    } else {
+      EXPECT_THAT(test::error_of([&] { load(WeightFormat::kQ8_0); }), testing::HasSubstr(words));
+    }
+  }
 }
 
 }  // namespace

@@ -203,6 +203,19 @@ TEST(Config, Quantization) {
       of({{"quant_method", "gptq"}, {"bits", 8}, {"checkpoint_format", "gptq_v2"}}).zero_less_one);
   EXPECT_EQ(of({{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"}}).method,
             kCompressedTensors);
+  const Quantization lists =
+      of({{"quant_method", "compressed-tensors"},
+          {"format", "float-quantized"},
+          {"modules_to_not_convert", nullptr},
+          {"ignore", {"lm_head", "model.layers.1", "mlp.up_proj", "re:.*k_proj"}}});
+  for (const char* plain :
+       {"lm_head", "model.layers.1.mlp.down_proj", "model.layers.7.mlp.up_proj"})
+    EXPECT_TRUE(lists.leaves_plain(plain)) << plain;
+  for (const char* other :
+       {"model.layers.11.mlp.down_proj", "model.layers.0.self_attn.k_proj", "head"})
+    EXPECT_FALSE(lists.leaves_plain(other)) << other;
+  EXPECT_THAT(error(quantized({{"quant_method", "fp8"}, {"modules_to_not_convert", {1}}})),
+              HasSubstr("modules_to_not_convert must be a list of names"));
   const auto refused = [&](const Json& fields, const std::string& key, const char* what) {
     EXPECT_THAT(error(quantized(fields)), AllOf(HasSubstr(key + " is "), HasSubstr(what)));
   };

@@ -416,6 +416,14 @@ TEST(QuantizedTensors, NamesWhatIsWrongOrNotSupported) {
   EXPECT_THAT(
       error("fp8 blocks", [&](Files& f) { f.header[q + ".weight_scale_inv"]["shape"] = {4}; }),
       AllOf(HasSubstr("has shape [4]"), HasSubstr("[2, 2]")));
+  const auto without = [](const char* module) {
+    return [=](Files& f) {
+      f.config["quantization_config"]["modules_to_not_convert"] = Json::array({module});
+    };
+  };
+  EXPECT_EQ(error("fp8 blocks", without("self_attn.v_proj")), "");
+  EXPECT_THAT(error("fp8 blocks", without("self_attn.q_proj")),
+              AllOf(HasSubstr(q + " is quantized"), HasSubstr("that are not")));
   EXPECT_THAT(error("fp8 blocks", [](Files& f) { f.config.erase("quantization_config"); }),
               AllOf(HasSubstr(q), HasSubstr("F8_E4M3")));
   EXPECT_THAT(

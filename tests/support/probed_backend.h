@@ -19,13 +19,14 @@ class ProbedBackend final : public Backend {
   int64_t allocated_bytes = 0;     // now
   int64_t n_copies = 0;            // either way
   int64_t n_tokens = 0;            // embedded, of prompts and answers
+  int64_t memory = INT64_MAX;      // what it says is available, if it is less than there is
   int64_t calls_left = INT64_MAX;  // of allocate, copies and ops: the one after them throws Error
   std::function<void()> on_call;   // after each of them
 
   std::string name() const override { return inner_->name(); }
   int64_t act_bytes() const override { return inner_->act_bytes(); }
   int64_t prompt_rows() const override { return inner_->prompt_rows(); }
-  int64_t available_bytes() const override { return inner_->available_bytes(); }
+  int64_t available_bytes() const override { return std::min(memory, inner_->available_bytes()); }
   void* allocate(int64_t bytes) override {
     count();
     void* data = inner_->allocate(bytes);
