@@ -230,7 +230,7 @@ void PolicyOptions::add_prefill_settings() {
       "Share of the estimated attention that is attended to (all estimates but bounds)");
   yes(
       kLoop, "--by-entropy", [](P& p) -> bool& { return p.prefill.by_entropy; },
-      "What is missing counts less the more blocks it lies on");
+      "What is missing counts less the more blocks it lies on (=false: by its mass alone)");
   number<float>(
       kLoop, "--share", [](P& p) -> float& { return p.prefill.share; },
       "Instead of a mass: blocks with so much of the likeliest's; 0: off");

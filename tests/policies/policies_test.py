@@ -158,18 +158,24 @@ def test_critiprefill(size, tmp_path):
 
 # Readings by shares of the attention. Each rule gives the shares of the blocks up to a segment's end.
 
-def likeliest(shares, past, block, mass, sink, local):
-    """The fewest likeliest past blocks that, with the segment and what is always kept, hold `mass`."""
+def likeliest(shares, past, block, mass, sink, local, by_entropy=False):
+    """The fewest likeliest past blocks that, with the segment and what is always kept, hold `mass`, or leave little enough out."""
     always = torch.zeros(past, dtype=torch.bool)
     always[:-(-sink // block)] = True
     always[max(0, past - -(-local // block)):] = True
-    of_past, held = shares[:past], shares[past:].sum() + shares[:past][always].sum()
+    of_past, own = shares[:past], shares[past:].sum()
     kept = always.clone()
+
+    def enough():
+        held = own + of_past[kept].sum()
+        if not by_entropy:
+            return held >= mass
+        variance = (of_past[~kept] ** 2).sum() + ((1 - held) / held) ** 2 * ((of_past[kept] ** 2).sum() + own ** 2 / (len(shares) - past))
+        return 4 * variance.sqrt() <= 1 - mass
     for b in torch.argsort(of_past.masked_fill(always, -1), descending=True, stable=True).tolist():
-        if held >= mass or always[b]:
+        if always[b] or enough():
             break
         kept[b] = True
-        held += of_past[b]
     return kept, of_past.masked_fill(always, math.inf)
 
 
@@ -254,12 +260,13 @@ def sketch(tokens, layer, head, begin, segment, block, group_of=8):
 
 @sizes
 @pytest.mark.parametrize('mass', [.6, .86])
-def test_sketch(size, mass, tmp_path):
+@pytest.mark.parametrize('by_entropy', [False, True])
+def test_sketch(size, mass, by_entropy, tmp_path):
     tokens = Tokens(*size)
-    blocks = tokens.choices(f'entropy+full:threshold=128:dense-tail=40:sink=16:local=48:mass={mass}', tmp_path)['blocks']
+    blocks = tokens.choices(f'entropy+full:threshold=128:dense-tail=40:sink=16:local=48:mass={mass}:by-entropy={by_entropy}'.lower(), tmp_path)['blocks']
 
     def rule(layer, head, s):
-        return likeliest(sketch(tokens, layer, head, s * 32, 32, 16), s * 2, 16, mass, 16, 48)
+        return likeliest(sketch(tokens, layer, head, s * 32, 32, 16), s * 2, 16, mass, 16, 48, by_entropy)
 
     # A projection that lies between two steps is rounded to either: a few shares move by a thousandth of theirs.
     compare(blocks, tokens, 32, 16, segments_read_sparsely(tokens.n, 32, 128, 40), rule, 1e-4, same=.95)
