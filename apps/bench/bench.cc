@@ -68,7 +68,7 @@ class Bench {
     cli::add_kv_type(command, engine_options_.kv_type);
     cli::add_weights(command, engine_options_.weights);
     command.add_option("-t,--threads", engine_options_.threads, "CPU threads; 0: all cores")
-        ->check(between(0, 4096))
+        ->transform(count(0, 4096))
         ->option_text("N [0]");
     command
         .add_option_function<std::string>(

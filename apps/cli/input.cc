@@ -57,9 +57,11 @@ std::string read_stdin(int64_t max_bytes) {
 void check_readable(const std::filesystem::path& path) {
   struct stat status {};
   if (path == "-") return;
-  require(stat(path.c_str(), &status) == 0, "{}: {}", path.string(), std::strerror(errno));
+  const bool is_there = stat(path.c_str(), &status) == 0;
+  require(is_there, "{}: {}", path.string(), std::strerror(errno));
   require(!S_ISDIR(status.st_mode), "{}: is a directory, expected a file", path.string());
-  require(access(path.c_str(), R_OK) == 0, "{}: {}", path.string(), std::strerror(errno));
+  const bool is_readable = access(path.c_str(), R_OK) == 0;
+  require(is_readable, "{}: {}", path.string(), std::strerror(errno));
 }
 
 }  // namespace ei::cli

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <random>
 #include <type_traits>
@@ -98,7 +99,7 @@ ModelOptions::ModelOptions(CLI::App& command) : model_(command) {
   model_.option()->required();
   add_device(command, options_.device)->group(kModelGroup);
   command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
-      ->check(between(0, 4096))
+      ->transform(count(0, 4096))
       ->option_text("N [0]")
       ->group(kModelGroup);
   add_kv_type(command, options_.kv_type)->group(kModelGroup);
@@ -143,7 +144,9 @@ CLI::Option* PolicyOptions::number(Loop loop, const std::string& flag, Field<T> 
           ->option_text(
               fmt::format("{} [{}]", std::is_floating_point_v<T> ? "X" : "N", field(defaults)))
           ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
-  return std::is_floating_point_v<T> ? option : option->transform(count(INT64_MIN));
+  constexpr double kAny = std::numeric_limits<double>::max();
+  return std::is_floating_point_v<T> ? option->check(between(-kAny, kAny))
+                                     : option->transform(count(INT64_MIN));
 }
 
 template <class T>
@@ -239,7 +242,8 @@ void PolicyOptions::add_prefill_settings() {
       "Queries and keys of an antidiagonal; divides the block");
   number<float>(
       kLoop, "--base-budget", [](P& p) -> float& { return p.prefill.budget.base; },
-      "Past tokens that a head attends to at least (bounds)");
+      "Past tokens that a head attends to at least (bounds)")
+      ->transform(count(1));
   number<int64_t>(
       kLoop, "--segment", [](P& p) -> int64_t& { return p.prefill.segment; },
       "Queries that choose blocks together");

@@ -72,8 +72,9 @@ std::string stats_line(const Generation& g) {
 }
 
 void print(std::string_view text) {
-  const bool ok = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-  require(ok && std::fflush(stdout) == 0, "standard output: {}", std::strerror(errno));
+  const bool ok =
+      std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  require(ok, "standard output: {}", std::strerror(errno));
 }
 
 void save(const std::filesystem::path& path, std::string_view text) {

@@ -149,6 +149,27 @@ TEST(PolicyOptionsTest, TheCommandLineWinsOverTheEnvironment) {
   EXPECT_EQ(Parsed("--budget 400").get().decode.budget, 400);
 }
 
+TEST(PolicyOptionsTest, LengthsAreSpeltAlike) {
+  const WithVariable variable("ENTROPYINFER_BASE_BUDGET", "1k");
+  EXPECT_EQ(Parsed("").get().prefill.budget.base, 1024);
+  const Policies got = Parsed("--base-budget 2k --threshold 3k --budget 4k").get();
+  EXPECT_EQ(got.prefill.budget.base, 2048);
+  EXPECT_EQ(got.prefill.threshold_len, 3072);
+  EXPECT_EQ(got.decode.budget, 4096);
+}
+
+TEST(PolicyOptionsTest, WhatIsNoNumberIsSaid) {
+  for (const char* arguments : {"--base-budget many", "--mass many", "--budget many"}) {
+    try {
+      const Parsed parsed(arguments);
+      ADD_FAILURE() << arguments;
+    } catch (const CLI::ParseError& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("number")) << arguments;
+      EXPECT_THAT(error.what(), testing::HasSubstr("found many")) << arguments;
+    }
+  }
+}
+
 TEST(PolicyOptionsTest, SettingsThatDoNotFitAreWrongUsage) {
   for (const char* arguments :
        {"--budget 16 --window 32", "--block 7", "--segment 0", "--kernel 4", "--alpha nan"})

@@ -65,8 +65,9 @@ TEST_F(ProgramTest, ErrorsNameTheFileAndAreOne) {
   const std::string in = dir_.path().string() + "/";
   for (const auto& [arguments, text] : std::vector<std::pair<std::string, std::string>>{
            {"run /nowhere --prompt x", "/nowhere"},
-           {"run " + test::kNeedle + " --prompt x --file " + in + "gone.txt", "gone.txt"},
-           {"run " + test::kNeedle + " --prompt x --file " + in, in},
+           {"run " + test::kNeedle + " --prompt x --file " + in + "gone.txt",
+            "gone.txt: No such file or directory"},
+           {"run " + test::kNeedle + " --prompt x --file " + in, in + ": is a directory"},
            {"run " + test::kNeedle + " --prompt x --file " + in + "latin1.txt", "latin1.txt"},
            {"score " + test::kNeedle + " --tokens " + in + "tokens.json", "element 1"},
            {"score " + test::kNeedle + " --tokens " + in + "fact.txt", "fact.txt"},
