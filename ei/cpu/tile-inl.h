@@ -31,11 +31,13 @@ constexpr int64_t kVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 // Rows that a panel is used for while it is in L1.
 constexpr int64_t kStrip = 4 * kRows;
 
-// 2^x for x <= 0, relative error below 3e-6 down to 2^-126; that for all x below.
+// 2^x for x <= 0, relative error below 3e-6 down to 2^-126; that for all x below. NaN stays NaN:
+// maxps returns its second operand if one is NaN, and none here has low bits that the shift would
+// move into the exponent.
 HWY_INLINE V32 exp2_negative(V32 x) {
   const F32 d;
   const hn::RebindToSigned<F32> di;
-  x = hn::Max(x, hn::Set(d, -126.0f));
+  x = hn::Max(hn::Set(d, -126.0f), x);
   // x to the nearest integer, which then stands in the last bits.
   const V32 t = hn::Add(x, hn::Set(d, 0x1.8p23f));
   const V32 r = hn::Sub(x, hn::Sub(t, hn::Set(d, 0x1.8p23f)));
