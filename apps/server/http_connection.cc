@@ -10,8 +10,7 @@ namespace {
 
 namespace asio = boost::asio;
 
-constexpr size_t kReadBytes = 64 << 10;      // at a time
-constexpr int kReadsInARow = 8;              // before others get their turn
+constexpr size_t kReadBytes = 64 << 10;      // at a time, before others get their turn
 constexpr size_t kMostAhead = 64 << 10;      // of requests sent before the one in hand is answered
 constexpr size_t kWritesTogether = 16;       // pieces given to the kernel at a time
 constexpr int64_t kRoom = 256 << 10;         // to be sent, beyond which no more should be written
@@ -159,7 +158,7 @@ Connection::~Connection() {
 void Connection::start() {
   post([](Connection& c) {
     c.read_deadline(c.server_->options.header_timeout);  // a new connection has to ask soon
-    c.wait_readable();
+    c.on_readable();                                     // most have asked already
   });
 }
 
@@ -202,16 +201,15 @@ void Connection::wait_readable() {
 }
 
 void Connection::on_readable() {
+  if (state_ == State::kClosed) return;
   std::array<char, kReadBytes> bytes;
-  for (int i = 0; i < kReadsInARow && state_ != State::kClosed; ++i) {
-    error_code error;
-    const size_t n = socket_.read_some(asio::buffer(bytes), error);
-    if (error == asio::error::would_block || error == asio::error::try_again) break;
-    if (error == asio::error::eof) return on_end_of_input();
-    if (error && state_ == State::kReading && reader_.begun()) return give_up("incomplete_request");
-    if (error) return close();
-    take({bytes.data(), n});
-  }
+  error_code error;
+  const size_t n = socket_.read_some(asio::buffer(bytes), error);
+  if (error == asio::error::would_block || error == asio::error::try_again) return wait_readable();
+  if (error == asio::error::eof) return on_end_of_input();
+  if (error && state_ == State::kReading && reader_.begun()) return give_up("incomplete_request");
+  if (error) return close();
+  take({bytes.data(), n});
   wait_readable();
 }
 
