@@ -397,9 +397,19 @@ std::string Api::rendered(const Conversation& conversation) const {
   return text;
 }
 
-std::optional<HttpReply> Api::tokenize(const std::shared_ptr<Exchange>&, Held body) {
-  const auto given = parse_text_request(*body, defaults_);
+// Names the fields that were not obeyed, as nobody knows them, in the answer's header and the log.
+void Api::tell_unknown(Exchange& exchange, const std::vector<std::string>& fields) {
+  if (fields.empty()) return;
+  const std::string names = header_text(fields);
+  exchange.add_headers({{"X-Unknown-Fields", names}});
+  log_event("unknown_fields",
+            {{"id", exchange.request().id}, {"path", exchange.request().path}, {"fields", names}});
+}
+
+std::optional<HttpReply> Api::tokenize(const std::shared_ptr<Exchange>& exchange, Held body) {
+  const auto [given, unknown_fields] = parse_text_request(*body, defaults_);
   body.reset();
+  tell_unknown(*exchange, unknown_fields);
   const auto* text = std::get_if<Text>(&given);
   const auto ids =
       text ? encode(text->text, text->add_special_tokens) : encode(std::get<Conversation>(given));
@@ -409,16 +419,24 @@ std::optional<HttpReply> Api::tokenize(const std::shared_ptr<Exchange>&, Held bo
   return reply;
 }
 
-std::optional<HttpReply> Api::detokenize(const std::shared_ptr<Exchange>&, Held body) {
-  const std::vector<int32_t> ids = parse_tokens_request(*body, defaults_);
+std::optional<HttpReply> Api::detokenize(const std::shared_ptr<Exchange>& exchange, Held body) {
+  const auto [ids, unknown_fields] = parse_tokens_request(*body, defaults_);
   body.reset();
+  tell_unknown(*exchange, unknown_fields);
+  const int32_t n_ids = engine_->tokenizer().vocab_size();
+  for (const int32_t id : ids)
+    if (id >= n_ids)
+      throw ApiError(400, "invalid_request_error",
+                     fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, n_ids - 1),
+                     "tokens");
   const std::string text = engine_->detokenize(ids);
   return json_reply({{"content", text}, {"prompt", text}});
 }
 
-std::optional<HttpReply> Api::apply_template(const std::shared_ptr<Exchange>&, Held body) {
-  const auto conversation = parse_conversation_request(*body, defaults_);
+std::optional<HttpReply> Api::apply_template(const std::shared_ptr<Exchange>& exchange, Held body) {
+  const auto [conversation, unknown_fields] = parse_conversation_request(*body, defaults_);
   body.reset();
+  tell_unknown(*exchange, unknown_fields);
   return json_reply({{"prompt", rendered(conversation)}});
 }
 
@@ -456,19 +474,14 @@ std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchan
 
 void Api::start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
                 std::vector<std::vector<int32_t>> prompts) {
-  OrderedJson event = {{"id", exchange->request().id},
-                       {"path", exchange->request().path},
-                       {"prompt_tokens", prompts[0].size()},
-                       {"prompts", prompts.size()},
-                       {"n", request.n},
-                       {"max_tokens", request.request.max_tokens},
-                       {"stream", request.stream}};
-  if (!request.unknown_fields.empty()) {
-    const std::string names = header_text(request.unknown_fields);
-    exchange->add_headers({{"X-Unknown-Fields", names}});
-    event["unknown_fields"] = names;
-  }
-  log_event("request", std::move(event));
+  tell_unknown(*exchange, request.unknown_fields);
+  log_event("request", {{"id", exchange->request().id},
+                        {"path", exchange->request().path},
+                        {"prompt_tokens", prompts[0].size()},
+                        {"prompts", prompts.size()},
+                        {"n", request.n},
+                        {"max_tokens", request.request.max_tokens},
+                        {"stream", request.stream}});
   start_completion(*completions_, exchange, std::move(request), std::move(prompts));
 }
 

@@ -68,6 +68,7 @@ class Api final : public HttpHandler {
   std::optional<HttpReply> apply_template(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> chat(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> completion(const std::shared_ptr<Exchange>& exchange, Held body);
+  static void tell_unknown(Exchange& exchange, const std::vector<std::string>& fields);
   void start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
              std::vector<std::vector<int32_t>> prompts);
 

@@ -28,6 +28,11 @@ constexpr int64_t kMaxTokens = int64_t{1} << 30;
   throw ApiError(400, "invalid_request_error", what, param);
 }
 
+// What two fields say must not contradict each other.
+void exclude(const std::string& param, bool both, const char* what) {
+  if (both) bad(param, fmt::format("'{}' {}.", param, what));
+}
+
 // Runs `f`; what it throws is a client's mistake.
 template <class F>
 auto checked(F f) {
@@ -42,14 +47,13 @@ auto checked(F f) {
 
 // The request, in the client's order; `unknown`: the fields that nobody knows.
 OrderedJson parse(std::string_view body, const RequestDefaults& defaults, Endpoint endpoint,
-                  std::vector<std::string>* unknown = nullptr) {
+                  std::vector<std::string>& unknown) {
   OrderedJson json = parse_ordered_json(body, "request",
                                         {.max_bytes = defaults.max_json_bytes,
                                          .max_depth = kMaxDepth,
                                          .max_value_bytes = kMaxValueBytes});
   if (!json.is_object()) bad("", "The request must be a JSON object.");
-  auto names = check_fields(json, endpoint);
-  if (unknown != nullptr) *unknown = std::move(names);
+  unknown = check_fields(json, endpoint);
   return json;
 }
 
@@ -163,6 +167,7 @@ void read_tools(const OrderedJson& json, const RequestDefaults& defaults, Ordere
     bad("tools",
         "This model's chat template knows no tools; leave 'tools' out or set 'tool_choice' to "
         "\"none\".");
+  exclude("tools", variables.contains("tools"), "and those of 'chat_template_kwargs' are too many");
   variables["tools"] = tools;
 }
 
@@ -225,11 +230,6 @@ std::vector<LogitBias> bias_of(const OrderedJson& json) {
     bias.push_back({id, x <= -100 ? -INFINITY : x});
   }
   return bias;
-}
-
-// What two fields say must not contradict each other.
-void exclude(const std::string& param, bool both, const char* what) {
-  if (both) bad(param, fmt::format("'{}' {}.", param, what));
 }
 
 // The policy that goes by the name a field gives: the server's own, with its settings, or another.
@@ -324,7 +324,7 @@ ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
     std::vector<std::string> unknown;
-    const OrderedJson json = parse(body, defaults, kChat, &unknown);
+    const OrderedJson json = parse(body, defaults, kChat, unknown);
     const OrderedFields fields(json, "request");
     ApiRequest out = read_common(json, fields, defaults);
     out.chat = true;
@@ -350,7 +350,7 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
     std::vector<std::string> unknown;
-    const OrderedJson json = parse(body, defaults, kCompletions, &unknown);
+    const OrderedJson json = parse(body, defaults, kCompletions, unknown);
     const OrderedFields fields(json, "request");
     ApiRequest out = read_common(json, fields, defaults);
     out.unknown_fields = std::move(unknown);
@@ -395,36 +395,56 @@ ApiRequest parse_completion_request(std::string_view body, const RequestDefaults
   });
 }
 
-Conversation parse_conversation_request(std::string_view body, const RequestDefaults& defaults) {
-  return checked([&] { return conversation_of(parse(body, defaults, kTemplate), defaults); });
+Given<Conversation> parse_conversation_request(std::string_view body,
+                                               const RequestDefaults& defaults) {
+  return checked([&] {
+    Given<Conversation> out;
+    out.value = conversation_of(parse(body, defaults, kTemplate, out.unknown_fields), defaults);
+    return out;
+  });
 }
 
-std::variant<Text, Conversation> parse_text_request(std::string_view body,
-                                                    const RequestDefaults& defaults) {
-  return checked([&]() -> std::variant<Text, Conversation> {
-    const OrderedJson json = parse(body, defaults, kTokenize);
-    if (json.contains("messages")) return conversation_of(json, defaults);
+Given<std::variant<Text, Conversation>> parse_text_request(std::string_view body,
+                                                           const RequestDefaults& defaults) {
+  return checked([&] {
+    Given<std::variant<Text, Conversation>> out;
+    const OrderedJson json = parse(body, defaults, kTokenize, out.unknown_fields);
     const OrderedFields fields(json, "request");
+    const char* source = nullptr;
+    for (const char* key : {"messages", "content", "prompt", "text"}) {
+      if (!fields.has(key)) continue;
+      exclude(key, source != nullptr, "is one text too many");
+      source = key;
+    }
+    if (source == nullptr) bad("content", "'content' is missing.");
     const bool special = fields.boolean("add_special_tokens", true);
     exclude("add_special",
             fields.has("add_special_tokens") && fields.boolean("add_special", special) != special,
             "and 'add_special_tokens' differ");
+    if (fields.has("messages")) {
+      for (const char* key : {"add_special_tokens", "add_special"})
+        exclude(key, fields.boolean(key, false),
+                "is of no use with 'messages': the template adds them");
+      out.value = conversation_of(json, defaults);
+      return out;
+    }
     for (const char* key :
          {"tools", "tool_choice", "chat_template_kwargs", "add_generation_prompt"})
       exclude(key, fields.has(key), "needs 'messages'");
-    for (const char* key : {"content", "prompt", "text"})
-      if (json.contains(key))
-        return Text{text_of(json[key], key), fields.boolean("add_special", special)};
-    bad("content", "'content' is missing.");
+    out.value = Text{text_of(json[source], source), fields.boolean("add_special", special)};
+    return out;
   });
 }
 
-std::vector<int32_t> parse_tokens_request(std::string_view body, const RequestDefaults& defaults) {
+Given<std::vector<int32_t>> parse_tokens_request(std::string_view body,
+                                                 const RequestDefaults& defaults) {
   return checked([&] {
-    const OrderedJson json = parse(body, defaults, kDetokenize);
+    Given<std::vector<int32_t>> out;
+    const OrderedJson json = parse(body, defaults, kDetokenize, out.unknown_fields);
     if (!json.contains("tokens") || !json["tokens"].is_array())
       bad("tokens", "'tokens' must be an array of token ids.");
-    return ids_of(json["tokens"], "tokens");
+    out.value = ids_of(json["tokens"], "tokens");
+    return out;
   });
 }
 

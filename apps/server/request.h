@@ -59,15 +59,24 @@ struct ApiRequest {
   std::vector<std::string> unknown_fields;
 };
 
+// What one of the smaller requests gives, and the fields of it that nobody knows.
+template <class T>
+struct Given {
+  T value;
+  std::vector<std::string> unknown_fields;
+};
+
 // Throw ApiError (400) naming the field, what is allowed and what was found. What becomes of every
 // field is said in fields.h.
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults);
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults);
 // {"messages": [...]} with what templates take beside them, for /apply-template.
-Conversation parse_conversation_request(std::string_view body, const RequestDefaults& defaults);
+Given<Conversation> parse_conversation_request(std::string_view body,
+                                               const RequestDefaults& defaults);
 // {"content" or "prompt" or "text": "..."}, or the like of /apply-template; and {"tokens": [...]}.
-std::variant<Text, Conversation> parse_text_request(std::string_view body,
-                                                    const RequestDefaults& defaults);
-std::vector<int32_t> parse_tokens_request(std::string_view body, const RequestDefaults& defaults);
+Given<std::variant<Text, Conversation>> parse_text_request(std::string_view body,
+                                                           const RequestDefaults& defaults);
+Given<std::vector<int32_t>> parse_tokens_request(std::string_view body,
+                                                 const RequestDefaults& defaults);
 
 }  // namespace ei::server

@@ -16,6 +16,7 @@ LEAST = {'chat': {'messages': MESSAGES, 'max_tokens': 4, 'temperature': 0},
 WITH = {'stream_options': {'stream': True}, 'return_progress': {'stream': True}, 'top_logprobs': {'logprobs': True},
         'max_completion_tokens': {'max_tokens': 2}}
 
+INSTEAD_OF_PROMPT = 'messages', 'content', 'text'  # of /tokenize
 WITH_MESSAGES = 'tools', 'chat_template_kwargs', 'add_generation_prompt'  # of /tokenize: not with a text
 
 
@@ -31,6 +32,8 @@ def test_field(server, field, endpoint, becomes, example):
     least = LEAST[endpoint]
     if endpoint == 'tokenize' and field in WITH_MESSAGES:
         least = LEAST['apply-template']
+    if endpoint == 'tokenize' and field in INSTEAD_OF_PROMPT:
+        least = {}
     with_field = {**least, **WITH.get(field, {}), field: json.loads(example)}
     if with_field.get('stream'):
         text = raw(server, PATHS[endpoint], with_field)
@@ -59,10 +62,16 @@ def meaning(reply):
 
 
 def test_unknown_fields_are_told(server):
-    body = json.dumps({**LEAST['completions'], 'temprature': 1, 'foo\n': 2}).encode()
-    request = urllib.request.Request(server.url + PATHS['completions'], body, {'Content-Type': 'application/json'})
-    with urllib.request.urlopen(request) as reply:
-        assert reply.headers['X-Unknown-Fields'] == 'temprature, foo?'
+    for endpoint, path in PATHS.items():
+        body = json.dumps({**LEAST[endpoint], 'temprature': 1, 'foo\n': 2}).encode()
+        request = urllib.request.Request(server.url + path, body, {'Content-Type': 'application/json'})
+        with urllib.request.urlopen(request) as reply:
+            assert reply.headers['X-Unknown-Fields'] == 'temprature, foo?'
+
+
+def test_detokenize_names_what_is_no_token(server):
+    status, reply = server.post('/detokenize', {'tokens': [5, 4096]})
+    assert status == 400 and reply['error']['param'] == 'tokens' and '4096' in reply['error']['message']
 
 
 def test_best_of_gives_the_likeliest(server):

@@ -42,8 +42,9 @@ OrderedJson least(Endpoint endpoint) {
 
 // The same for a field that goes with messages, of an endpoint that also takes a text.
 OrderedJson least_of(Endpoint endpoint, std::string_view field) {
-  const bool is_for_any = field == "model" || field == "prompt";
-  return endpoint == kTokenize && !is_for_any ? least(kTemplate) : least(endpoint);
+  if (endpoint != kTokenize || field == "model" || field == "prompt") return least(endpoint);
+  if (field == "content" || field == "text") return OrderedJson::object();  // instead of a prompt
+  return field.starts_with("add_special") ? least(endpoint) : least(kTemplate);
 }
 
 void parse(Endpoint endpoint, const OrderedJson& request) {
@@ -93,7 +94,7 @@ TEST(Fields, EachDoesWhatItsRuleSays) {
       if ((rule.endpoints & endpoint) == 0) continue;
       SCOPED_TRACE(std::string(name) + " " + std::string(rule.name));
       OrderedJson request = least(endpoint);
-      if ((rule.endpoints & kTemplate) != 0) request = least_of(endpoint, rule.name);
+      if ((rule.endpoints & kTokenize) != 0) request = least_of(endpoint, rule.name);
       if (rule.name == "stream_options" || rule.name == "return_progress") request["stream"] = true;
       if (rule.name == "top_logprobs") request["logprobs"] = true;
       if (rule.name == "add_special") request["add_special_tokens"] = false;
@@ -141,6 +142,31 @@ TEST(Fields, TheDocumentationHasThemAll) {
 TEST(Fields, UnknownOnesAreTold) {
   EXPECT_EQ(chat({{"temprature", 1}, {"x", nullptr}}).unknown_fields,
             (std::vector<std::string>{"temprature", "x"}));
+  const std::vector<std::string> one = {"x"};
+  EXPECT_EQ(parse_text_request(R"({"content":"a","x":1})", defaults()).unknown_fields, one);
+  EXPECT_EQ(parse_tokens_request(R"({"tokens":[],"x":1})", defaults()).unknown_fields, one);
+  EXPECT_EQ(parse_conversation_request(R"({"messages":[{"role":"user","content":"a"}],"x":1})",
+                                       defaults())
+                .unknown_fields,
+            one);
+}
+
+TEST(Fields, ATextIsGivenOnce) {
+  const OrderedJson messages = least(kTemplate)["messages"];
+  const std::pair<const char*, OrderedJson> cases[] = {
+      {"prompt", {{"content", "a"}, {"prompt", "b"}}},
+      {"text", {{"text", "a"}, {"content", "b"}}},
+      {"content", {{"messages", messages}, {"content", "b"}}},
+      {"add_special_tokens", {{"messages", messages}, {"add_special_tokens", true}}},
+      {"add_special", {{"messages", messages}, {"add_special", true}}},
+      {"content", {{"content", nullptr}}}};
+  for (const auto& [field, request] : cases) EXPECT_EQ(refused(kTokenize, request), field);
+  EXPECT_EQ(refused(kTokenize, {{"messages", messages}, {"add_special_tokens", false}}), "");
+  EXPECT_EQ(refused(kTokenize, {{"messages", messages}, {"content", nullptr}}), "");
+  EXPECT_EQ(refused(kChat, {{"messages", messages},
+                            {"tools", {{{"type", "function"}}}},
+                            {"chat_template_kwargs", {{"tools", {1}}}}}),
+            "tools");
 }
 
 TEST(Fields, WholeNumbersMayHaveAPoint) {
