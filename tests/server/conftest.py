@@ -16,7 +16,7 @@ MODEL = ROOT / 'models/needle-8m'
 
 
 def pytest_addoption(parser):
-    parser.addoption('--load-seconds', type=float, default=10, help='how long the mixed load lasts')
+    parser.addoption('--load-seconds', type=float, default=6, help='how long the mixed load lasts')
     parser.addoption('--load-tokens', type=int, default=4096, help='its longest prompts')
     parser.addoption('--screenshots', type=pathlib.Path, help='folder for pictures of the page')
 
@@ -75,7 +75,8 @@ class Server:
 
 @pytest.fixture(scope='session')
 def server():
-    server = Server('--chunk', '512')  # prompts are read in several, and whoever hangs up is noticed soon
+    # Prompts are read in several chunks, whoever hangs up is noticed soon, and nobody who does not say so waits for 2048 tokens.
+    server = Server('--chunk', '512', '--default-max-tokens', '64')
     yield server
     assert server.stop() == 0, ''.join(server.log[-20:])
 

@@ -117,7 +117,7 @@ def test_an_answer_cut_short_is_an_error(client, server):
 
 
 def test_the_next_turn_reuses_what_was_read(client):
-    text = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(400))
+    text = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(150))
     first = [{'role': 'user', 'content': [{'type': 'text', 'text': text}, {'type': 'text', 'text': 'What follows 7?'}]}]
     one = client.chat.completions.create(model=MODEL, messages=first, max_tokens=8)
     more = first + [{'role': 'assistant', 'content': one.choices[0].message.content}, {'role': 'user', 'content': 'And 9?'}]

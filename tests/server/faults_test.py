@@ -271,7 +271,7 @@ def test_a_second_signal_exits(start):
 
 
 def test_stops_with_many_idle_connections(start):
-    for _ in range(8):
+    for _ in range(4):
         server = start()
         idle = [connect(server) for _ in range(300)]
         alive(server)

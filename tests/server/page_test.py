@@ -143,7 +143,7 @@ def test_text_is_not_markup(page, server):
 
 
 def test_a_key_is_asked_for(page, start):
-    server = start('--api-key', 'sesame')
+    server = start('--api-key', 'sesame', '--default-max-tokens', '64')
     page.open(server)
     page.until('document.getElementById("ask").open', 'no question')
     page.ask('POST', '/se/log', {'type': 'browser'})  # the browser reports the 401
