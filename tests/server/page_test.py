@@ -121,7 +121,8 @@ def test_a_conversation_about_a_file(page, server, tmp_path):
     assert set(origins) == {server.url}
 
 
-def test_stop(page, server):
+def test_stop(page, start):
+    server = start('--default-max-tokens', '4096')  # longer than this takes
     page.desktop()
     page.open(server)
     page.until('document.getElementById("model").textContent.includes("needle-8m")', 'no model')
