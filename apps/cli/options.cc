@@ -231,9 +231,10 @@ void PolicyOptions::add_prefill_settings() {
   number<float>(
       kLoop, "--mass", [](P& p) -> float& { return p.prefill.mass; },
       "Share of the estimated attention that is attended to (all estimates but bounds)");
-  yes(
-      kLoop, "--by-entropy", [](P& p) -> bool& { return p.prefill.by_entropy; },
-      "What is missing counts less the more blocks it lies on (=false: by its mass alone)");
+  choice<bool>(
+      kLoop, "--enough", [](P& p) -> bool& { return p.prefill.by_entropy; },
+      {{"mass", false}, {"entropy", true}},
+      "What says that blocks are enough: the mass alone, or with how many blocks the rest lies on");
   number<float>(
       kLoop, "--share", [](P& p) -> float& { return p.prefill.share; },
       "Instead of a mass: blocks with so much of the likeliest's; 0: off");

@@ -104,7 +104,7 @@ TEST(PolicyOptionsTest, EverySettingIsReachable) {
                                                            {"budgets", "max-over-heads"},
                                                            {"estimate", "bounds"},
                                                            {"mass", "0.5"},
-                                                           {"by-entropy", "true"},
+                                                           {"enough", "mass"},
                                                            {"share", "0.25"},
                                                            {"stride", "4"},
                                                            {"rigid", "whole-prompt"},

@@ -260,13 +260,13 @@ def sketch(tokens, layer, head, begin, segment, block, group_of=8):
 
 @sizes
 @pytest.mark.parametrize('mass', [.6, .86])
-@pytest.mark.parametrize('by_entropy', [False, True])
-def test_sketch(size, mass, by_entropy, tmp_path):
+@pytest.mark.parametrize('enough', ['mass', 'entropy'])
+def test_sketch(size, mass, enough, tmp_path):
     tokens = Tokens(*size)
-    blocks = tokens.choices(f'entropy+full:threshold=128:dense-tail=40:sink=16:local=48:mass={mass}:by-entropy={by_entropy}'.lower(), tmp_path)['blocks']
+    blocks = tokens.choices(f'entropy+full:threshold=128:dense-tail=40:sink=16:local=48:mass={mass}:enough={enough}', tmp_path)['blocks']
 
     def rule(layer, head, s):
-        return likeliest(sketch(tokens, layer, head, s * 32, 32, 16), s * 2, 16, mass, 16, 48, by_entropy)
+        return likeliest(sketch(tokens, layer, head, s * 32, 32, 16), s * 2, 16, mass, 16, 48, enough == 'entropy')
 
     # A projection that lies between two steps is rounded to either: a few shares move by a thousandth of theirs.
     compare(blocks, tokens, 32, 16, segments_read_sparsely(tokens.n, 32, 128, 40), rule, 1e-4, same=.95)
