@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ei/base/fail.h"
+#include "ei/base/error.h"
 #include "ei/cuda/device/cache_rows.cuh"
 #include "ei/ops/kv.h"
 
@@ -9,7 +9,7 @@ namespace ei::cuda {
 // What kernels read of a KvLayer.
 inline CacheRows cache_rows(const KvLayer& kv) {
   const PageLayout& layout = kv.layout;
-  require(layout.dtype != DType::kQ8, "CUDA: caches of q8_0 are computed on the CPU alone");
+  if (layout.dtype == DType::kQ8) throw Error("CUDA: caches of q8_0 are computed on the CPU alone");
   return {.pages = kv.pages.data,
           .max_pages = kv.pages.dim(1),
           .page_rows = static_cast<int32_t>(layout.rows),
