@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <map>
 #include <random>
 #include <type_traits>
 
-#include "apps/cli/ascii.h"
 #include "apps/cli/limits.h"
 #include "apps/cli/progress.h"
 #include "ei/policy/named.h"
@@ -55,40 +55,54 @@ const Policies& default_settings() {
   return policies;
 }
 
+// A flag that takes one of a few names; what it stands for goes to `set`. `unset`: the name that
+// holds without the flag, if any.
+template <class T>
+CLI::Option* add_choice(CLI::App& command, const std::string& flag,
+                        const std::vector<std::pair<std::string, T>>& names,
+                        const std::function<void(T)>& set, const std::string& help,
+                        const std::string& unset = "") {
+  std::vector<std::string> allowed;
+  for (const auto& [name, value] : names) allowed.push_back(name);
+  return command
+      .add_option_function<std::string>(
+          flag,
+          [names, set](const std::string& given) {
+            for (const auto& [name, value] : names)
+              if (name == given) set(value);
+          },
+          help)
+      ->check(CLI::IsMember(allowed))
+      ->option_text(fmt::format("{}{}", fmt::join(allowed, "|"),
+                                unset.empty() ? "" : fmt::format(" [{}]", unset)));
+}
+
 }  // namespace
 
 CLI::Option* add_device(CLI::App& command, Device& device) {
-  return command
-      .add_option_function<std::string>(
-          "--device",
-          [&device](const std::string& name) {
-            device = name == "cpu" ? Device::kCpu : name == "cuda" ? Device::kCuda : Device::kAuto;
-          },
-          "What computes; auto: a GPU if there is one that can be used")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->option_text("auto|cpu|cuda [auto]");
+  return add_choice<Device>(
+      command, "--device",
+      {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}},
+      [&device](Device value) { device = value; },
+      "What computes; auto: a GPU if there is one that can be used", "auto");
 }
 
 CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights) {
-  return command
-      .add_option_function<std::string>(
-          "--weights",
-          [&weights](const std::string& name) { weights = weight_format(upper_case(name)); },
-          "Convert the weights while loading, where that makes them smaller; bf16: always")
-      ->check(CLI::IsMember({"bf16", "fp8", "q8_0", "q4_k"}))
-      ->option_text("bf16|fp8|q8_0|q4_k");
+  return add_choice<WeightFormat>(
+      command, "--weights",
+      {{"bf16", WeightFormat::kBF16},
+       {"fp8", WeightFormat::kFP8},
+       {"q8_0", WeightFormat::kQ8_0},
+       {"q4_k", WeightFormat::kQ4_K}},
+      [&weights](WeightFormat value) { weights = value; },
+      "Convert the weights while loading, where that makes them smaller; bf16: always");
 }
 
 CLI::Option* add_kv_type(CLI::App& command, DType& type) {
-  return command
-      .add_option_function<std::string>(
-          "--kv-type",
-          [&type](const std::string& name) {
-            type = name == "f32" ? DType::kF32 : name == "q8_0" ? DType::kQ8 : DType::kBF16;
-          },
-          "How the KV cache stores its numbers; q8_0: in half the memory, on the CPU")
-      ->check(CLI::IsMember({"bf16", "f32", "q8_0"}))
-      ->option_text("bf16|f32|q8_0 [bf16]");
+  return add_choice<DType>(
+      command, "--kv-type", {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}},
+      [&type](DType value) { type = value; },
+      "How the KV cache stores its numbers; q8_0: in half the memory, on the CPU", "bf16");
 }
 
 void print_warning(const std::string& warning) {
@@ -158,24 +172,13 @@ void PolicyOptions::choice(Loop loop, const std::string& flag, Field<T> field,
   };
   settings_.push_back(
       {loop, setting_name(flag), [field, name_of](Policies& p) { return name_of(field(p)); }});
-  std::vector<std::string> allowed;
-  std::string text;
-  for (const auto& [name, value] : names) {
-    allowed.push_back(name);
-    text += (text.empty() ? "" : "|") + name;
-  }
   Policies defaults = default_settings();
-  command_
-      .add_option_function<std::string>(
-          flag,
-          [this, field, names](const std::string& name) {
-            for (const auto& [n, value] : names)
-              if (n == name)
-                overrides_.push_back([field, v = value](Policies& p) { field(p) = v; });
-          },
-          help)
-      ->check(CLI::IsMember(allowed))
-      ->option_text(fmt::format("{} [{}]", text, name_of(field(defaults))))
+  add_choice<T>(
+      command_, flag, names,
+      [this, field](T value) {
+        overrides_.push_back([field, value](Policies& p) { field(p) = value; });
+      },
+      help, name_of(field(defaults)))
       ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
 }
 

@@ -237,8 +237,7 @@ std::string gib(int64_t bytes) { return fmt::format("{:.1f} GiB", double(bytes) 
 std::string smaller(int64_t n_bytes, int64_t n_parameters, int64_t available) {
   for (const auto& [format, flag] :
        {std::pair{WeightFormat::kQ8_0, "q8_0"}, {WeightFormat::kQ4_K, "q4_k"}}) {
-    const WeightBlock& block = block_of(format);
-    const int64_t bytes = n_parameters / block.weights * block.bytes;
+    const int64_t bytes = row_bytes(format, n_parameters);
     if (bytes <= available && bytes < n_bytes)
       return fmt::format("with --weights {} they take about {}", flag, gib(bytes));
   }
@@ -272,9 +271,8 @@ Model Model::load(Backend& backend, std::shared_ptr<const GgufFile> file,
 // Where the device reads the host's memory. Pages of files come and go: they need not fit.
 void Model::check_memory(const std::string& path, int64_t converted, int64_t available) {
   require(converted <= available,
-          "{}: the weights take {} once converted, {} of memory are "
-          "available; {}",
-          path, gib(converted), gib(available), smaller(converted, n_parameters_, available));
+          "{}: the weights take {} once converted, {} of memory are available; {}", path,
+          gib(converted), gib(available), smaller(converted, n_parameters_, available));
   if (weight_bytes_ > available)
     warnings_.push_back(fmt::format(
         "{}: the weights take {}, {} of memory are available: parts are read from the file again "

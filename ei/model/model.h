@@ -74,8 +74,7 @@ class Model {
   // the mapped files if the backend can read them there; with `weights`, one of the formats that
   // quantize() makes, they are converted where that makes them smaller, to BF16 always. Throws
   // Error naming file, tensor, expected and found before anything is placed, and when there is not
-  // the memory for what is converted. `backend` must outlive
-  // the model.
+  // the memory for what is converted. `backend` must outlive the model.
   static Model load(Backend& backend, const std::filesystem::path& dir,
                     std::optional<WeightFormat> weights = {}, const LoadProgress& progress = {});
   // The same of a GGUF file, which the model keeps open.
