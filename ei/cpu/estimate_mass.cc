@@ -90,6 +90,56 @@ HWY_INLINE float quantize_block(int64_t n, const float* HWY_RESTRICT x, int64_t 
   return scale;
 }
 
+// Logits of a block from products of whole numbers, and each query's highest of all blocks so far.
+template <bool kCausal>
+HWY_INLINE void scale_products(const int32_t* HWY_RESTRICT products,
+                               const float* HWY_RESTRICT scale, float block_scale,
+                               float* HWY_RESTRICT to, float* HWY_RESTRICT top) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const auto lowest = hn::Set(di, std::numeric_limits<int32_t>::min());
+  const auto nothing = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < kStripQueries; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto whole = hn::LoadU(di, products + i);
+    auto x =
+        hn::Mul(hn::ConvertTo(d, whole), hn::Mul(hn::LoadU(d, scale + i), hn::Set(d, block_scale)));
+    if constexpr (kCausal) x = hn::IfThenElse(hn::RebindMask(d, hn::Eq(whole, lowest)), nothing, x);
+    hn::StoreU(x, d, to + i);
+    hn::StoreU(hn::Max(x, hn::LoadU(d, top + i)), d, top + i);
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// Of numbers of which those of a group are kStripGroups places apart, each group's highest.
+template <class D>
+HWY_INLINE void store_highest(D d, hn::Vec<D> v, float* to) {
+  if constexpr (static_cast<int64_t>(hn::MaxLanes(D())) > kStripGroups) {
+    const hn::Half<D> half;
+    store_highest(half, hn::Max(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  } else {
+    hn::StoreU(v, d, to);
+  }
+}
+#endif
+
+// The highest logits of a strip's groups, relative to each query's own highest.
+HWY_INLINE void highest_of_groups(const float* HWY_RESTRICT logit, const float* HWY_RESTRICT top,
+                                  float* HWY_RESTRICT to) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t i = 0; i < kStripQueries; ++i) {
+    float& most = to[i % kStripGroups];
+    most = i < kStripGroups ? logit[i] - top[i] : std::max(most, logit[i] - top[i]);
+  }
+#else
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto most = hn::Sub(hn::LoadU(d, logit), hn::LoadU(d, top));
+  for (int64_t i = lanes; i < kStripQueries; i += lanes)
+    most = hn::Max(most, hn::Sub(hn::LoadU(d, logit + i), hn::LoadU(d, top + i)));
+  store_highest(d, most, to);
+#endif
+}
+
 // x[i] = 2^x[i] for x <= 0, with room for whole vectors; returns the sum of n.
 HWY_INLINE float exp2_sum(float* HWY_RESTRICT x, int64_t n) {
   const F32 d;
@@ -141,7 +191,8 @@ int64_t mass_scratch(const EstimateMass& op, int64_t group, int64_t n_blocks) {
   switch (op.estimate) {
     case Estimate::kSketch: {
       const int64_t w = full_panels(op.basis.n_directions());
-      return std::max(kStripQueries * (w + w / 4 + 16 + n), op.block * (d + w)) + n + 64;
+      return std::max(kStripQueries * (w + w / 4 + 16 + n), op.block * (d + w)) + kStripGroups * n +
+             64;
     }
     case Estimate::kAntidiagonals: {
       const int64_t rows = op.segment / op.stride * group, depth = op.stride * d;
@@ -178,7 +229,8 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
                               reinterpret_cast<int16_t*>(scale + kStripQueries * (1 + w / 4)),
                               scale};
   float* const logit = scale + kStripQueries * (1 + w / 4 + runs_of(w));  // [n, kStripQueries]
-  float* const x = logit + n * kStripQueries;
+  float* const x = logit + n * kStripQueries;                             // [kStripGroups, stride]
+  const int64_t stride = n + 16;
 
   const int64_t n_groups = (op.segment + kSketchGroup - 1) / kSketchGroup;
   const float weight = 1 / static_cast<float>(n_groups * at.group);
@@ -190,8 +242,8 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
       product<false>(n_queries, columns, d, from, op.q.cols, at.directions, d, projected, columns);
       for (int64_t i = 0; i < kStripQueries; ++i) {
         // What is missing of the last group is filled up with its last query: no other maximum.
-        quantize_query(projected + std::min(i, n_queries - 1) * columns, w, i, strip);
-        scale[i] *= op.scale * kLog2e;
+        quantize_query(projected + std::min(i, n_queries - 1) * columns, w, place_of(i), strip);
+        scale[place_of(i)] *= op.scale * kLog2e;
       }
       float top[kStripQueries];
       std::fill_n(top, kStripQueries, -std::numeric_limits<float>::infinity());
@@ -201,32 +253,20 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
         float* const to = logit + b * kStripQueries;
         if (b < past) {
           highest_products<false>(op.block, keys, w, strip, 0, most);
-          for (int64_t i = 0; i < kStripQueries; ++i) {
-            to[i] = static_cast<float>(most[i]) * (scale[i] * at.scale[b]);
-            top[i] = std::max(top[i], to[i]);
-          }
+          scale_products<false>(most, scale, at.scale[b], to, top);
         } else {
           highest_products<true>(op.block, keys, w, strip, b * op.block - begin - first, most);
-          for (int64_t i = 0; i < kStripQueries; ++i) {
-            to[i] = most[i] == std::numeric_limits<int32_t>::min()
-                        ? -std::numeric_limits<float>::infinity()
-                        : static_cast<float>(most[i]) * (scale[i] * at.scale[b]);
-            top[i] = std::max(top[i], to[i]);
-          }
+          scale_products<true>(most, scale, at.scale[b], to, top);
         }
       }
-      for (int64_t i = 0; i < n_queries; i += kSketchGroup) {
-        const hn::CappedTag<float, kSketchGroup> df;
-        const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-        for (int64_t b = 0; b < n; ++b) {
-          const float* const of = logit + b * kStripQueries + i;
-          auto highest = hn::Sub(hn::LoadU(df, of), hn::LoadU(df, top + i));
-          for (int64_t u = lanes; u < kSketchGroup; u += lanes)
-            highest = hn::Max(highest, hn::Sub(hn::LoadU(df, of + u), hn::LoadU(df, top + i + u)));
-          x[b] = hn::GetLane(hn::MaxOfLanes(df, highest));
-        }
-        const float sum = exp2_sum(x, n);
-        own += add_shares(x, past, n, weight / sum, mass);
+      for (int64_t b = 0; b < n; ++b) {
+        float highest[kStripGroups];
+        highest_of_groups(logit + b * kStripQueries, top, highest);
+        for (int64_t i = 0; i < kStripGroups; ++i) x[i * stride + b] = highest[i];
+      }
+      for (int64_t i = 0; i * kSketchGroup < n_queries; ++i) {
+        const float sum = exp2_sum(x + i * stride, n);
+        own += add_shares(x + i * stride, past, n, weight / sum, mass);
       }
     }
   return own;

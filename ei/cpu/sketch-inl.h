@@ -15,30 +15,13 @@
 #include <cstring>
 #include <limits>
 
+#include "ei/cpu/sketch_queries-inl.h"
+#include "ei/cpu/sketch_vnni-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-
-// Queries lie side by side in vectors, one in each 32 bits, and keys are broadcast, so that the
-// highest logit of a block's keys is a maximum of vectors. 32 bits hold four dimensions: products
-// of unsigned and signed bytes are added in pairs to 16 bits, these over the groups of a run, and
-// only then to 32. Keys are k + 64, from 1 to 127; what the 64 add is the same for all keys of a
-// query and where its sums start from. So these wrap around, and are right as long as the logits'
-// parts fit 16 bits: that limits the sum of a query's numbers, see quantize_query().
-constexpr int64_t kStripQueries = 32;  // worked on at a time
-constexpr int64_t kRun = 6;            // groups of four dimensions that are added in 16 bits
-constexpr int64_t kMostPart = 32767 / 63;
-
-// int8 queries of a strip: [w / 4][kStripQueries][4]; beside them what the sums of each run start
-// from, int16 [runs][kStripQueries][2]; and what a whole number stands for, per query.
-struct StripQueries {
-  int8_t* q = nullptr;
-  int16_t* start = nullptr;
-  float* scale = nullptr;
-};
-
-HWY_INLINE int64_t runs_of(int64_t w) { return (w / 4 + kRun - 1) / kRun; }
 
 #if HWY_TARGET == HWY_SCALAR
 
@@ -49,7 +32,7 @@ void highest_products(int64_t n, const uint8_t* keys, int64_t w, const StripQuer
                       int64_t first, int32_t* HWY_RESTRICT out) {
   for (int64_t i = 0; i < kStripQueries; ++i) {
     out[i] = std::numeric_limits<int32_t>::min();
-    for (int64_t j = 0; j < (kCausal ? std::min(n, i - first + 1) : n); ++j) {
+    for (int64_t j = 0; j < (kCausal ? std::min(n, kQueries.at[i] - first + 1) : n); ++j) {
       int32_t sum = 0;
       for (int64_t k = 0; k < w; ++k)
         sum += queries.q[(k / 4 * kStripQueries + i) * 4 + k % 4] * (keys[j * w + k] - 64);
@@ -120,22 +103,14 @@ HWY_INLINE void multiply(const uint8_t* HWY_RESTRICT keys, int64_t w, const int8
   }
 }
 
-// With kCausal: the sums of the queries from `query` on that see key j, the lowest number for
-// others.
-template <bool kCausal>
-HWY_INLINE hn::Vec<I32x8> seen(hn::Vec<I32x8> sums, int64_t query, int64_t j) {
-  if constexpr (!kCausal) return sums;
-  const I32x8 d;
-  const auto hidden =
-      hn::Lt(hn::Iota(d, static_cast<int32_t>(query)), hn::Set(d, static_cast<int32_t>(j)));
-  return hn::IfThenElse(hidden, hn::Set(d, std::numeric_limits<int32_t>::min()), sums);
-}
-
 // The highest product of each query of the strip with n keys [n, w]. With kCausal, query i sees
 // keys up to i - first; those that see none get the lowest number.
 template <bool kCausal>
 void highest_products(int64_t n, const uint8_t* HWY_RESTRICT keys, int64_t w,
                       const StripQueries& queries, int64_t first, int32_t* HWY_RESTRICT out) {
+#if HWY_TARGET <= HWY_AVX3
+  if (has_vnni()) return highest_by_vnni<kCausal>(n, keys, w, queries, first, out);
+#endif
   constexpr int kV = 4, kN = 2;
   const I32x8 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -152,13 +127,13 @@ void highest_products(int64_t n, const uint8_t* HWY_RESTRICT keys, int64_t w,
       HWY_UNROLL(4)
       for (int i = 0; i < kN; ++i) HWY_UNROLL(4)
       for (int v = 0; v < kV; ++v)
-        most[v] = hn::Max(most[v], seen<kCausal>(sums[i][v], at + v * lanes - first, j + i));
+        most[v] = hn::Max(most[v], seen<kCausal>(d, sums[i][v], at + v * lanes, first + j + i));
     }
     for (; j < n; ++j) {
       hn::Vec<I32x8> sums[1][kV];
       multiply<kV, 1>(keys + j * w, w, q, start, sums);
       for (int v = 0; v < kV; ++v)
-        most[v] = hn::Max(most[v], seen<kCausal>(sums[0][v], at + v * lanes - first, j));
+        most[v] = hn::Max(most[v], seen<kCausal>(d, sums[0][v], at + v * lanes, first + j));
     }
     for (int v = 0; v < kV; ++v) hn::StoreU(most[v], d, out + at + v * lanes);
   }
