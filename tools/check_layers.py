@@ -26,8 +26,9 @@ MAY_INCLUDE = {
     'engine': ['text', 'prefill', 'decode'],
     'apps': ['engine'],
 }
-# The one place that chooses a backend, and one that looks at a GPU's own clock.
-EXCEPTIONS = {'ei/engine/make_backend.cc': {'cpu', 'cuda'}, 'apps/bench/gpu/gpu_bench.cc': {'cuda'}}
+# The one place that chooses a backend, and those that look at a GPU's own clock and a CPU's own rate.
+EXCEPTIONS = {'ei/engine/make_backend.cc': {'cpu', 'cuda'}, 'apps/bench/gpu/gpu_bench.cc': {'cuda'},
+              'apps/bench/ceilings.cc': {'cpu'}}
 # What lies beneath the engine: of the program, only what measures it may look there.
 BENEATH_ENGINE = {'ops', 'cache', 'model', 'prefill', 'decode'}
 MEASURES = ('apps/bench/', 'apps/eval/')

@@ -64,12 +64,7 @@ class Bench {
                     "Runs of each, after one to warm up; with --kernels: rounds over all")
         ->transform(count(1, 1000))
         ->option_text("N [3]");
-    cli::add_device(command, engine_options_.device);
-    cli::add_kv_type(command, engine_options_.kv_type);
-    cli::add_weights(command, engine_options_.weights);
-    command.add_option("-t,--threads", engine_options_.threads, "CPU threads; 0: all cores")
-        ->transform(count(0, 4096))
-        ->option_text("N [0]");
+    cli::add_hardware(command, engine_options_, "Options");
     command
         .add_option_function<std::string>(
             "-o,--output",
@@ -92,7 +87,8 @@ class Bench {
 
  private:
   std::string kernels() {
-    kernel_options_.threads = engine_options_.threads;
+    kernel_options_.hardware = engine_options_;
+    kernel_options_.hardware.device = Device::kCpu;
     kernel_options_.rounds = options_.repetitions;
     const bench::KernelReport report = bench::bench_kernels(
         kernel_options_, [](const std::string& kernel, const std::string& size) {

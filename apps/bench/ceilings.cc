@@ -12,6 +12,9 @@
 #include <new>
 #include <vector>
 
+#include "ei/cpu/amx.h"
+#include "ei/cpu/targets.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "apps/bench/ceilings.cc"
 #include <hwy/foreach_target.h>
@@ -78,8 +81,6 @@ float read(const float* HWY_RESTRICT data, int64_t n) {
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(s0, s4)));
 }
 
-const char* target_name() { return hwy::TargetName(HWY_TARGET); }
-
 }  // namespace ei::bench::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -90,7 +91,6 @@ namespace {
 HWY_EXPORT(fma_rounds);
 HWY_EXPORT(fma_flops_a_round);
 HWY_EXPORT(read);
-HWY_EXPORT(target_name);
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
@@ -146,14 +146,32 @@ int64_t cache_bytes(int name, int64_t otherwise) {
 
 }  // namespace
 
-const char* best_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
-
 double measure_fma_flops(int threads) {
   constexpr int64_t kRounds = 1'000'000;
   volatile float sink = 0;
   const double seconds =
       best_seconds(threads, 40, [&](int) { sink = HWY_DYNAMIC_DISPATCH(fma_rounds)(kRounds); });
   return double(threads) * double(kRounds * HWY_DYNAMIC_DISPATCH(fma_flops_a_round)()) / seconds;
+}
+
+// Four sums, as many as a product has; their factors stay in registers.
+double measure_tile_flops(int threads) {
+  if (cpu::tiles() != cpu::Tiles::kAmx) return 0;
+  constexpr int64_t kRounds = 100'000;
+  alignas(64) static constexpr uint16_t kOnes[cpu::kAmxTile] = {0x3F80};
+  const double seconds = best_seconds(threads, 40, [&](int) {
+    using cpu::Amx;
+    Amx::begin();
+    Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
+    Amx::load<4>(kOnes, 64), Amx::load<5>(kOnes, 64);
+    for (int64_t i = 0; i < kRounds; ++i) {
+      Amx::multiply<0, 4, 5>(), Amx::multiply<1, 4, 5>();
+      Amx::multiply<2, 4, 5>(), Amx::multiply<3, 4, 5>();
+    }
+    Amx::end();
+  });
+  constexpr double kFlops = 4 * 2.0 * cpu::kAmxRows * cpu::kAmxRows * cpu::kAmxDepth;
+  return threads * kRounds * kFlops / seconds;
 }
 
 // Far more than the cores' last-level cache holds.

@@ -18,10 +18,12 @@ double KernelBench::ceiling(KernelResult::Limit limit) {
     return now;
   };
   switch (limit) {
-    case KernelResult::Limit::kFma:
-      return seen(report_.ceilings.fma_flops, measure_fma_flops(options_.threads));
+    case KernelResult::Limit::kPeak:
+      if (report_.ceilings.tile_flops > 0)
+        return seen(report_.ceilings.tile_flops, measure_tile_flops(options_.hardware.threads));
+      return seen(report_.ceilings.fma_flops, measure_fma_flops(options_.hardware.threads));
     case KernelResult::Limit::kMemory:
-      return seen(report_.ceilings.memory_bytes, measure_memory_bytes(options_.threads));
+      return seen(report_.ceilings.memory_bytes, measure_memory_bytes(options_.hardware.threads));
     case KernelResult::Limit::kDense:
       return dense_rate_;
     case KernelResult::Limit::kStep:
@@ -54,7 +56,7 @@ void KernelBench::measure(const Case& c, const std::function<void()>& run) {
        .limit = c.limit,
        .share = rate / std::max(before, ceiling(c.limit)),
        .target = c.target});
-  if (c.limit == KernelResult::Limit::kFma) dense_rate_ = rate;
+  if (c.limit == KernelResult::Limit::kPeak) dense_rate_ = rate;
 }
 
 void KernelBench::add(const KernelResult& result) {
@@ -70,15 +72,17 @@ void KernelBench::add(const KernelResult& result) {
 }
 
 KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress) {
-  const std::unique_ptr<Backend> backend = make_backend(Device::kCpu, options.threads);
+  const std::unique_ptr<Backend> backend = make_backend(options.hardware);
   KernelBenchOptions used = options;
-  if (used.threads == 0) used.threads = omp_get_num_procs();
+  if (used.hardware.threads == 0) used.hardware.threads = omp_get_num_procs();
   if (progress) progress("ceilings", "");
-  KernelReport report = {.device = backend->name(),
-                         .ceilings = {.target = best_target(),
-                                      .fma_flops = measure_fma_flops(used.threads),
-                                      .memory_bytes = measure_memory_bytes(used.threads),
-                                      .l2_bytes = measure_l2_bytes(used.threads)}};
+  const bool bf16 = used.hardware.math == Math::kBF16;
+  KernelReport report = {
+      .device = backend->name(),
+      .ceilings = {.fma_flops = measure_fma_flops(used.hardware.threads),
+                   .tile_flops = bf16 ? measure_tile_flops(used.hardware.threads) : 0,
+                   .memory_bytes = measure_memory_bytes(used.hardware.threads),
+                   .l2_bytes = measure_l2_bytes(used.hardware.threads)}};
   for (int64_t round = 1; round <= used.rounds; ++round) {
     KernelBench bench(used, report, [&](const std::string& kernel, const std::string& size) {
       if (progress) progress(fmt::format("round {} of {}, {}", round, used.rounds, kernel), size);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/bench/ceilings.h"
+#include "ei/engine/engine.h"
 
 namespace ei::bench {
 
@@ -13,7 +14,7 @@ namespace ei::bench {
 struct KernelResult {
   // What bounds it, and so what its share is of.
   enum class Limit : uint8_t {
-    kFma,     // float multiply-adds per second
+    kPeak,    // multiply-adds per second, in the tile unit where there is one
     kMemory,  // bytes per second read from memory
     kDense,   // the rate of dense attention of the same shape
     kStep     // the time of the prefill or decode step it is part of: less is better
@@ -24,7 +25,7 @@ struct KernelResult {
   double seconds = 0;  // least of several runs, as the ceilings are the best of several
   double flops = 0;    // one of these two is not 0, except where Limit is kStep
   double bytes = 0;
-  Limit limit = Limit::kFma;
+  Limit limit = Limit::kPeak;
   double share = 0;   // of the limit as it was around these runs
   double target = 0;  // share to be reached, or with kStep not to be passed; 0: none is set
 
@@ -38,7 +39,7 @@ struct KernelReport {
 };
 
 struct KernelBenchOptions {
-  int threads = 0;       // 0: all cores
+  EngineOptions hardware = {.device = Device::kCpu};  // threads, cpu, math
   std::string only;      // kernels whose name contains this; empty: all
   int64_t rounds = 3;    // over everything: a neighbour of the machine may be busy during one
   double seconds = 0.3;  // spent on each size in each round, at least

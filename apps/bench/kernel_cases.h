@@ -18,7 +18,7 @@ class KernelBench {
     std::string size;
     double flops = 0;
     double bytes = 0;
-    KernelResult::Limit limit = KernelResult::Limit::kFma;
+    KernelResult::Limit limit = KernelResult::Limit::kPeak;
     double target = 0;
   };
 
@@ -32,6 +32,7 @@ class KernelBench {
   // Runs it once to warm up, then for the time asked for, at least twice. What is measured with
   // Limit::kDense follows the dense run that it is held against.
   void measure(const Case& c, const std::function<void()>& run);
+  bool has_tiles() const { return report_.ceilings.tile_flops > 0; }
   // For results that are made elsewhere.
   void announce(const std::string& kernel, const std::string& size) const {
     if (progress_) progress_(kernel, size);

@@ -97,8 +97,8 @@ void bench_prefill_attention(Backend& backend, KernelBench& bench) {
         bench.measure({.kernel = kDenseName,
                        .size = size,
                        .flops = flops(kAllBlocks),
-                       .limit = Limit::kFma,
-                       .target = 0.6},
+                       .limit = Limit::kPeak,
+                       .target = bench.has_tiles() ? 0.3 : 0.6},
                       [&] { run(all); });
         bench.measure({.kernel = kSparseName,
                        .size = size,

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "apps/bench/kernel_cases.h"
 
 namespace ei::bench {
@@ -16,18 +18,18 @@ MatMul::Part part(const Weight& weight, const ActArray& out) {
 }
 
 void bench_prompt(Backend& backend, KernelBench& bench) {
-  constexpr int64_t kInputs = 2048;
-  for (const int64_t outputs : {2048, 8192}) {
+  for (const auto& [inputs, outputs] :
+       {std::pair<int64_t, int64_t>{576, 1536}, {2048, 2048}, {2048, 8192}}) {
     BenchData data(backend);
-    const Weight weight = data.weight(outputs, kInputs);
+    const Weight weight = data.weight(outputs, inputs);
     for (const int64_t rows : {512, 2048}) {
-      const ActArray x = data.act(rows, kInputs);
+      const ActArray x = data.act(rows, inputs);
       const ActArray out(backend, rows, outputs);
       bench.measure({.kernel = kMatMul,
-                     .size = fmt::format("{} rows by {}x{}", rows, kInputs, outputs),
-                     .flops = 2.0 * double(rows * kInputs * outputs),
-                     .limit = Limit::kFma,
-                     .target = 0.8},
+                     .size = fmt::format("{} rows by {}x{}", rows, inputs, outputs),
+                     .flops = 2.0 * double(rows * inputs * outputs),
+                     .limit = Limit::kPeak,
+                     .target = bench.has_tiles() ? 0.5 : 0.8},
                     [&] { backend.run(MatMul{.x = x.act(), .parts = {part(weight, out)}}); });
     }
   }

@@ -63,8 +63,8 @@ std::string render(const Facts& facts, const ordered_json& records, const cli::T
 
 const char* limit_name(KernelResult::Limit limit) {
   switch (limit) {
-    case KernelResult::Limit::kFma:
-      return "FMA peak";
+    case KernelResult::Limit::kPeak:
+      return "peak";
     case KernelResult::Limit::kMemory:
       return "memory";
     case KernelResult::Limit::kDense:
@@ -127,8 +127,9 @@ std::string report(const Facts& facts, std::span<const Row> rows, Format format)
 std::string report(const Facts& facts, const KernelReport& kernels, Format format) {
   Facts all = facts;
   const Ceilings& c = kernels.ceilings;
-  all.emplace_back("instruction set", c.target);
   all.emplace_back("FMA peak", fmt::format("{:.1f} GFLOP/s", c.fma_flops / 1e9));
+  if (c.tile_flops > 0)
+    all.emplace_back("tile peak", fmt::format("{:.1f} GFLOP/s", c.tile_flops / 1e9));
   all.emplace_back("memory read", fmt::format("{:.1f} GB/s", c.memory_bytes / 1e9));
   all.emplace_back("L2 read", fmt::format("{:.1f} GB/s", c.l2_bytes / 1e9));
 

@@ -79,30 +79,47 @@ CLI::Option* add_choice(CLI::App& command, const std::string& flag,
 
 }  // namespace
 
-CLI::Option* add_device(CLI::App& command, Device& device) {
-  return add_choice<Device>(
+void add_hardware(CLI::App& command, EngineOptions& options, const std::string& group) {
+  add_choice<Device>(
       command, "--device",
       {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}},
-      [&device](Device value) { device = value; },
-      "What computes; auto: a GPU if there is one that can be used", "auto");
-}
-
-CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights) {
-  return add_choice<WeightFormat>(
+      [&options](Device value) { options.device = value; },
+      "What computes; auto: a GPU if there is one that can be used", "auto")
+      ->group(group);
+  command.add_option("-t,--threads", options.threads, "CPU threads; 0: all cores")
+      ->transform(count(0, 4096))
+      ->option_text("N [0]")
+      ->group(group);
+  add_choice<std::string>(
+      command, "--cpu",
+      {{"amx", "amx"},
+       {"avx512", "avx512"},
+       {"avx2", "avx2"},
+       {"sse4", "sse4"},
+       {"scalar", "scalar"}},
+      [&options](const std::string& value) { options.cpu = value; },
+      "Instructions of the CPU's kernels, at most (default: the best that it has)")
+      ->group(group);
+  add_choice<Math>(
+      command, "--math", {{"bf16", Math::kBF16}, {"f32", Math::kF32}},
+      [&options](Math value) { options.math = value; },
+      "What goes into products of a prompt's rows: bf16 where the processor has a unit for it",
+      "bf16")
+      ->group(group);
+  add_choice<DType>(
+      command, "--kv-type", {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}},
+      [&options](DType value) { options.kv_type = value; },
+      "How the KV cache stores its numbers; q8_0: in half the memory, on the CPU", "bf16")
+      ->group(group);
+  add_choice<WeightFormat>(
       command, "--weights",
       {{"bf16", WeightFormat::kBF16},
        {"fp8", WeightFormat::kFP8},
        {"q8_0", WeightFormat::kQ8_0},
        {"q4_k", WeightFormat::kQ4_K}},
-      [&weights](WeightFormat value) { weights = value; },
-      "Convert the weights while loading, where that makes them smaller; bf16: always");
-}
-
-CLI::Option* add_kv_type(CLI::App& command, DType& type) {
-  return add_choice<DType>(
-      command, "--kv-type", {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}},
-      [&type](DType value) { type = value; },
-      "How the KV cache stores its numbers; q8_0: in half the memory, on the CPU", "bf16");
+      [&options](WeightFormat value) { options.weights = value; },
+      "Convert the weights while loading, where that makes them smaller; bf16: always")
+      ->group(group);
 }
 
 void print_warning(const std::string& warning) {
@@ -111,13 +128,7 @@ void print_warning(const std::string& warning) {
 
 ModelOptions::ModelOptions(CLI::App& command) : model_(command) {
   model_.option()->required();
-  add_device(command, options_.device)->group(kModelGroup);
-  command.add_option("-t,--threads", options_.threads, "CPU threads; 0: all cores")
-      ->transform(count(0, 4096))
-      ->option_text("N [0]")
-      ->group(kModelGroup);
-  add_kv_type(command, options_.kv_type)->group(kModelGroup);
-  add_weights(command, options_.weights)->group(kModelGroup);
+  add_hardware(command, options_, kModelGroup);
   command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
       ->transform(count(1, int64_t{1} << 30))
       ->option_text("N [2048; CUDA: 8192]")

@@ -17,14 +17,9 @@ namespace ei::cli {
 // Options that several subcommands share. Each class adds its flags to a subcommand and must stay
 // where it is until the command line is parsed: the flags write into it.
 
-// The flag --device.
-CLI::Option* add_device(CLI::App& command, Device& device);
-
-// The flag --kv-type.
-CLI::Option* add_kv_type(CLI::App& command, DType& type);
-
-// The flag --weights.
-CLI::Option* add_weights(CLI::App& command, std::optional<WeightFormat>& weights);
+// The flags of what computes, and in which numbers: --device, --threads, --cpu, --math, --kv-type
+// and --weights.
+void add_hardware(CLI::App& command, EngineOptions& options, const std::string& group);
 
 void print_warning(const std::string& warning);
 

@@ -17,7 +17,7 @@ Build build() { return {EI_VERSION, EI_COMMIT, EI_COMPILER}; }
 
 std::string version() {
   return fmt::format("entropyinfer {} (commit {})\ncompiler: {}\ndevice: {}", EI_VERSION, EI_COMMIT,
-                     EI_COMPILER, make_backend(Device::kAuto, 0)->name());
+                     EI_COMPILER, make_backend({})->name());
 }
 
 }  // namespace ei::cli

@@ -39,13 +39,14 @@ void* Scratch::bytes(int64_t n) {
   return data_;
 }
 
-CpuBackend::CpuBackend(int n_threads) : n_threads_(n_threads) {
+CpuBackend::CpuBackend(int n_threads, Math math)
+    : n_threads_(n_threads), tiles_(math == Math::kBF16 ? tiles() : Tiles::kNone) {
   require(n_threads >= 0, "threads is {}, expected 0 (all cores) or more", n_threads);
   if (n_threads_ == 0) n_threads_ = omp_get_num_procs();
 }
 
 std::string CpuBackend::name() const {
-  return fmt::format("CPU, {}, {} thread{}", targets().front(), n_threads_,
+  return fmt::format("CPU, {}, {} thread{}", target_description(), n_threads_,
                      n_threads_ == 1 ? "" : "s");
 }
 
@@ -99,8 +100,8 @@ Weight CpuBackend::place(const Weight& host) {
 
 }  // namespace cpu
 
-std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
-  return std::make_unique<cpu::CpuBackend>(n_threads);
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, Math math) {
+  return std::make_unique<cpu::CpuBackend>(n_threads, math);
 }
 
 }  // namespace ei

@@ -2,12 +2,14 @@
 
 #include <memory>
 
+#include "ei/base/math.h"
 #include "ei/ops/backend.h"
 
 namespace ei {
 
 // The backend that everybody has. Activations are float; SIMD instructions are chosen at run time.
-// Results do not depend on n_threads (0: one per core).
-std::unique_ptr<Backend> make_cpu_backend(int n_threads = 0);
+// Results do not depend on n_threads (0: one per core). With Math::kBF16, what goes into products
+// of many rows and into prefill attention is rounded to bf16 where the processor has a unit for it.
+std::unique_ptr<Backend> make_cpu_backend(int n_threads = 0, Math math = Math::kBF16);
 
 }  // namespace ei

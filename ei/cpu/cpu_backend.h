@@ -3,10 +3,14 @@
 #include <array>
 #include <vector>
 
+#include "ei/base/math.h"
 #include "ei/cpu/quantized.h"
+#include "ei/cpu/targets.h"
 #include "ei/ops/buffer.h"
 
 namespace ei::cpu {
+
+struct AttentionItem;
 
 // Memory for one op's intermediate results: grows to the most an op has asked for, so that repeated
 // ops allocate nothing.
@@ -33,7 +37,7 @@ class Scratch {
 // Each run() is in the source named after its op.
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int n_threads);
+  CpuBackend(int n_threads, Math math);
 
   std::string name() const override;
   int64_t act_bytes() const override { return sizeof(float); }
@@ -52,7 +56,15 @@ class CpuBackend final : public Backend {
   // x for the parts whose weights are of an integer format; parts of one order share it.
   std::array<IntegerRows, 3> integer_rows(const MatMul& op);
 
+  // Products of more than a few rows in the tile unit, where there is one.
+  bool fits_tiles(const MatMul& op) const;
+  void run_tiles(const MatMul& op);
+  // Attention in it, for items of at most so many rows.
+  void attend_tiles(const SparseAttention& op, const std::vector<AttentionItem>& items,
+                    int64_t most_rows);
+
   int n_threads_;
+  Tiles tiles_;
   Scratch scratch_;
   Scratch integers_;            // of integer_rows()
   std::vector<Buffer> placed_;  // copies of weights that could not be read where they are

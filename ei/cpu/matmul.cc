@@ -6,6 +6,7 @@
 
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
+#include "ei/cpu/panels.h"
 #include "ei/cpu/parallel.h"
 #include "ei/cpu/quantized.h"
 
@@ -271,30 +272,6 @@ constexpr int64_t kPanelOutputs = 128;
 constexpr int64_t kPanelRows = 258;
 constexpr int64_t kPackedWeights = kPanelOutputs * HWY_NAMESPACE::kDepth;
 
-// The panels of all parts, of `step` outputs each, in one row.
-struct Panels {
-  const MatMul& op;
-  int64_t step;
-
-  struct Panel {
-    const MatMul::Part& part;
-    int64_t begin, end;  // outputs
-  };
-  static int64_t outputs(const MatMul::Part& part) {
-    return part.weight.data == nullptr ? 0 : part.weight.rows;
-  }
-  int64_t size() const {
-    int64_t n = 0;
-    for (const MatMul::Part& part : op.parts) n += (outputs(part) + step - 1) / step;
-    return n;
-  }
-  Panel operator[](int64_t i) const {
-    size_t p = 0;
-    for (int64_t n; i >= (n = (outputs(op.parts[p]) + step - 1) / step); ++p) i -= n;
-    return {op.parts[p], i * step, std::min((i + 1) * step, outputs(op.parts[p]))};
-  }
-};
-
 }  // namespace
 
 std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
@@ -335,6 +312,7 @@ void CpuBackend::run(const MatMul& op) {
   check(op);
   const int64_t n = op.x.rows;
   if (n == 0) return;
+  if (n > kFewRows && fits_tiles(op)) return run_tiles(op);
   const std::array<IntegerRows, 3> integers = integer_rows(op);
   const auto integers_of = [&](const MatMul::Part& part) -> const IntegerRows& {
     return integers[static_cast<size_t>(&part - op.parts.data())];

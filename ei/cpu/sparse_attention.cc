@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "ei/cpu/attention_item.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
@@ -15,53 +16,12 @@
 
 #include "ei/cpu/tile-inl.h"
 
-#ifndef EI_CPU_SPARSE_ATTENTION_ITEM_
-#define EI_CPU_SPARSE_ATTENTION_ITEM_
-namespace ei::cpu {
-
-// Some queries of one segment and all query heads of one KV head: the rows of one product, so that
-// a key is fetched and widened once for all of them.
-struct AttentionItem {
-  int64_t kv_head = 0;
-  int64_t first = 0;  // row of q
-  int64_t n_tokens = 0;
-  int64_t segment_begin = 0;        // position
-  int64_t n_past = 0;               // keys before the segment
-  const int32_t* blocks = nullptr;  // those they are in; nullptr: the first n_past
-};
-
-constexpr int64_t padded(int64_t d) { return (d + 15) / 16 * 16; }
-
-}  // namespace ei::cpu
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 // Floats of scratch a thread needs for items of n_rows.
 int64_t attention_scratch(int64_t n_rows, int64_t d) {
   return kTileKeys * (d + padded(d) + kStrip) + n_rows * (d + padded(d) + 2) + 8 * 16;
-}
-
-// Where keys [begin, begin + n) of the item's sequence are stored.
-void find_keys(const SparseAttention& op, const AttentionItem& item, int64_t begin, int64_t n,
-               const char** keys) {
-  const KvLayer& kv = op.kv;
-  const int64_t row_bytes = kv.layout.row_bytes();
-  for (int64_t j = 0; j < n;) {
-    const int64_t at = begin + j;
-    int64_t row = at, run = item.n_past - at;  // that many follow each other
-    if (run <= 0) {
-      row = at - item.n_past + item.segment_begin;
-      run = n;
-    } else if (item.blocks != nullptr) {
-      row = item.blocks[at / op.block] * op.block + at % op.block;
-      run = op.block - at % op.block;
-    }
-    run = std::min({run, n - j, kv.layout.rows - row % kv.layout.rows});
-    const char* key = key_at(kv, item.kv_head, row);
-    for (int64_t i = 0; i < run; ++i) keys[j++] = key + i * row_bytes;
-  }
 }
 
 // n rows of d values, padded with zeros to full vectors, into panels of kTileKeys rows.
@@ -215,6 +175,7 @@ void CpuBackend::run(const SparseAttention& op) {
   std::stable_sort(items.begin(), items.end(), [](const AttentionItem& a, const AttentionItem& b) {
     return a.n_tokens * (a.n_past + a.n_tokens) > b.n_tokens * (b.n_past + b.n_tokens);
   });
+  if (tiles_ != Tiles::kNone) return attend_tiles(op, items, std::min(step, op.segment) * group);
   const int64_t per_thread =
       HWY_DYNAMIC_DISPATCH(attention_scratch)(std::min(step, op.segment) * group, d);
   float* scratch = scratch_.get<float>(n_threads_ * per_thread);

@@ -5,12 +5,20 @@
 
 namespace ei::cpu {
 
-// The instruction sets this build has kernels for and this machine can run, best first, by
-// Highway's names: AVX3 (AVX-512), AVX2, SSE4, SCALAR (no SIMD).
+// The instruction sets this build has kernels for and this machine can run, best first: amx (that
+// is avx512 and the tile unit, AMX-BF16), avx512, avx2, sse4, scalar (no SIMD).
 std::vector<std::string> targets();
 
-// For tests and measurements: the kernels of the whole process use this one from now on, or the
-// best again if `name` is empty. Throws Error when it is none of targets().
+// The kernels of the whole process use this one from now on, or the best again if `name` is empty.
+// Throws Error when it is none of targets(), nor emulated_amx: for tests, the best of the others
+// and plain loops in place of the tile unit.
 void use_target(const std::string& name);
+
+// What is used, for people: "AVX-512 + AMX-BF16".
+std::string target_description();
+
+// Whether products of many rows and attention go through the tile unit.
+enum class Tiles { kNone, kAmx, kEmulated };
+Tiles tiles();
 
 }  // namespace ei::cpu

@@ -58,7 +58,7 @@ Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   require(options.page >= 1, "page is {}, expected 1 or more", options.page);
   require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16, f32 or q8_0");
   impl_->options = options;
-  impl_->backend = make_backend(options.device, options.threads, options.kv_type);
+  impl_->backend = make_backend(options);
   if (options.chunk == 0) impl_->options.chunk = impl_->backend->prompt_rows();
 }
 

@@ -13,6 +13,7 @@
 
 #include "ei/base/dtype.h"
 #include "ei/base/error.h"
+#include "ei/base/math.h"
 #include "ei/ops/weight_format.h"
 #include "ei/policy/decode_policy.h"
 #include "ei/policy/prefill_policy.h"
@@ -20,7 +21,6 @@
 #include "ei/text/message.h"
 
 namespace ei {
-
 class ChatTemplate;
 class Tokenizer;
 
@@ -34,6 +34,8 @@ struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16, kF32 or, on the CPU, kQ8
+  Math math = Math::kBF16;       // kF32: on the CPU
+  std::string cpu;  // of the whole process: amx, avx512, avx2, sse4, scalar; "": the best
   // kFP8, kQ8_0, kQ4_K: weights are converted while loading if that makes them smaller; kBF16: all.
   std::optional<WeightFormat> weights;
   int64_t page = 512;  // tokens of a page of the KV cache, rounded up to whole segments
@@ -181,9 +183,8 @@ class Session {
   Generation generate(const Request& request, const Callbacks& callbacks = {},
                       std::stop_token cancel = {});
 
-  // Log-probability and likeliest token at every position of `tokens`, with the first n_prefill
-  // read as a prompt and the rest decoded one by one, as request's policies say. -1: all are
-  // prompt.
+  // Log-probability and likeliest token at every position of `tokens`, the first n_prefill read as
+  // a prompt and the rest decoded one by one, as the policies say. -1: all are prompt.
   std::vector<TokenScore> score(std::span<const int32_t> tokens, const Request& policies,
                                 int64_t n_prefill = -1, const Callbacks& callbacks = {},
                                 std::stop_token cancel = {});

@@ -2,6 +2,7 @@
 
 #include "ei/base/fail.h"
 #include "ei/cpu/backend.h"
+#include "ei/cpu/targets.h"
 #include "ei/cuda/backend.h"
 
 namespace ei {
@@ -10,10 +11,16 @@ bool on_gpu(Device device) {
   return device == Device::kCuda || (device == Device::kAuto && cuda_available());
 }
 
-std::unique_ptr<Backend> make_backend(Device device, int threads, DType kv_type) {
-  require(!on_gpu(device) || kv_type != DType::kQ8,
+std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
+  if (!on_gpu(options.device)) {
+    if (!options.cpu.empty()) cpu::use_target(options.cpu);
+    return make_cpu_backend(options.threads, options.math);
+  }
+  require(options.kv_type != DType::kQ8,
           "KV caches of q8_0 are computed on the CPU alone; take --kv-type bf16, or --device cpu");
-  return on_gpu(device) ? make_cuda_backend() : make_cpu_backend(threads);
+  require(options.math != Math::kF32,
+          "GPUs compute in bf16; take --math bf16, or --device cpu for --math f32");
+  return make_cuda_backend();
 }
 
 }  // namespace ei

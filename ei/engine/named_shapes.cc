@@ -37,6 +37,8 @@ constexpr std::array kShapes = {
           153376, 4e6, 0, 1e-5f, true},
     Shape{"openpangu-7b", "PanguEmbeddedForCausalLM", Family::kPangu, 4096, 34, 32, 8, 128, 12800,
           153376, 1.6e7, 0, 1e-5f, false},
+    Shape{"smollm2-135m", "LlamaForCausalLM", Family::kLlama, 576, 30, 9, 3, 64, 1536, 49152, 1e5,
+          0, 1e-5f, true},
     Shape{"needle-8m", "LlamaForCausalLM", Family::kLlama, 256, 8, 8, 2, 64, 704, 4096, 1e6, 0,
           1e-5f, true},
 };

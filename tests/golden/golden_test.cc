@@ -122,7 +122,7 @@ void check_prefill(const Golden& golden) {
   const PrefillPolicy policy = prefill_policy(golden);
   auto q = golden.get<float>("q"), k = golden.get<float>("k"), v = golden.get<float>("v");
 
-  const auto backend = make_cpu_backend(2);
+  const auto backend = make_cpu_backend(2, Math::kF32);
   Cache cache(*backend, {k.data(), n, kv_heads * d, 4}, {v.data(), n, kv_heads * d, 4}, d,
               policy.segment, policy.block);
   const int64_t n_segments = (n + policy.segment - 1) / policy.segment;
@@ -229,7 +229,7 @@ void check_compress(const Golden& golden) {
   const bool per_kv_head = golden.settings.at("use_gqa").get<bool>();
   auto k = golden.get<float>("k"), v = golden.get<float>("v"), q = golden.get<float>("obs_q");
 
-  const auto backend = make_cpu_backend(2);
+  const auto backend = make_cpu_backend(2, Math::kF32);
   Cache cache(*backend, {k.data(), n, kv_heads * d, 4}, {v.data(), n, kv_heads * d, 4}, d, 64, 0);
   const int64_t rows = per_kv_head ? kv_heads : heads, past = n - window;
   const DeviceArray<float, 2> votes(*backend, {rows, past}), pooled(*backend, {rows, past});

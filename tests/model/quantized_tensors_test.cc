@@ -323,7 +323,7 @@ const std::vector<Case>& cases() {
 
 // Values are exactly those of the scheme; what is left is the rounding of activations to 16 bits.
 TEST(QuantizedTensors, EverySchemeIsItsDefinition) {
-  const auto backend = make_cpu_backend(2);
+  const auto backend = make_cpu_backend(2, Math::kF32);
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
     const Pair pair(c.config, c.scheme);
@@ -339,7 +339,7 @@ TEST(QuantizedTensors, EverySchemeIsItsDefinition) {
 }
 
 TEST(QuantizedTensors, AreConverted) {
-  const auto backend = make_cpu_backend(2);
+  const auto backend = make_cpu_backend(2, Math::kF32);
   const auto act_order = std::ranges::find(cases(), std::string("gptq, act-order"), &Case::name);
   const Pair pair(act_order->config, act_order->scheme);
   const TempDir quantized, plain;
@@ -369,7 +369,7 @@ TEST(QuantizedTensors, AreConverted) {
 }
 
 TEST(QuantizedTensors, NamesWhatIsWrongOrNotSupported) {
-  const auto backend = make_cpu_backend(1);
+  const auto backend = make_cpu_backend(1, Math::kF32);
   const auto error = [&](const char* name, const std::function<void(Files&)>& change) {
     const Case& c = *std::ranges::find(cases(), std::string(name), &Case::name);
     Files files = Pair(c.config, c.scheme).quantized;

@@ -8,7 +8,7 @@
 namespace ei::test {
 namespace {
 
-EI_BACKEND_TEST(MatMulTest);
+EI_TILES_TEST(MatMulTest);
 
 // One product of every kind: with and without bias, added and not, few rows and many.
 TEST_P(MatMulTest, MatchesReference) {
@@ -112,7 +112,7 @@ TEST_P(MatMulTest, MultipliesQuantizedWeights) {
         const std::vector<double> got = out.values().v;
         double error = 0;
         for (size_t i = 0; i < got.size(); ++i) error += std::pow(got[i] - want.v[i], 2);
-        EXPECT_LE(error, 1e-8 * square(x.values()) * square(w.values) / double(k));
+        EXPECT_LE(error, tolerance(1e-8) * square(x.values()) * square(w.values) / double(k));
       }
 }
 

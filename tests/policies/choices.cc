@@ -89,7 +89,7 @@ Json choose(const std::string& text, Tokens& tokens) {
   const cli::Policies policies = eval::parse_policies(text, options).policies;
   const PrefillPolicy& read = policies.prefill;
   const DecodePolicy& decode = policies.decode;
-  const auto backend = make_backend(device, 1);
+  const auto backend = make_backend({.device = device, .threads = 1, .math = Math::kF32});
 
   const int64_t block = read.estimate == Estimate::kBounds ? read.block : 0;
   const KvShape shape = {

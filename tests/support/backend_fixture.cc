@@ -84,9 +84,15 @@ HostWeight::HostWeight(WeightFormat format, int64_t rows, int64_t cols, uint64_t
   }
 }
 
-std::vector<std::string> backend_names() {
+namespace {
+// What is rounded to bf16 for the tile unit, or for what stands in for it.
+bool has_tiles(const std::string& backend) { return backend.ends_with("amx"); }
+}  // namespace
+
+std::vector<std::string> backend_names(bool tiles) {
   std::vector<std::string> names;
   for (const std::string& target : cpu::targets()) names.push_back("cpu_" + target);
+  if (tiles && !has_tiles(names.front())) names.push_back("cpu_emulated_amx");
   for (const std::string& gpu : gpu_names()) names.push_back(gpu);
   return names;
 }
@@ -98,6 +104,8 @@ std::vector<std::string> gpu_names() {
   return {};
 #endif
 }
+
+bool BackendTest::rounds() { return backend().act_bytes() != 4 || has_tiles(GetParam()); }
 
 void BackendTest::SetUp() {
   if (GetParam() == "cuda") {

@@ -56,7 +56,10 @@ class BackendTest : public testing::TestWithParam<std::string> {
   // The tolerance an op states is for floats. In bf16 the result is rounded, by up to 2^-8 of every
   // value, a sixth of that squared on average; and so is what goes into a tensor core (f32 weights,
   // probabilities). One rounding of the worst kind leaves room for some of the average one.
-  double tolerance(double nmse) { return backend().act_bytes() == 4 ? nmse : nmse + 1.6e-5; }
+  // In the CPU's tile unit both factors are rounded, the result is not.
+  double tolerance(double nmse) { return nmse + (rounds() ? 1.6e-5 : 0); }
+  // Whether it multiplies numbers in bf16.
+  bool rounds();
 
   // What keys and values may be stored in: caches of q8_0 are the CPU's.
   std::vector<DType> kv_types() {
@@ -92,7 +95,7 @@ class BackendTest : public testing::TestWithParam<std::string> {
   std::unique_ptr<Backend> backend_;
 };
 
-std::vector<std::string> backend_names();
+std::vector<std::string> backend_names(bool tiles = false);
 // "cuda" in a build with CUDA, else none.
 std::vector<std::string> gpu_names();
 
@@ -104,6 +107,12 @@ inline std::string backend_name(const testing::TestParamInfo<std::string>& info)
 #define EI_BACKEND_TEST(name)                                                      \
   using name = ei::test::BackendTest;                                              \
   INSTANTIATE_TEST_SUITE_P(On, name, testing::ValuesIn(ei::test::backend_names()), \
+                           ei::test::backend_name)
+// The same for ops that the CPU's tile unit computes: where there is none, with loops in its place
+// too.
+#define EI_TILES_TEST(name)                                                                      \
+  using name = ei::test::BackendTest;                                                            \
+  INSTANTIATE_TEST_SUITE_P(On, name, testing::ValuesIn(ei::test::backend_names(/*tiles=*/true)), \
                            ei::test::backend_name)
 // Runs the suite `name` on the GPU, and not at all in a build without CUDA, where it compiles.
 #define EI_GPU_TEST(name)                                                      \

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <cstdint>
+
+namespace ei {
+
+// What goes into products of many rows, and into attention of a prompt: rounded to bf16 where the
+// device has a unit that multiplies such numbers, or floats in any case.
+enum class Math : uint8_t { kBF16, kF32 };
+
+}  // namespace ei

@@ -1,0 +1,173 @@
+// What brings numbers into the order of the tile unit's registers (amx.h). Included once per
+// instruction set, inside HWY_BEFORE_NAMESPACE.
+#if defined(EI_CPU_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef EI_CPU_AMX_INL_H_
+#undef EI_CPU_AMX_INL_H_
+#else
+#define EI_CPU_AMX_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "ei/cpu/amx.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// To nearest, ties to even; NaN stays NaN.
+template <class D>
+HWY_INLINE hn::Vec<hn::Rebind<uint16_t, D>> round_to_bf16(D, hn::Vec<D> v) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFu)));
+  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000u));
+  const auto nan = hn::RebindMask(du, hn::IsNaN(v));
+  return hn::TruncateTo(hn::Rebind<uint16_t, D>(),
+                        hn::ShiftRight<16>(hn::IfThenElse(nan, quiet, rounded)));
+}
+
+// The numbers of two vectors, the second's behind the first's.
+template <class Unit, class D>
+HWY_INLINE void store_rounded(D d, hn::Vec<D> first, hn::Vec<D> second, uint16_t* to) {
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (std::is_same_v<Unit, Amx>) {
+    __m512i both;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(second.raw), "v"(first.raw));
+    _mm512_storeu_si512(to, both);
+    return;
+  }
+#endif
+  const hn::Rebind<uint16_t, D> d16;
+  hn::StoreU(round_to_bf16(d, first), d16, to);
+  hn::StoreU(round_to_bf16(d, second), d16, to + hn::Lanes(d));
+}
+
+// n numbers in bf16, and zeros up to `width`.
+template <class Unit>
+HWY_INLINE void round_row(const float* HWY_RESTRICT from, int64_t n, int64_t width,
+                          uint16_t* HWY_RESTRICT to) {
+  const hn::CappedTag<float, 16> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t c = 0;
+  for (; c + 2 * lanes <= n; c += 2 * lanes)
+    store_rounded<Unit>(d, hn::LoadU(d, from + c), hn::LoadU(d, from + c + lanes), to + c);
+  for (; c < n; ++c) to[c] = to_bf16(from[c]);
+  for (; c < width; ++c) to[c] = 0;
+}
+
+HWY_INLINE uint32_t pair_of(const uint16_t* from) {
+  uint32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
+}
+
+// kAmxDepth numbers of each of kAmxRows rows as the second factor of a product whose columns these
+// rows are: to[k][j] is the k-th pair of the j-th row.
+HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* HWY_RESTRICT to) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t k = 0; k < kAmxRows; ++k)
+    for (int64_t j = 0; j < kAmxRows; ++j) to[k * kAmxRows + j] = pair_of(rows[j] + from + 2 * k);
+#else  // four by four
+  const hn::FixedTag<uint32_t, 4> d;
+  const hn::FixedTag<uint16_t, 8> d16;
+  const hn::Repartition<uint64_t, decltype(d)> dd;
+  HWY_UNROLL(4)
+  for (int64_t j = 0; j < kAmxRows; j += 4) {
+    const auto row = [&](int64_t u, int64_t k) {
+      return hn::BitCast(d, hn::LoadU(d16, rows[j + u] + from + 2 * k));
+    };
+    HWY_UNROLL(4)
+    for (int64_t k = 0; k < kAmxRows; k += 4) {
+      const auto a = row(0, k), b = row(1, k), c = row(2, k), e = row(3, k);
+      const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
+      const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
+      const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
+      const auto ce_high = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
+      uint32_t* at = to + k * kAmxRows + j;
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)), d, at);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)), d, at + kAmxRows);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab_high, ce_high)), d, at + 2 * kAmxRows);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kAmxRows);
+    }
+  }
+#endif
+}
+
+// kAmxRows numbers of each of two rows, side by side: a pair of rows of a second factor.
+HWY_INLINE void interleave(const uint16_t* even, const uint16_t* odd, uint32_t* HWY_RESTRICT to) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t j = 0; j < kAmxRows; ++j) to[j] = even[j] | uint32_t{odd[j]} << 16;
+#else
+  const hn::FixedTag<uint16_t, 8> d;
+  const hn::FixedTag<uint32_t, 4> d32;
+  for (int64_t j = 0; j < kAmxRows; j += 8) {
+    const auto a = hn::LoadU(d, even + j), b = hn::LoadU(d, odd + j);
+    hn::StoreU(hn::BitCast(d32, hn::InterleaveLower(d, a, b)), d32, to + j);
+    hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d, a, b)), d32, to + j + 4);
+  }
+#endif
+}
+
+// 16 kM rows of a by 16 kN columns of b, both in registers' order: those of a row of a follow each
+// other, and so do those of a column of b; one row or column is a_step or b_step numbers behind the
+// other. To floats `stride` apart, or added to them.
+template <class Unit, int kM, int kN>
+HWY_INLINE void tile_product(int64_t n_tiles, const uint16_t* a, int64_t a_step, const uint16_t* b,
+                             int64_t b_step, float* c, int64_t stride, bool add) {
+  static_assert(kM <= 2 && kN <= 2);
+  const int64_t row_bytes = stride * int64_t{sizeof(float)};
+  float *c1 = c + kAmxRows, *c2 = c + kAmxRows * stride, *c3 = c2 + kAmxRows;
+  if (add) {
+    Unit::template load<0>(c, row_bytes);
+    if constexpr (kN == 2) Unit::template load<1>(c1, row_bytes);
+    if constexpr (kM == 2) Unit::template load<2>(c2, row_bytes);
+    if constexpr (kM == 2 && kN == 2) Unit::template load<3>(c3, row_bytes);
+  } else {
+    Unit::template zero<0>();
+    if constexpr (kN == 2) Unit::template zero<1>();
+    if constexpr (kM == 2) Unit::template zero<2>();
+    if constexpr (kM == 2 && kN == 2) Unit::template zero<3>();
+  }
+  for (int64_t k = 0; k < n_tiles; ++k, a += kAmxTile, b += kAmxTile) {
+    Unit::template load<4>(a, 64);
+    Unit::template load<6>(b, 64);
+    Unit::template multiply<0, 4, 6>();
+    if constexpr (kN == 2) {
+      Unit::template load<7>(b + b_step, 64);
+      Unit::template multiply<1, 4, 7>();
+    }
+    if constexpr (kM == 2) {
+      Unit::template load<5>(a + a_step, 64);
+      Unit::template multiply<2, 5, 6>();
+      if constexpr (kN == 2) Unit::template multiply<3, 5, 7>();
+    }
+  }
+  Unit::template store<0>(c, row_bytes);
+  if constexpr (kN == 2) Unit::template store<1>(c1, row_bytes);
+  if constexpr (kM == 2) Unit::template store<2>(c2, row_bytes);
+  if constexpr (kM == 2 && kN == 2) Unit::template store<3>(c3, row_bytes);
+}
+
+// The same for one or two of each.
+template <class Unit>
+HWY_INLINE void tile_product(int64_t m, int64_t n, int64_t n_tiles, const uint16_t* a,
+                             int64_t a_step, const uint16_t* b, int64_t b_step, float* c,
+                             int64_t stride, bool add) {
+  if (m > 1) {
+    if (n > 1) return tile_product<Unit, 2, 2>(n_tiles, a, a_step, b, b_step, c, stride, add);
+    return tile_product<Unit, 2, 1>(n_tiles, a, a_step, b, b_step, c, stride, add);
+  }
+  if (n > 1) return tile_product<Unit, 1, 2>(n_tiles, a, a_step, b, b_step, c, stride, add);
+  return tile_product<Unit, 1, 1>(n_tiles, a, a_step, b, b_step, c, stride, add);
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
