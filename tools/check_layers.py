@@ -19,11 +19,12 @@ MAY_INCLUDE = {
     'io': ['base'],
     'jinja': ['base'],
     'text': ['io', 'jinja', 'base'],
+    'grammar': ['io', 'base'],
     'model': ['ops', 'io'],
     'cache': ['ops'],
     'prefill': ['model', 'cache', 'ops', 'policy'],
     'decode': ['model', 'cache', 'ops', 'policy'],
-    'engine': ['text', 'prefill', 'decode'],
+    'engine': ['text', 'grammar', 'prefill', 'decode'],
     'apps': ['engine'],
 }
 # The one place that chooses a backend, and those that look at a GPU's own clock and a CPU's own rate.

@@ -24,8 +24,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F32 = hn::ScalableTag<float>;
 using V32 = hn::Vec<F32>;
 
-// The highest of n numbers; NaN if one of them is not finite.
-float highest_if_finite(const float* x, int64_t n) {
+struct Highest {
+  float value;
+  bool all_finite;
+};
+
+// The highest of n numbers.
+Highest highest_of(const float* x, int64_t n) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   V32 most = hn::Set(d, -std::numeric_limits<float>::infinity()), zeros = hn::Zero(d);
@@ -41,7 +46,32 @@ float highest_if_finite(const float* x, int64_t n) {
     highest = std::max(highest, x[i]);
     zero += x[i] * 0;
   }
-  return highest + zero;
+  return {highest, zero == 0};
+}
+
+// The numbers of which bit i % 32 of word i / 32 is set, the others as -infinity; returns the
+// highest. `out` may be `x`.
+float only_allowed(const float* x, int64_t n, const uint32_t* allowed, float* out) {
+  const hn::CappedTag<float, 32> d;
+  const hn::RebindToUnsigned<decltype(d)> bits;
+  constexpr float kBanned = -std::numeric_limits<float>::infinity();
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto own_bit = hn::Shl(hn::Set(bits, 1), hn::Iota(bits, 0));
+  auto most = hn::Set(d, kBanned);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto word = hn::Set(bits, allowed[i / 32] >> (i % 32));
+    const auto stays = hn::RebindMask(d, hn::TestBit(word, own_bit));
+    const auto v = hn::IfThenElse(stays, hn::LoadU(d, x + i), hn::Set(d, kBanned));
+    most = hn::Max(most, v);
+    hn::StoreU(v, d, out + i);
+  }
+  float highest = hn::GetLane(hn::MaxOfLanes(d, most));
+  for (; i < n; ++i) {
+    out[i] = (allowed[i / 32] >> (i % 32) & 1) != 0 ? x[i] : kBanned;
+    highest = std::max(highest, out[i]);
+  }
+  return highest;
 }
 
 // e^((x - highest) / temperature).
@@ -67,7 +97,8 @@ HWY_AFTER_NAMESPACE();
 namespace ei::cpu {
 namespace {
 
-HWY_EXPORT(highest_if_finite);
+HWY_EXPORT(highest_of);
+HWY_EXPORT(only_allowed);
 HWY_EXPORT(weigh_all);
 
 struct Candidate {
@@ -160,8 +191,7 @@ int32_t draw(std::span<float> weights, const SamplingParams& params, uint64_t st
   double left = uniform(params.seed, step) * total;
   int32_t token = 0;
   for (size_t id = 0; id < weights.size(); ++id) {
-    if (weights[id] == 0) continue;
-    token = static_cast<int32_t>(id);
+    token = weights[id] != 0 ? static_cast<int32_t>(id) : token;
     if ((left -= weights[id]) < 0) break;
   }
   return token;
@@ -169,17 +199,21 @@ int32_t draw(std::span<float> weights, const SamplingParams& params, uint64_t st
 
 int32_t sample(std::span<const float> logits, const Sample::Row& row, const Room& room) {
   const auto n = std::ssize(logits);
-  float highest = HWY_DYNAMIC_DISPATCH(highest_if_finite)(logits.data(), n);
-  if (!std::isfinite(highest)) return Sample::kNotFinite;
+  auto [highest, all_finite] = HWY_DYNAMIC_DISPATCH(highest_of)(logits.data(), n);
+  if (!all_finite) return Sample::kNotFinite;
   const std::span<float> values(room.values, logits.size());
   if (row.biases.size() > 0 || row.params.has_penalties()) {
     std::copy(logits.begin(), logits.end(), values.begin());
     apply_biases_and_penalties(values, row, room.counts);
     logits = values;
-    highest = *std::max_element(logits.begin(), logits.end());
-    if (highest == -INFINITY) return Sample::kNoneLeft;
-    if (!std::isfinite(highest)) return Sample::kNotFinite;
+    highest = HWY_DYNAMIC_DISPATCH(highest_of)(logits.data(), n).value;
   }
+  if (row.allowed.size() > 0) {
+    highest = HWY_DYNAMIC_DISPATCH(only_allowed)(logits.data(), n, row.allowed.data, values.data());
+    logits = values;
+  }
+  if (highest == -INFINITY) return Sample::kNoneLeft;
+  if (!std::isfinite(highest)) return Sample::kNotFinite;
   if (row.params.temperature == 0)
     return static_cast<int32_t>(std::find(logits.begin(), logits.end(), highest) - logits.begin());
   HWY_DYNAMIC_DISPATCH(weigh_all)

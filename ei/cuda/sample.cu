@@ -20,7 +20,8 @@ struct Params {
     SamplingParams params;
     int64_t logits_row, step, n_prompt, n_biases;
     const LogitBias* biases;
-    int32_t* history;  // or null
+    const uint32_t* allowed;  // or null: all
+    int32_t* history;         // or null
     bool has_penalties;
   };
   Row rows[kMaxSequences];
@@ -84,7 +85,8 @@ __device__ inline Mass rank(float x, int id) {
   return Mass{ordered(x)} << 32 | (~static_cast<uint32_t>(id));
 }
 
-// Adds biases to the logits and applies penalties; returns the highest rank among the thread's own.
+// Adds biases to the logits, applies penalties and bans what is not allowed; returns the highest
+// rank among the thread's own.
 __device__ inline Mass change(float* logits, int n, const Params::Row& row, uint32_t* counts) {
   const int thread = static_cast<int>(threadIdx.x);
   const auto known = [&](int32_t id) { return static_cast<uint32_t>(id) < n; };
@@ -110,6 +112,7 @@ __device__ inline Mass change(float* logits, int n, const Params::Row& row, uint
       const auto n_drawn = static_cast<int32_t>(counts[i] & ~kInPrompt);
       logits[i] = penalized(logits[i], row.params, n_drawn);
     }
+    if (row.allowed != nullptr && (row.allowed[i / 32] >> i % 32 & 1) == 0) logits[i] = -INFINITY;
     best = MaxMass{}(best, rank(logits[i], i));
   }
   return best;
@@ -128,7 +131,7 @@ __global__ void __launch_bounds__(kTopThreads, 1) sample(const __grid_constant__
   };
 
   const bool has_penalties = row.has_penalties && row.history != nullptr;
-  const bool is_changed = has_penalties || row.n_biases > 0;
+  const bool is_changed = has_penalties || row.n_biases > 0 || row.allowed != nullptr;
   const bool is_greedy = params.temperature == 0;
   bool is_finite = true;
   Mass best = 0;
@@ -220,6 +223,7 @@ void CudaBackend::run(const Sample& op) {
                    .n_prompt = row.n_prompt,
                    .n_biases = row.biases.size(),
                    .biases = row.biases.data,
+                   .allowed = row.allowed.size() > 0 ? row.allowed.data : nullptr,
                    .history = row.history.size() > 0 ? row.history.data : nullptr,
                    .has_penalties = row.params.has_penalties()};
       has_penalties = has_penalties || p.rows[i].has_penalties;

@@ -24,6 +24,11 @@ SamplerState::SamplerState(Backend& backend, const SamplingParams& params,
     backend.copy_in(history_.view().data, prompt.data(), n_prompt_ * int64_t{sizeof(int32_t)});
 }
 
+void SamplerState::allow(Backend& backend, std::span<const uint32_t> tokens) {
+  if (allowed_.view().size() != std::ssize(tokens)) allowed_ = {backend, {std::ssize(tokens)}};
+  backend.copy_in(allowed_.view().data, tokens.data(), static_cast<int64_t>(tokens.size_bytes()));
+}
+
 Sample::Row SamplerState::row(int64_t logits_row) const {
   const int64_t n_lifted = n_drawn_ < min_tokens_ ? 0 : n_bans_;
   const View<const LogitBias, 1> biases = biases_.view();
@@ -31,6 +36,7 @@ Sample::Row SamplerState::row(int64_t logits_row) const {
           .logits_row = logits_row,
           .step = n_drawn_,
           .biases = biases.slice(n_lifted, biases.size() - n_lifted),
+          .allowed = allowed_.view(),
           .history = history_.view(),
           .n_prompt = n_prompt_};
 }
@@ -62,7 +68,8 @@ void check_drawn(int32_t token) {
           "the model's logits are NaN or infinite, no token can be drawn: a weight or the input is "
           "beyond its number type");
   require(token != Sample::kNoneLeft,
-          "logit_bias and min_tokens ban every token; leave one that can be drawn");
+          "logit_bias, min_tokens and the answer's form ban every token; leave one that can be "
+          "drawn");
 }
 
 }  // namespace ei

@@ -23,6 +23,8 @@ class SamplerState {
                int64_t max_new, const Options& options);
 
   int64_t n_drawn() const { return n_drawn_; }
+  // Nothing else is drawn from now on: bit i % 32 of word i / 32 allows token i, for all there are.
+  void allow(Backend& backend, std::span<const uint32_t> tokens);
 
  private:
   friend class Sampler;
@@ -32,6 +34,7 @@ class SamplerState {
   int64_t n_prompt_ = 0, n_drawn_ = 0;
   int64_t n_bans_ = 0, min_tokens_ = 0;
   DeviceArray<LogitBias, 1> biases_;  // the bans first
+  DeviceArray<uint32_t, 1> allowed_;  // empty: all
   DeviceArray<int32_t, 1> history_;   // the prompt and what was drawn; empty without penalties
 };
 

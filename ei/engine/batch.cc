@@ -84,8 +84,10 @@ void Batch::read(const StepPlan::Read& plan) {
 
 std::span<const int32_t> Batch::draw(const Act& logits, std::span<Sequence* const> sequences) {
   rows_.clear();
-  for (size_t i = 0; i < sequences.size(); ++i)
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i]->constrain();
     rows_.push_back({&*sequences[i]->sampling_, static_cast<int64_t>(i)});
+  }
   return sampler_.draw(logits, rows_);
 }
 

@@ -26,7 +26,7 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
       prefill_(request.prefill),
       decode_(request.decode),
       compressor_(request.decode, std::ssize(prompt_)),
-      text_(*engine.tokenizer, /*skip_special=*/true),
+      text_(*engine.tokenizer, /*skip_special=*/!options_.show_special),
       filter_(request.stop) {
   const int64_t n_prompt = std::ssize(prompt_);
   const int64_t context_size = engine.model->config().max_positions;
@@ -41,6 +41,7 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
                     SamplerState::Options{.biases = options_.logit_bias,
                                           .ends = {ends_.begin(), ends_.end()},
                                           .min_tokens = options_.min_tokens});
+  if (options_.grammar) matcher_.emplace(options_.grammar);
   result_.prompt_tokens = n_prompt;
 }
 
@@ -85,6 +86,10 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
   }
 }
 
+void Sequence::constrain() {
+  if (matcher_) sampling_->allow(*engine_.backend, matcher_->allowed());
+}
+
 void Sequence::accept(int32_t token, const Act& logits) {
   const auto n_drawn = std::ssize(result_.tokens);
   if (options_.on_logits && n_drawn > 0) options_.on_logits(logits, context_.n_read() - 1);
@@ -103,6 +108,8 @@ void Sequence::accept(int32_t token, const Act& logits) {
                                  .report(0, token, options_.top_logprobs, engine_.n_ids()));
   emit(filter_.push(text_.push(token)));
   if (filter_.stopped()) return finish(FinishReason::kStop);
+  if (matcher_ && (!matcher_->accept(token) || matcher_->must_end()))
+    return finish(FinishReason::kStop);
   if (n_drawn + 1 == max_new_) finish(FinishReason::kLength);
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -16,6 +17,7 @@
 #include "ei/engine/engine.h"
 #include "ei/engine/logprobs.h"
 #include "ei/engine/stop_filter.h"
+#include "ei/grammar/matcher.h"
 
 namespace ei {
 
@@ -24,8 +26,10 @@ struct SequenceOptions {
   int64_t top_logprobs = -1;  // report so many likeliest tokens beside each token; -1: no report
   bool score_prompt = false;  // report the prompt's tokens as well; all of it is read then
   std::vector<LogitBias> logit_bias;
-  std::vector<int32_t> stop_tokens;  // end the answer as the model's own do
-  int64_t min_tokens = 0;            // no end before so many tokens
+  std::vector<int32_t> stop_tokens;                // end the answer as the model's own do
+  int64_t min_tokens = 0;                          // no end before so many tokens
+  std::shared_ptr<grammar::TokenGrammar> grammar;  // null: the answer may be any text
+  bool show_special = false;  // control tokens are part of the text, but for the end
   // The answer, as if it had been drawn: what is asked for is how likely it was.
   std::vector<int32_t> given;
   // The logits [n, vocab_size] of the tokens after `position` and the n - 1 that follow it. All of
@@ -86,6 +90,8 @@ class Sequence {
   // The chunk that the context was reading is in `act`.
   void end_chunk(Activations& act, const Chunk& chunk);
   void compress();
+  // Says what may be drawn next, if not everything.
+  void constrain();
   // Takes the token drawn from logits [1, vocab_size], or what `given` has in its place.
   void accept(int32_t token, const Act& logits);
   void report_prompt(Activations& act, const Chunk& chunk);
@@ -103,6 +109,7 @@ class Sequence {
   int64_t max_new_ = 0;
   Compressor compressor_;
   std::optional<SamplerState> sampling_;
+  std::optional<grammar::Matcher> matcher_;
   StreamDecoder text_;
   StopFilter filter_;
   int32_t token_ = 0;  // the next step reads

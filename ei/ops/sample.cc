@@ -12,6 +12,8 @@ void check(const Sample& op) {
   for (const Sample::Row& row : op.rows) {
     require(row.logits_row >= 0 && row.logits_row < op.logits.rows,
             "Sample: logits_row is {}, expected 0 to {}", row.logits_row, op.logits.rows - 1);
+    if (row.allowed.size() > 0)
+      expect_at_least(kOp, "the size of allowed", row.allowed.size(), (op.n_tokens + 31) / 32);
     if (row.history.size() > 0)
       expect_at_least(kOp, "the size of history", row.history.size(), row.n_prompt + row.step + 1);
   }

@@ -27,13 +27,15 @@ struct Sample {
     int64_t logits_row = 0;           // rows may share one
     int64_t step = 0;                 // tokens drawn before: the random number is f(seed, step)
     View<const LogitBias, 1> biases;  // those of one token are added up
+    // Bit i % 32 of word i / 32: whether token i may be drawn, n_tokens of them. Empty: all may.
+    View<const uint32_t, 1> allowed;
     // What penalties count: n_prompt tokens of the prompt, then the `step` drawn ones. This one is
     // stored behind them. Empty: nothing is counted.
     View<int32_t, 1> history;
     int64_t n_prompt = 0;
   };
   Act logits;                 // [n_logits, vocab_size]
-  std::span<const Row> rows;  // [n]; biases and history are device memory
+  std::span<const Row> rows;  // [n]; what they view is device memory
   int64_t n_tokens = 0;
   View<int32_t, 1> token;  // out: [n]
 };

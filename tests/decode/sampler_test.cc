@@ -78,6 +78,19 @@ TEST_P(SamplerTest, EndsAreBannedUntilThereAreEnoughTokens) {
   EXPECT_EQ(drawn, (std::vector<int32_t>{9, 9, 7}));
 }
 
+TEST_P(SamplerTest, NothingButWhatIsAllowedIsDrawn) {
+  SamplerState state(backend(), {.temperature = 5, .repetition_penalty = 1.2f}, {}, 50, {});
+  Sampler sampler(backend(), kVocabulary, 1);
+  const Sampler::Row row = {.state = &state};
+  for (int32_t id = 0; id < kVocabulary; ++id) {
+    std::vector<uint32_t> words(2);
+    words[size_t(id) / 32] = 1u << id % 32;
+    state.allow(backend(), words);
+    EXPECT_EQ(sampler.draw(act(normal<2>({1, kVocabulary + 6}, uint64_t(id), 3)), {&row, 1})[0],
+              id);
+  }
+}
+
 TEST_P(SamplerTest, AFailureLeavesEveryAnswerAsItWas) {
   Answers answers(backend()), untouched(backend());
   const DeviceAct logits = act(normal<2>({4, kVocabulary}, 1));

@@ -42,13 +42,16 @@ struct Case {
   SamplingParams params;
   int64_t logits_row = 0, step = 0;
   std::vector<LogitBias> biases;
+  std::vector<uint32_t> allowed;
   std::vector<int32_t> prompt, answer;
   DeviceArray<LogitBias, 1> device_biases;
+  DeviceArray<uint32_t, 1> device_allowed;
   DeviceArray<int32_t, 1> history;
 
   void place(Backend& backend) {
     step = std::ssize(answer);
     device_biases = {backend, biases};
+    device_allowed = {backend, allowed};
     std::vector<int32_t> all = prompt;
     all.insert(all.end(), answer.begin(), answer.end());
     all.push_back(-7777);  // for the token that is drawn
@@ -59,6 +62,7 @@ struct Case {
             .logits_row = logits_row,
             .step = step,
             .biases = device_biases.view(),
+            .allowed = device_allowed.view(),
             .history = history.view(),
             .n_prompt = std::ssize(prompt)};
   }
@@ -80,12 +84,18 @@ Case random_case(const SamplingParams& params, int64_t n_tokens, uint64_t seed) 
   c.answer = ids(random() % 50);
   if (seed % 2 == 0)
     for (const int32_t id : ids(3)) c.biases.push_back({id, float(int(random() % 9)) - 4});
+  if (seed % 3 == 0) {
+    for (int64_t i = 0; i < n_tokens; i += 32) c.allowed.push_back(uint32_t(random()));
+    c.allowed.back() |= 1u << ((n_tokens - 1) % 32);  // one at least
+  }
   return c;
 }
 
 // The token at which the cumulated distribution passes the random number, or a neighbour when it
 // passes within rounding of it: weights are floats, their sum is not.
-void expect_drawn(const Case& c, const std::vector<double>& eligible, int32_t got) {
+void expect_drawn(const Case& c, std::vector<double> eligible, int32_t got) {
+  for (size_t id = 0; id < eligible.size() && !c.allowed.empty(); ++id)
+    if ((c.allowed[id / 32] >> id % 32 & 1) == 0) eligible[id] = -double(kInf);
   const auto p = ref::distribution(eligible, c.params, c.biases, c.prompt, c.answer);
   ASSERT_GE(got, 0);
   ASSERT_LT(got, std::ssize(p));
@@ -194,10 +204,17 @@ TEST_P(SampleTest, OneThatIsNotBannedIsDrawn) {
     if (id != 437) c.biases.push_back({id, -kInf});
   c.biases.push_back({437, -100});
   c.place(backend());
+  Case other;
+  other.biases = {{437, -100}};
+  other.allowed.resize(19);
+  other.allowed[13] = 1u << 21;
+  other.place(backend());
   std::vector<Sample::Row> rows;
   for (const SamplingParams& params : interesting_params()) {
-    rows.push_back(c.row());
-    rows.back().params = params;
+    for (const Case* one : {&c, &other}) {
+      rows.push_back(one->row());
+      rows.back().params = params;
+    }
   }
   const auto token = poisoned_array<int32_t, 1>({std::ssize(rows)});
   backend().run(Sample{.logits = logits, .rows = rows, .n_tokens = kTokens, .token = token.view()});
@@ -221,17 +238,19 @@ TEST_P(SampleTest, RowsWithoutATokenSaySoAndSpareTheOthers) {
     std::vector<Sample::Row> rows;
     for (int64_t i = 0; i < 6; ++i) rows.push_back({.params = params, .logits_row = i});
     rows[5].biases = all.view();
-    const auto token = poisoned_array<int32_t, 1>({6});
+    const DeviceArray<uint32_t, 1> none(backend(), std::vector<uint32_t>(3));
+    rows.push_back({.params = params, .logits_row = 5, .allowed = none.view()});
+    const auto token = poisoned_array<int32_t, 1>({7});
     backend().run(
         Sample{.logits = logits, .rows = rows, .n_tokens = kTokens, .token = token.view()});
-    constexpr int32_t kBad = Sample::kNotFinite;
-    EXPECT_EQ(download(token).v,
-              (std::vector<int32_t>{kBad, kBad, kBad, kBad, 33, Sample::kNoneLeft}));
+    constexpr int32_t kBad = Sample::kNotFinite, kNone = Sample::kNoneLeft;
+    EXPECT_EQ(download(token).v, (std::vector<int32_t>{kBad, kBad, kBad, kBad, 33, kNone, kNone}));
   }
 }
 
 TEST_P(SampleTest, RejectsWrongShapes) {
-  const DeviceAct logits = act(Matrix({2, 8}, 0.0));
+  const DeviceAct logits = act(Matrix({2, 40}, 0.0));
+  const DeviceArray<uint32_t, 1> word(backend(), std::vector<uint32_t>{~0u});
   const auto token = poisoned_array<int32_t, 1>({1}), history = poisoned_array<int32_t, 1>({4});
   const auto sample = [&](const Sample::Row& row, int64_t n_tokens) {
     backend().run(
@@ -239,7 +258,9 @@ TEST_P(SampleTest, RejectsWrongShapes) {
   };
   EXPECT_NO_THROW(
       sample({.logits_row = 1, .step = 1, .history = history.view(), .n_prompt = 2}, 8));
-  EXPECT_THROW(sample({}, 9), Error);
+  EXPECT_NO_THROW(sample({.allowed = word.view()}, 32));
+  EXPECT_THROW(sample({.allowed = word.view()}, 33), Error);
+  EXPECT_THROW(sample({}, 41), Error);
   EXPECT_THROW(sample({.logits_row = 2}, 8), Error);
   EXPECT_THROW(sample({.step = 2, .history = history.view(), .n_prompt = 2}, 8), Error);
 }

@@ -1,0 +1,117 @@
+#include "ei/grammar/grammar.h"
+
+#include "ei/base/fail.h"
+
+namespace ei::grammar {
+
+int32_t Grammar::node() {
+  constexpr size_t kMaxNodes = 200'000;
+  require(nodes.size() < kMaxNodes, "the schema is too large: its automaton has over {} states",
+          kMaxNodes);
+  nodes.emplace_back();
+  return static_cast<int32_t>(nodes.size() - 1);
+}
+
+int32_t Grammar::text(std::string_view bytes, int32_t next) {
+  while (!bytes.empty()) {
+    const auto byte = static_cast<uint8_t>(bytes.back());
+    const int32_t first = node();
+    edge(first, byte, byte, next);
+    next = first;
+    bytes.remove_suffix(1);
+  }
+  return next;
+}
+
+int32_t Grammar::called(int32_t rule, int32_t next) {
+  const int32_t first = node();
+  call(first, rule, next);
+  return first;
+}
+
+int32_t Grammar::any_of(std::span<const int32_t> choices) {
+  const int32_t first = node();
+  for (const int32_t choice : choices) free_to(first, choice);
+  return first;
+}
+
+int32_t Grammar::repeated(int32_t rule, int64_t least, int64_t most, int32_t next) {
+  int32_t first = next;
+  if (most < 0) {
+    first = node();
+    call(first, rule, first);
+    free_to(first, next);
+  }
+  for (int64_t i = most; i > least; --i) {
+    first = called(rule, first);
+    free_to(first, next);
+  }
+  for (int64_t i = 0; i < least; ++i) first = called(rule, first);
+  return first;
+}
+
+void Grammar::multibyte(int32_t from, int32_t to) {
+  const auto tail = [&](uint8_t low, uint8_t high, int32_t next) {
+    const int32_t first = node();
+    edge(first, low, high, next);
+    return first;
+  };
+  const int32_t one = tail(0x80, 0xBF, to), two = tail(0x80, 0xBF, one);
+  edge(from, 0xC2, 0xDF, one);
+  edge(from, 0xE0, 0xE0, tail(0xA0, 0xBF, one));
+  edge(from, 0xE1, 0xEC, two);
+  edge(from, 0xED, 0xED, tail(0x80, 0x9F, one));
+  edge(from, 0xEE, 0xEF, two);
+  edge(from, 0xF0, 0xF0, tail(0x90, 0xBF, two));
+  edge(from, 0xF1, 0xF3, tail(0x80, 0xBF, two));
+  edge(from, 0xF4, 0xF4, tail(0x80, 0x8F, two));
+}
+
+void Grammar::edges(int32_t from, const std::bitset<128>& ascii, int32_t to) {
+  for (size_t low = 0; low < ascii.size(); ++low) {
+    if (!ascii[low]) continue;
+    size_t high = low;
+    while (high + 1 < ascii.size() && ascii[high + 1]) ++high;
+    edge(from, static_cast<uint8_t>(low), static_cast<uint8_t>(high), to);
+    low = high;
+  }
+}
+
+void Grammar::prune() {
+  const auto index = [](int32_t node) { return static_cast<size_t>(node); };
+  struct Use {
+    int32_t node, also;  // a call leads to an end if what follows it does as well
+  };
+  std::vector<std::vector<Use>> uses(nodes.size());
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const auto node = static_cast<int32_t>(i);
+    for (const Edge& edge : nodes[i].edges) uses[index(edge.next)].push_back({node, kEnd});
+    for (const int32_t next : nodes[i].free) uses[index(next)].push_back({node, kEnd});
+    for (const Call& call : nodes[i].calls) {
+      uses[index(call.rule)].push_back({node, call.next});
+      uses[index(call.next)].push_back({node, call.rule});
+    }
+  }
+  std::vector<bool> ends(nodes.size());
+  ends[kEnd] = true;
+  std::vector<int32_t> open = {kEnd};
+  while (!open.empty()) {
+    const int32_t node = open.back();
+    open.pop_back();
+    for (const Use& use : uses[index(node)]) {
+      if (ends[index(use.node)] || !ends[index(use.also)]) continue;
+      ends[index(use.node)] = true;
+      open.push_back(use.node);
+    }
+  }
+  require(ends[index(start)], "the schema allows no text that ends");
+  for (Node& node : nodes) {
+    std::erase_if(node.edges, [&](const Edge& edge) { return !ends[index(edge.next)]; });
+    std::erase_if(node.free, [&](int32_t next) { return !ends[index(next)]; });
+    std::erase_if(node.calls, [&](const Call& call) {
+      return !ends[index(call.rule)] || !ends[index(call.next)];
+    });
+  }
+}
+
+}  // namespace ei::grammar
