@@ -9,6 +9,7 @@
 #include "apps/cli/ascii.h"
 #include "apps/server/log.h"
 #include "apps/server/page.h"
+#include "ei/engine/token_trie.h"
 #include "ei/io/json.h"
 #include "ei/policy/named.h"
 #include "ei/text/chat_template.h"
@@ -153,6 +154,8 @@ void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults
   defaults_ = std::move(defaults);
   defaults_.sampling = engine.default_sampling();
   defaults_.tools = !info_.chat_template.empty() && engine.chat_template().knows_tools();
+  if (!info_.chat_template.empty()) format_ = engine.chat_template().answer_format();
+  grammars_.emplace(make_token_trie(engine), format_.tools);
   const Tokenizer& tokenizer = engine.tokenizer();
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
     max_token_bytes_ = std::max(max_token_bytes_, tokenizer.token_bytes(id).size());
@@ -163,6 +166,7 @@ void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults
                         .metrics = metrics_,
                         .renderers = renderers_,
                         .model = options_.model_name,
+                        .format = format_,
                         .ping_interval = options_.ping_interval,
                         .request_timeout = options_.request_timeout});
   ready_ = true;
@@ -450,6 +454,7 @@ std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, He
                 "messages");  // a template may leave much out
   std::vector<int32_t> prompt = encode(request.conversation);
   request.conversation = {};
+  read_parts(prompt, engine_->tokenizer(), format_, request);
   start(exchange, std::move(request), {std::move(prompt)});
   return {};
 }
@@ -474,6 +479,8 @@ std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchan
 
 void Api::start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
                 std::vector<std::vector<int32_t>> prompts) {
+  request.options.grammar = grammars_->of(request.form);
+  request.form = {};
   tell_unknown(*exchange, request.unknown_fields);
   log_event("request", {{"id", exchange->request().id},
                         {"path", exchange->request().path},

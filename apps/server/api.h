@@ -10,6 +10,7 @@
 #include "apps/server/http.h"
 #include "apps/server/metrics.h"
 #include "apps/server/request.h"
+#include "apps/server/tools.h"
 #include "apps/server/workers.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/scheduler.h"
@@ -79,6 +80,8 @@ class Api final : public HttpHandler {
   ModelInfo info_;
   int64_t created_ = 0;
   size_t max_token_bytes_ = 0;
+  AnswerFormat format_;
+  std::optional<Grammars> grammars_;
   Workers readers_, renderers_;  // outlive the scheduler, which wakes them
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<CompletionContext> completions_;

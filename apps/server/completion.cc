@@ -9,27 +9,22 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "apps/server/answer_json.h"
 #include "apps/server/log.h"
 #include "apps/server/scores.h"
 #include "ei/io/json.h"
-#include "ei/policy/named.h"
 
 namespace ei::server {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-std::string dump(const OrderedJson& json) {
-  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
-}
-
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-const char* reason_name(FinishReason reason) {
-  return reason == FinishReason::kLength ? "length" : "stop";
-}
+// What a chunk has without text.
+const OrderedJson kNothing = {{"delta", OrderedJson::object()}}, kNoText = {{"text", ""}};
 
 // `object` with one more field, whose value is JSON text already.
 std::string with(std::string object, std::string_view key, std::string_view value) {
@@ -72,7 +67,10 @@ class Completion : public std::enable_shared_from_this<Completion> {
     std::string new_text;
     std::deque<TokenReport> reports, prompt_reports;  // not yet rendered
     int64_t text_offset = 0;                          // of the next token reported
-    std::string text;                                 // of a whole answer, with its scores
+    std::optional<AnswerParser> parser;               // of a chat whose answer is taken apart
+    bool is_parsed = false;                           // all of it
+    int64_t n_calls = 0;
+    std::vector<AnswerPart> parts;  // of a whole answer, with its scores
     Scores scores;
     double logprob = 0;  // of all its tokens, where the likeliest answers are wanted
     std::optional<Outcome> outcome;
@@ -89,6 +87,8 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void render();
   bool render_some(size_t i);
   void take(size_t i, News news);
+  std::vector<AnswerPart> parts_of(Choice& choice, std::string text);
+  void send_parts(size_t i, std::vector<AnswerPart> parts, const std::string& scores);
   void send_end(size_t i);
   void finish();
   void fail(const std::exception& error);
@@ -100,13 +100,11 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void send(const std::string& json) { exchange_->write("data: " + json + "\n\n"); }
 
   OrderedJson envelope(bool chunk) const;
-  std::string chunk(size_t i, const std::string& text, const std::string& scores,
+  std::string chunk(size_t i, OrderedJson content, const std::string& scores,
                     const OrderedJson& finish_reason) const;
+  const char* finish_reason(const Choice& choice) const;
   std::string whole(size_t i, size_t index);
   OrderedJson usage() const;
-  OrderedJson timings(const Choice& choice) const;
-  OrderedJson sparsity(const Choice& choice) const;
-  void log(const Outcome& outcome) const;
 
   CompletionContext& context_;
   const std::shared_ptr<Exchange> exchange_;
@@ -154,6 +152,8 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
       job.on_end = [self, i](Outcome outcome) { self->on_end(i, std::move(outcome)); };
       jobs.push_back(std::move(job));
       choices_.emplace_back(Scores(context_.tokenizer, request_.chat));
+      if (request_.chat && context_.parses(request_.parts))
+        choices_.back().parser.emplace(context_.format, request_.parts);
       if (request_.echo) choices_.back().prompt = prompt;
     }
   }
@@ -236,7 +236,7 @@ void Completion::on_delta(size_t i, Delta delta) {
 
 void Completion::on_end(size_t i, Outcome outcome) {
   context_.metrics.ended(outcome, seconds_since(start_), request_.request);
-  log(outcome);
+  log_outcome(exchange_->request().id, outcome);
   tell(i, [&](News& news) { news.outcome = std::move(outcome); });
 }
 
@@ -265,7 +265,8 @@ void Completion::render() {
 void Completion::take(size_t i, News news) {
   Choice& choice = choices_[i];
   if (news.progress)
-    send(with(chunk(i, "", "null", nullptr), "prompt_progress", dump(*news.progress)));
+    send(with(chunk(i, request_.chat ? kNothing : kNoText, "null", nullptr), "prompt_progress",
+              dump(*news.progress)));
   choice.is_read |= news.delta.n_tokens > 0;
   choice.new_text += news.delta.text;
   std::ranges::move(news.delta.reports, std::back_inserter(choice.reports));
@@ -293,15 +294,20 @@ bool Completion::render_some(size_t i) {
   auto& reports = is_any || !choice.prompt_reports.empty() ? choice.prompt_reports : choice.reports;
   if (!is_any && &reports == &choice.reports) text = std::exchange(choice.new_text, {});
   is_any |= !text.empty() || !reports.empty();
+  std::vector<AnswerPart> parts = parts_of(choice, std::move(text));
+  if (!is_any && is_done && choice.parser && !std::exchange(choice.is_parsed, true)) {
+    parts = choice.parser->finish();
+    is_any = !parts.empty();
+  }
   for (size_t k = 0; k < kMostScores && !reports.empty(); ++k) {
     if (scored()) scores.add(reports.front(), choice.text_offset);
     if (&reports == &choice.reports) choice.logprob += double(reports.front().chosen.logprob);
     reports.pop_front();
   }
   if (is_any && request_.stream) {
-    send(chunk(i, text, scored() ? scores.json() : "null", nullptr));
+    send_parts(i, std::move(parts), scored() ? scores.json() : "null");
   } else if (is_any) {
-    choice.text += text;
+    append_parts(choice.parts, std::move(parts));
   } else if (choice.outcome) {
     if (request_.stream) send_end(i);
     choice.ended = true;
@@ -311,12 +317,36 @@ bool Completion::render_some(size_t i) {
                            !choice.prompt_reports.empty());
 }
 
+std::vector<AnswerPart> Completion::parts_of(Choice& choice, std::string text) {
+  if (choice.parser) return choice.parser->push(text);
+  std::vector<AnswerPart> parts;
+  if (!text.empty()) parts.push_back({.text = std::move(text), .call = {}});
+  return parts;
+}
+
+// An event for each part, the scores with the last. What the parser keeps back needs none.
+void Completion::send_parts(size_t i, std::vector<AnswerPart> parts, const std::string& scores) {
+  std::vector<OrderedJson> contents;
+  for (AnswerPart& part : parts) {
+    if (!request_.chat) {
+      contents.push_back({{"text", std::move(part.text)}});
+    } else {
+      append_deltas(contents, std::move(part), id_, i, choices_[i].n_calls);
+    }
+  }
+  if (contents.empty() && scored()) contents.push_back(request_.chat ? kNothing : kNoText);
+  for (OrderedJson& content : contents) {
+    const bool is_last = &content == &contents.back();
+    send(chunk(i, std::move(content), is_last ? scores : "null", nullptr));
+  }
+}
+
 void Completion::send_end(size_t i) {
   const Choice& choice = choices_[i];
   if (const auto error = failure(choice)) return send(error->body);
-  const OrderedJson reason = reason_name(choice.outcome->generation.finish_reason);
-  std::string last = with(chunk(i, "", "null", reason), "timings", dump(timings(choice)));
-  send(with(std::move(last), "sparsity", dump(sparsity(choice))));
+  std::string last = chunk(i, request_.chat ? kNothing : kNoText, "null", finish_reason(choice));
+  last = with(std::move(last), "timings", dump(timings_json(*choice.outcome)));
+  send(with(std::move(last), "sparsity", dump(sparsity_json(request_.request, *choice.outcome))));
 }
 
 // What could not be written, for want of memory say.
@@ -360,8 +390,9 @@ void Completion::finish() {
   HttpReply out;
   out.body = with(dump(envelope(false)), "choices", "[" + list + "]");
   out.body = with(std::move(out.body), "usage", dump(usage()));
-  out.body = with(std::move(out.body), "timings", dump(timings(choices_[0])));
-  out.body = with(std::move(out.body), "sparsity", dump(sparsity(choices_[0])));
+  out.body = with(std::move(out.body), "timings", dump(timings_json(*choices_[0].outcome)));
+  out.body = with(std::move(out.body), "sparsity",
+                  dump(sparsity_json(request_.request, *choices_[0].outcome)));
   answer(std::move(out));
 }
 
@@ -389,12 +420,11 @@ std::string Completion::whole(size_t i, size_t index) {
   Choice& choice = choices_[i];
   OrderedJson json = {{"index", index}};
   if (request_.chat) {
-    json["message"] = {
-        {"role", "assistant"}, {"content", std::move(choice.text)}, {"refusal", nullptr}};
+    json["message"] = message_json(choice.parts, id_, i);
   } else {
-    json["text"] = std::move(choice.text);
+    json["text"] = choice.parts.empty() ? "" : std::move(choice.parts[0].text);
   }
-  json["finish_reason"] = reason_name(choice.outcome->generation.finish_reason);
+  json["finish_reason"] = finish_reason(choice);
   return with(dump(json), "logprobs", scored() ? choice.scores.json() : "null");
 }
 
@@ -413,14 +443,10 @@ OrderedJson Completion::envelope(bool chunk) const {
 }
 
 // One event of a stream, with a choice whose scores are JSON text.
-std::string Completion::chunk(size_t i, const std::string& text, const std::string& scores,
+std::string Completion::chunk(size_t i, OrderedJson content, const std::string& scores,
                               const OrderedJson& finish_reason) const {
   OrderedJson choice = {{"index", i}};
-  if (!request_.chat) {
-    choice["text"] = text;
-  } else {
-    choice["delta"] = text.empty() ? OrderedJson::object() : OrderedJson{{"content", text}};
-  }
+  choice.update(content);
   choice["finish_reason"] = finish_reason;
   return with(dump(envelope(true)), "choices", "[" + with(dump(choice), "logprobs", scores) + "]");
 }
@@ -441,51 +467,11 @@ OrderedJson Completion::usage() const {
           {"prompt_tokens_details", {{"cached_tokens", n_cached}}}};
 }
 
-OrderedJson Completion::timings(const Choice& choice) const {
-  const Generation& g = choice.outcome->generation;
-  return {{"queue_ms", choice.outcome->queue_ms},
-          {"cache_n", g.cached_tokens},
-          {"prompt_n", g.prompt_tokens - g.cached_tokens},
-          {"prompt_ms", g.timings.prefill_ms},
-          {"prompt_per_second", g.timings.prefill_tps},
-          {"predicted_n", g.tokens.size()},
-          {"predicted_ms", g.timings.decode_ms},
-          {"predicted_per_second", g.timings.decode_tps}};
-}
-
-OrderedJson Completion::sparsity(const Choice& choice) const {
-  const Generation& g = choice.outcome->generation;
-  return {{"prefill", name_of(request_.request.prefill)},
-          {"decode", name_of(request_.request.decode)},
-          {"density", g.sparsity.density},
-          {"kept_blocks_mean", g.sparsity.kept_blocks_mean},
-          {"rigid_heads", g.sparsity.rigid_heads},
-          {"dynamic_heads", g.sparsity.dynamic_heads},
-          {"kv_bytes", g.kv.bytes},
-          {"kv_bytes_full", g.kv.bytes_full},
-          {"compressed", g.kv.compressed}};
-}
-
-void Completion::log(const Outcome& outcome) const {
-  const Generation& g = outcome.generation;
-  if (outcome.error) {
-    log_event("request_failed", {{"id", exchange_->request().id}, {"error", *outcome.error}});
-    return;
-  }
-  OrderedJson event = {
-      {"id", exchange_->request().id},
-      {"finish",
-       g.finish_reason == FinishReason::kCancelled ? "cancelled" : reason_name(g.finish_reason)},
-      {"prompt_tokens", g.prompt_tokens},
-      {"cached_tokens", g.cached_tokens},
-      {"generated_tokens", g.tokens.size()},
-      {"queue_ms", int64_t(outcome.queue_ms)},
-      {"prefill_ms", int64_t(g.timings.prefill_ms)},
-      {"decode_ms", int64_t(g.timings.decode_ms)},
-      {"density", g.sparsity.density},
-      {"kv_bytes", g.kv.bytes}};
-  if (!outcome.lost_prefix.empty()) event["prefix_cache"] = outcome.lost_prefix;
-  log_event("request_done", std::move(event));
+const char* Completion::finish_reason(const Choice& choice) const {
+  const auto is_call = [](const AnswerPart& part) { return part.kind == AnswerPart::Kind::kCall; };
+  const FinishReason reason = choice.outcome->generation.finish_reason;
+  const bool calls = choice.n_calls > 0 || std::ranges::any_of(choice.parts, is_call);
+  return calls && reason == FinishReason::kStop ? "tool_calls" : reason_name(reason);
 }
 
 }  // namespace

@@ -18,10 +18,16 @@ struct CompletionContext {
   Scheduler& scheduler;
   const Tokenizer& tokenizer;
   Metrics& metrics;
-  Workers& renderers;  // that write what is sent
-  std::string model;   // its name in replies
+  Workers& renderers;   // that write what is sent
+  std::string model;    // its name in replies
+  AnswerFormat format;  // that the model writes calls and thoughts in
   std::chrono::milliseconds ping_interval{15000};
   std::chrono::milliseconds request_timeout{0};  // from request to end; 0: none
+
+  // Whether there is anything in an answer to look for.
+  bool parses(const AnswerParser::Options& options) const {
+    return !options.tools.empty() || !format.think_begin.empty();
+  }
 };
 
 // Answers a request once its prompts are tokens: `prompts` has one for a chat. Returns at once;

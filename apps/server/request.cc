@@ -6,6 +6,7 @@
 #include <random>
 
 #include "apps/server/fields.h"
+#include "apps/server/tools.h"
 #include "ei/base/fail.h"
 #include "ei/io/json.h"
 #include "ei/policy/named.h"
@@ -17,16 +18,11 @@ constexpr int kMaxDepth = 256;
 constexpr size_t kMaxValueBytes = 128 << 20;  // a million token ids take a quarter of it
 constexpr size_t kMaxMessages = 16384;
 constexpr size_t kMaxParts = 16384;  // of a message
-constexpr size_t kMaxTools = 4096;
-constexpr size_t kMaxCalls = 4096;  // of a message
+constexpr size_t kMaxCalls = 4096;   // of a message
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxLogitBias = 1024;
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
-
-[[noreturn]] void bad(const std::string& param, const std::string& what) {
-  throw ApiError(400, "invalid_request_error", what, param);
-}
 
 // What two fields say must not contradict each other.
 void exclude(const std::string& param, bool both, const char* what) {
@@ -55,11 +51,6 @@ OrderedJson parse(std::string_view body, const RequestDefaults& defaults, Endpoi
   if (!json.is_object()) bad("", "The request must be a JSON object.");
   unknown = check_fields(json, endpoint);
   return json;
-}
-
-bool given(const OrderedJson& json, std::string_view key) {
-  const auto it = json.find(key);
-  return it != json.end() && !it->is_null();
 }
 
 std::string text_of(const OrderedJson& json, const std::string& param) {
@@ -157,20 +148,6 @@ OrderedJson message_of(const OrderedJson& json, const std::string& param, bool t
   return message;
 }
 
-void read_tools(const OrderedJson& json, const RequestDefaults& defaults, OrderedJson& variables) {
-  if (!given(json, "tools") || json["tools"].empty()) return;
-  const OrderedJson& tools = json["tools"];
-  if (given(json, "tool_choice") && json["tool_choice"] == "none") return;
-  if (!tools.is_array() || tools.size() > kMaxTools)
-    bad("tools", fmt::format("'tools' must be an array of at most {}.", kMaxTools));
-  if (!defaults.tools)
-    bad("tools",
-        "This model's chat template knows no tools; leave 'tools' out or set 'tool_choice' to "
-        "\"none\".");
-  exclude("tools", variables.contains("tools"), "and those of 'chat_template_kwargs' are too many");
-  variables["tools"] = tools;
-}
-
 Conversation conversation_of(const OrderedJson& json, const RequestDefaults& defaults) {
   if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
     bad("messages", "'messages' must be an array of at least one message.");
@@ -188,7 +165,11 @@ Conversation conversation_of(const OrderedJson& json, const RequestDefaults& def
       bad("chat_template_kwargs", "'chat_template_kwargs' must be an object.");
   }
   out.add_generation_prompt = fields.boolean("add_generation_prompt", true);
-  read_tools(json, defaults, out.variables);
+  if (const auto tools = tools_of(json, defaults); !tools.empty()) {
+    exclude("tools", out.variables.contains("tools"),
+            "and those of 'chat_template_kwargs' are too many");
+    out.variables["tools"] = tools;
+  }
   return out;
 }
 
@@ -316,6 +297,7 @@ ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
         bad("stream_options", fmt::format("'stream_options.{}' is not supported.", key));
     out.include_usage = options.boolean("include_usage", false);
   }
+  read_response_format(json, out);
   return out;
 }
 
@@ -330,6 +312,8 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
     out.chat = true;
     out.unknown_fields = std::move(unknown);
     out.conversation = conversation_of(json, defaults);
+    read_tool_choice(json, out);
+    check_form(out);
     out.request.max_tokens = fields.integer("max_tokens", 1, kMaxTokens, defaults.chat_max_tokens);
     const int64_t most =
         fields.integer("max_completion_tokens", 1, kMaxTokens, out.request.max_tokens);
@@ -356,6 +340,7 @@ ApiRequest parse_completion_request(std::string_view body, const RequestDefaults
     out.unknown_fields = std::move(unknown);
     out.request.max_tokens = fields.integer("max_tokens", 0, kMaxTokens, 16);
     check_min_tokens(out);
+    check_form(out);
     out.echo = fields.boolean("echo", false);
     out.add_special_tokens = fields.boolean("add_special_tokens", true);
     out.best_of = fields.integer("best_of", 1, defaults.max_choices, out.n);

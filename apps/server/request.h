@@ -11,6 +11,7 @@
 #include "ei/engine/engine.h"
 #include "ei/engine/sequence.h"
 #include "ei/io/json.h"
+#include "ei/text/answer_parser.h"
 
 namespace ei::server {
 
@@ -40,11 +41,21 @@ struct Text {
 
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
 
+// The form that an answer must have.
+struct AnswerForm {
+  enum class Kind { kAny, kObject, kSchema, kCalls } kind = Kind::kAny;
+  OrderedJson schema;  // kSchema: the schema; kCalls: the functions that may be called, a list
+  bool one_call = false;
+};
+
 // A request to /v1/chat/completions or /v1/completions, checked.
 struct ApiRequest {
   bool chat = false;
   Conversation conversation;    // of a chat
   std::vector<Prompt> prompts;  // of a completion, at least one
+
+  AnswerForm form;
+  AnswerParser::Options parts;  // of a chat's answer
 
   Request request;  // all but the prompt
   SequenceOptions options;

@@ -178,7 +178,10 @@ OrderedJson names_of(const Json& config) {
 }  // namespace
 
 ChatTemplate::Style::Style(std::string_view text, std::string file, const OrderedJson& names)
-    : source(text, file), where(std::move(file)), knows_tools(text.find("tools") != text.npos) {
+    : source(text, file),
+      where(std::move(file)),
+      knows_tools(text.find("tools") != text.npos),
+      answers(AnswerFormat::of_template(text)) {
   // What is tried is nothing when the template fails at it.
   const auto attempt = [&](const OrderedJson& messages, bool tools) -> std::optional<std::string> {
     ChatOptions options;

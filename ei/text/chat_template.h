@@ -11,6 +11,7 @@
 
 #include "ei/io/json.h"
 #include "ei/jinja/template.h"
+#include "ei/text/answer_parser.h"
 #include "ei/text/message.h"
 #include "ei/text/tokenizer.h"
 
@@ -45,6 +46,8 @@ class ChatTemplate {
                                           const Tokenizer& tokenizer);
 
   const std::string& where() const { return default_.where; }  // the file it comes from
+  // What the model writes beside text, as the template for tools shows.
+  AnswerFormat answer_format() const { return (tool_use_ ? *tool_use_ : default_).answers; }
   bool knows_tools() const { return tool_use_ || default_.knows_tools; }
 
   // A list of messages in OpenAI's form, up to where the model's answer begins. A content that is a
@@ -64,7 +67,8 @@ class ChatTemplate {
 
     jinja::Template source;
     std::string where;
-    bool knows_tools;            // names them
+    bool knows_tools;  // names them
+    AnswerFormat answers;
     bool takes_parts = false;    // writes a list of one text as it writes the text
     bool takes_null = false;     // a content that is null is no text to it
     bool takes_strings = false;  // arguments of tool calls are JSON text to it

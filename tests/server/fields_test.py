@@ -17,7 +17,7 @@ WITH = {'stream_options': {'stream': True}, 'return_progress': {'stream': True},
         'max_completion_tokens': {'max_tokens': 2}}
 
 INSTEAD_OF_PROMPT = 'messages', 'content', 'text'  # of /tokenize
-WITH_MESSAGES = 'tools', 'chat_template_kwargs', 'add_generation_prompt'  # of /tokenize: not with a text
+WITH_MESSAGES = 'tools', 'tool_choice', 'chat_template_kwargs', 'add_generation_prompt'  # of /tokenize: not with a text
 
 
 def rows():

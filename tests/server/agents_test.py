@@ -1,0 +1,142 @@
+"""Tools, thoughts and structured output, by the official clients. The demo model writes neither calls nor JSON of its own:
+it gets the template of a model that does, and is held to a form."""
+import json
+import random
+import re
+import shutil
+
+import jsonschema
+import openai
+import pytest
+
+from conftest import MODEL, ROOT
+
+HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
+WEATHER = {'type': 'function', 'function': {
+    'name': 'weather', 'description': 'The weather of a place.',
+    'parameters': {'type': 'object', 'properties': {'place': {'type': 'string', 'maxLength': 12}, 'days': {'type': 'integer'}},
+                   'required': ['place'], 'additionalProperties': False}}}
+CLOCK = {'type': 'function', 'function': {'name': 'clock', 'parameters': {'type': 'object', 'properties': {}, 'additionalProperties': False}}}
+HERMES = '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
+LLAMA = '<|start_header_id|>{"name": ..., "parameters": ...}'
+
+
+def model_with_tools(folder, form):
+    """The demo model with a template that writes tools, calls and results."""
+    for file in MODEL.iterdir():
+        shutil.copy(file, folder)
+    config = json.loads((MODEL / 'tokenizer_config.json').read_text())
+    config['chat_template'] = (
+        "{{ bos_token }}{% if tools %}" + form + "{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+        "{% for m in messages %}{{ ('<|assistant|>' if m.role == 'assistant' else '<|user|>') ~ (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name ~ (c.function.arguments | tojson) }}{% endfor %}"
+        "{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def hermes(tmp_path_factory):
+    from conftest import Server
+    server = Server(model=model_with_tools(tmp_path_factory.mktemp('hermes'), HERMES))
+    yield server
+    assert server.stop() == 0, ''.join(server.log[-20:])
+
+
+@pytest.fixture
+def client(hermes):
+    return openai.OpenAI(base_url=hermes.url + '/v1', api_key='none', max_retries=0)
+
+
+def check_call(call, name):
+    assert call.type == 'function' and len(call.id) == 9 and call.function.name == name
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER['function']['parameters'])
+
+
+@pytest.mark.parametrize('choice', ['required', {'type': 'function', 'function': {'name': 'weather'}}])
+def test_a_call_that_must_be_made(client, choice):
+    ask = dict(model='m', messages=HELLO, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, max_tokens=400)
+    got = client.chat.completions.create(**ask).choices[0]
+    assert got.finish_reason == 'tool_calls' and got.message.content is None
+    check_call(got.message.tool_calls[0], 'weather')
+    # The stream says the same, the name first.
+    chunks = [c.choices[0] for c in client.chat.completions.create(**ask, stream=True)]
+    calls = [d for c in chunks for d in c.delta.tool_calls or []]
+    assert calls[0].function.name == 'weather' and calls[0].function.arguments == '' and len(calls[0].id) == 9
+    assert ''.join(d.function.arguments for d in calls) == got.message.tool_calls[0].function.arguments
+    assert all(d.index == 0 for d in calls) and chunks[-1].finish_reason == 'tool_calls'
+    # And the conversation goes on.
+    more = HELLO + [got.message.model_dump(exclude_none=True),
+                    {'role': 'tool', 'tool_call_id': got.message.tool_calls[0].id, 'content': 'sunny'}]
+    assert client.chat.completions.create(model='m', messages=more, tools=[WEATHER], max_tokens=4).usage.completion_tokens == 4
+
+
+def test_an_answer_that_is_a_call(start, tmp_path):
+    """Llama's calls are JSON and nothing else: a form makes the model write one, nobody says that it is one."""
+    server = start(model=model_with_tools(tmp_path, LLAMA))
+    client = openai.OpenAI(base_url=server.url + '/v1', api_key='none', max_retries=0)
+
+    def answer(name, **more):
+        form = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'const': {'name': name, 'parameters': {'place': 'Rome'}}}}}
+        return client.chat.completions.create(model='m', messages=HELLO, tools=[WEATHER, CLOCK], response_format=form, **more)
+    got = answer('weather').choices[0]
+    assert got.finish_reason == 'tool_calls' and json.loads(got.message.tool_calls[0].function.arguments) == {'place': 'Rome'}
+    other = answer('other').choices[0]
+    assert other.finish_reason == 'stop' and json.loads(other.message.content)['name'] == 'other' and not other.message.tool_calls
+    assert answer('weather', tool_choice='none').choices[0].message.content.startswith('{"name"')
+
+
+@pytest.mark.parametrize('field, value, named', [
+    ('response_format', {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'integer', 'multipleOf': 2}}}, 'multipleOf'),
+    ('response_format', {'type': 'json_schema', 'json_schema': {'name': 'x'}}, 'json_schema.schema'),
+    ('tool_choice', {'type': 'function', 'function': {'name': 'other'}}, 'tool_choice'),
+    ('tool_choice', 'always', 'tool_choice'),
+])
+def test_what_is_not_supported_is_named(hermes, field, value, named):
+    status, reply = hermes.post('/v1/chat/completions', {'messages': HELLO, 'tools': [WEATHER], field: value})
+    assert status == 400 and named in reply['error']['message'], reply
+
+
+def schema_of(random, depth=0):
+    """Any schema that an answer of some hundred tokens can be of."""
+    kind = random.choice(['string', 'integer', 'number', 'boolean', 'null', 'enum', 'pattern'] + ['object', 'array', 'anyOf'] * (depth < 3))
+    if kind == 'string':
+        least = random.randrange(3)
+        return {'type': 'string', 'minLength': least, 'maxLength': least + random.randrange(6)}
+    if kind == 'enum':
+        return {'enum': random.sample(['a', 'b"c', 'é', 1, -2.5, None, True, [1, {'x': []}]], random.randint(1, 4))}
+    if kind == 'pattern':
+        return {'type': 'string', 'pattern': random.choice([r'^\d{4}-\d\d$', r'^(ab|c)+x?$'.replace('+', '{1,3}'), r'^[^"a-z]{2}\.$', r'^\w{1,3}\s$'])}
+    if kind == 'anyOf':
+        return {'anyOf': [schema_of(random, depth + 1) for _ in range(random.randint(1, 3))]}
+    if kind == 'array':
+        least = random.randrange(2)
+        return {'type': 'array', 'items': schema_of(random, depth + 1), 'minItems': least, 'maxItems': least + random.randrange(3)}
+    if kind == 'object':
+        names = random.sample(['a', 'ab', 'b c', 'ü', 'x"y', ''], random.randint(1, 4))
+        return {'type': 'object', 'properties': {n: schema_of(random, depth + 1) for n in names},
+                'required': random.sample(names, random.randrange(len(names) + 1)), 'additionalProperties': False}
+    return {'type': kind}
+
+
+def test_what_is_written_is_what_the_schema_allows(server):
+    """At a temperature at which the model draws nearly any token."""
+    n_done = 0
+    for seed in range(40):
+        schema = schema_of(random.Random(seed))
+        status, reply = server.post('/v1/completions', {
+            'prompt': 'x', 'max_tokens': 300, 'temperature': 50, 'seed': seed,
+            'response_format': {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': schema}}})
+        assert status == 200, (schema, reply)
+        choice = reply['choices'][0]
+        if choice['finish_reason'] == 'stop':
+            jsonschema.validate(json.loads(choice['text']), schema)
+            n_done += 1
+    assert n_done >= 36  # the others were cut off
+
+
+def test_the_example_of_the_readme_runs(hermes, capsys):
+    code = re.search(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.M | re.S).group(1)
+    assert 'http://127.0.0.1:8000' in code
+    exec(code.replace('http://127.0.0.1:8000', hermes.url), {})  # noqa: S102
+    assert "'name': " in capsys.readouterr().out
