@@ -17,17 +17,24 @@
 
 #include "hwy/contrib/math/math-inl.h"
 
+#ifndef EI_CPU_SAMPLE_ONCE_
+#define EI_CPU_SAMPLE_ONCE_
+namespace ei::cpu {
+
+struct Highest {
+  float value;
+  bool all_finite;
+};
+
+}  // namespace ei::cpu
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 using F32 = hn::ScalableTag<float>;
 using V32 = hn::Vec<F32>;
-
-struct Highest {
-  float value;
-  bool all_finite;
-};
 
 // The highest of n numbers.
 Highest highest_of(const float* x, int64_t n) {
