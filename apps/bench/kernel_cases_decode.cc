@@ -36,7 +36,7 @@ void compact(Backend& backend, KvCache& cache) {
       counts.push_back(kept);
     }
     backend.copy_in(count.view().data, counts.data(), kKvHeads * 4);
-    cache.compact(l, {rows.view(), count.view()});
+    cache.compact(l, {rows.view(), count.view()}, counts);
   }
 }
 

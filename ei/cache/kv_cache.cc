@@ -218,11 +218,8 @@ void KvCache::truncate(int64_t n) {
   upload(0, shape_.n_layers);
 }
 
-void KvCache::compact(int l, const Keep& keep) {
+void KvCache::compact(int l, const Keep& keep, std::span<const int32_t> count) {
   const int64_t n_heads = keep.count.dim(0);
-  std::vector<int32_t> count(static_cast<size_t>(n_heads));
-  backend_.copy_out(count.data(), keep.count.data, n_heads * int64_t{sizeof(int32_t)});
-
   Layer kept;
   kept.n_tokens = n_tokens_;
   kept.rows.assign(count.begin(), count.end());

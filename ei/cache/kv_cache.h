@@ -83,9 +83,10 @@ class KvCache {
   void clear();
 
   // Replaces a layer by the rows `keep` names; the pages it no longer needs are freed. `keep` has
-  // as many heads as the layer or, once, a multiple: one set of rows per query head.
-  // After a failure the cache is good for nothing but clear().
-  void compact(int layer, const Keep& keep);
+  // as many heads as the layer or, once, a multiple: one set of rows per query head. `count` is
+  // what keep.count holds on the device, which need not be waited for. After a failure the cache is
+  // good for nothing but clear().
+  void compact(int layer, const Keep& keep, std::span<const int32_t> count);
 
  private:
   struct Layer {

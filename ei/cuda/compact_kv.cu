@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/launch.cuh"
@@ -7,19 +9,21 @@ namespace {
 
 constexpr int kRowsOfBlock = 32;
 
-// T is as wide as a number of the cache. blockIdx: tile of kept rows, head of `to`.
+// T: what rows are made of, d of them. blockIdx: tile of kept rows, head of `to`.
 template <class T>
 __global__ void compact(CacheRows from, CacheRows to, const int32_t* rows, int64_t capacity,
                         const int32_t* count, int32_t* n_rows, int copies) {
   const int head = static_cast<int>(blockIdx.y), n = count[head];
   const int begin = static_cast<int>(blockIdx.x) * kRowsOfBlock, d = from.d;
   const int end = min(begin + kRowsOfBlock, n);
-  if (blockIdx.x == 0 && threadIdx.x == 0) n_rows[head] = n;
+  if (blockIdx.x == 0 && threadIdx.x == 0 && threadIdx.y == 0) n_rows[head] = n;
   for (int i = begin + static_cast<int>(threadIdx.y); i < end; i += static_cast<int>(blockDim.y)) {
     const int row = rows[head * capacity + i];
     for (int c = static_cast<int>(threadIdx.x); c < d; c += static_cast<int>(blockDim.x)) {
-      to.key<T>(head, i)[c] = from.key<T>(head / copies, row)[c];
-      to.value<T>(head, i)[c] = from.value<T>(head / copies, row)[c];
+      const T key = from.key<T>(head / copies, row)[c],
+              value = from.value<T>(head / copies, row)[c];
+      to.key<T>(head, i)[c] = key;
+      to.value<T>(head, i)[c] = value;
     }
   }
 }
@@ -29,12 +33,16 @@ __global__ void compact(CacheRows from, CacheRows to, const int32_t* rows, int64
 void CudaBackend::run(const CompactKv& op) {
   check(op);
   const int64_t heads = op.to.n_kv_heads(), capacity = op.keep.rows.dim(1);
-  const dim3 grid(blocks_for(std::max<int64_t>(1, capacity), kRowsOfBlock),
-                  static_cast<unsigned>(heads));
-  launch("CompactKv", op.from.layout.dtype == DType::kBF16 ? compact<uint16_t> : compact<uint32_t>,
-         grid, dim3(64, 4), 0, stream_, cache_rows(op.from), cache_rows(op.to), op.keep.rows.data,
-         capacity, op.keep.count.data, op.to.n_rows.data,
-         static_cast<int>(heads / op.from.n_kv_heads()));
+  CacheRows from = cache_rows(op.from), to = cache_rows(op.to);
+  const auto start = [&]<class T>(T) {
+    from.d = to.d = static_cast<int32_t>(op.from.layout.row_bytes() / int64_t{sizeof(T)});
+    const dim3 grid(blocks_for(std::max<int64_t>(1, capacity), kRowsOfBlock),
+                    static_cast<unsigned>(heads));
+    launch("CompactKv", compact<T>, grid, dim3(16, 16), 0, stream_, from, to, op.keep.rows.data,
+           capacity, op.keep.count.data, op.to.n_rows.data,
+           static_cast<int>(heads / op.from.n_kv_heads()));
+  };
+  op.from.layout.row_bytes() % 16 == 0 ? start(uint4{}) : start(uint16_t{});
 }
 
 }  // namespace ei::cuda

@@ -170,14 +170,15 @@ __global__ void __launch_bounds__(kTopThreads, 1) sample(const __grid_constant__
   const auto key = [&](int i) { return __float_as_uint(weights[i]); };
   if (params.top_k > 0 && params.top_k < n) {
     const auto least = find_threshold(
-        key, [](int) { return 1u; }, n, static_cast<uint32_t>(params.top_k), shared.counts);
+        key, [](int) { return 1u; }, 0, n, static_cast<uint32_t>(params.top_k), shared.counts);
     drop_below(weights, n, least.key, least.left, shared);
   }
   if (params.top_p < 1) {
     const Mass total = total_mass(weights, n, shared);
     const auto wanted = static_cast<Mass>(ceil(params.top_p * static_cast<double>(total)));
     const auto least = find_threshold(
-        key, [&](int i) { return mass(weights[i]); }, n, wanted == 0 ? 1 : wanted, shared.masses);
+        key, [&](int i) { return mass(weights[i]); }, 0, n, wanted == 0 ? 1 : wanted,
+        shared.masses);
     const Mass each = mass(__uint_as_float(least.key));
     drop_below(weights, n, least.key, (least.left + each - 1) / each, shared);
   }

@@ -40,7 +40,7 @@ void keep_ends(Backend& backend, KvCache& cache, int layer, int64_t budget) {
     count.push_back(static_cast<int32_t>(kept));
   }
   const DeviceArray<int32_t, 1> all(backend, rows), counts(backend, count);
-  cache.compact(layer, {{all.view().data, {heads, budget}}, counts.view()});
+  cache.compact(layer, {{all.view().data, {heads, budget}}, counts.view()}, count);
 }
 
 }  // namespace
@@ -79,7 +79,8 @@ void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window
     if (policy_.split == Split::kStreaming) {
       keep_ends(backend, cache, l, policy_.budget);
     } else {
-      cache.compact(l, choose(backend, cache, l, window, n_heads).keep());
+      const Choice choice = choose(backend, cache, l, window, n_heads);
+      cache.compact(l, choice.keep(), choice.n_kept);
     }
   }
 }
@@ -92,7 +93,8 @@ bool Compressor::settled(Backend& backend, const KvCache& cache, const QueryWind
   bool agree = !looked_at_.empty();
   for (int l = 0; l < cache.shape().n_layers; ++l) {
     const Choice choice = choose(backend, cache, l, window, n_heads);
-    const auto rows = choice.rows.to_host(backend), count = choice.count.to_host(backend);
+    const std::vector<int32_t>& count = choice.n_kept;
+    const auto rows = choice.rows.to_host(backend);
     const auto votes = choice.votes.to_host(backend);
     const size_t most = rows.size() / count.size(), width = votes.size() / count.size();
     for (size_t h = 0; h < count.size(); ++h) {
@@ -143,7 +145,7 @@ Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, in
   if (policy_.split == Split::kPyramid)
     n_top = pyramid_capacity(l, cache.shape().n_layers, n_top, cache.n_tokens() - policy_.window,
                              policy_.pyramid_beta);
-  std::vector<int64_t> tops;  // of every head, where they differ
+  std::vector<int64_t> tops(before_window.size(), n_top);
   if (policy_.split == Split::kAdaptive) {
     tops = compete(pooled.to_host(backend), before_window, n_top, policy_.floor);
     n_top = *std::max_element(tops.begin(), tops.end());
@@ -158,12 +160,17 @@ Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, in
                         .window = policy_.window,
                         .out = {keep.rows.slice(first_head, n), keep.count.slice(first_head, n)}});
   };
-  if (tops.empty()) {
-    keep_top(0, heads, n_top);
-  } else {
+  if (policy_.split == Split::kAdaptive) {
     for (int64_t h = 0; h < heads; ++h) keep_top(h, 1, tops[static_cast<size_t>(h)]);
+  } else {
+    keep_top(0, heads, n_top);
   }
-  return {std::move(rows), std::move(count), std::move(pooled), std::move(before_window)};
+  std::vector<int32_t> n_kept;
+  for (size_t h = 0; h < tops.size(); ++h)
+    n_kept.push_back(
+        static_cast<int32_t>(std::min<int64_t>(tops[h], before_window[h]) + policy_.window));
+  return {std::move(rows), std::move(count), std::move(n_kept), std::move(pooled),
+          std::move(before_window)};
 }
 
 }  // namespace ei

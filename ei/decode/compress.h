@@ -42,6 +42,7 @@ class Compressor {
   struct Choice {
     DeviceArray<int32_t, 2> rows;  // [n_heads, most]
     DeviceArray<int32_t, 1> count;
+    std::vector<int32_t> n_kept;   // count, on the host
     DeviceArray<float, 2> votes;   // [n_heads, rows before the window, at most]
     std::vector<int32_t> n_votes;  // [n_heads] of them
     Keep keep() const { return {rows.view(), count.view()}; }

@@ -15,6 +15,7 @@ void check(const Vote& op) {
           op.first, op.window.rows - 1);
   require(op.votes.dim(0) == kv_heads || op.votes.dim(0) == heads,
           "Vote: votes has {} rows, expected {} or {}", op.votes.dim(0), kv_heads, heads);
+  require(op.scale > 0, "Vote: scale is {}, expected more than 0", op.scale);
   expect_at_least(kOp, "rows_bound", op.kv.rows_bound, op.n_queries);
   expect_at_least(kOp, "votes.dim(1)", op.votes.dim(1), op.kv.rows_bound - op.n_queries);
 }

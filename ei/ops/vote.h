@@ -17,7 +17,7 @@ struct Vote {
   int64_t first = 0;      // ring row of the oldest query
   int64_t n_queries = 0;  // w
   KvLayer kv;             // every head holds more than w rows
-  float scale = 1;        // 1 / sqrt(d)
+  float scale = 1;        // 1 / sqrt(d), above 0
   GroupReduce reduce = GroupReduce::kMean;
   View<float, 2> votes;  // out: [n_kv_heads or n_heads, >= rows_bound - w]
 };

@@ -33,7 +33,8 @@ void compact(Backend& backend, KvCache& cache, int layer,
     count.push_back(int32_t(of_head.size()));
   }
   const DeviceArray<int32_t, 1> all(backend, flat), counts(backend, count);
-  cache.compact(layer, {{all.view().data, {std::ssize(rows), int64_t(most)}}, counts.view()});
+  cache.compact(layer, {{all.view().data, {std::ssize(rows), int64_t(most)}}, counts.view()},
+                count);
 }
 
 TEST_F(KvCacheTest, CountsWhatItHolds) {

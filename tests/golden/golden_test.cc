@@ -259,7 +259,7 @@ void check_compress(const Golden& golden) {
                        .n_top = budget - window,
                        .window = window,
                        .out = keep});
-  cache.cache.compact(0, keep);
+  cache.cache.compact(0, keep, count.to_host(*backend));
   const KvLayer layer = cache.cache.layer(0);
   const auto index = golden.get<int32_t>("index");
   const auto k_out = golden.get<float>("k_out"), v_out = golden.get<float>("v_out");

@@ -10,12 +10,12 @@ EI_BACKEND_TEST(KeepTopTest);
 
 TEST_P(KeepTopTest, MatchesReference) {
   Array<int32_t, 1> n_votes({5});
-  n_votes.v = {0, 1, 7, 64, 1031};
+  n_votes.v = {0, 1, 7, 64, 9001};
   for (const int64_t n_top : {0, 1, 7, 63, 500, 2000})
     for (const int64_t window : {0, 1, 32})
       for (const bool ties : {false, true}) {
         SCOPED_TRACE(testing::Message() << n_top << " + " << window << " ties " << ties);
-        Array<float, 2> votes(normal<2>({5, 1031}, 1, 3));
+        Array<float, 2> votes(normal<2>({5, 9001}, 1, 3));
         if (ties)
           for (float& vote : votes.v) vote = std::round(vote);
         const auto on_device = upload<float>(votes);

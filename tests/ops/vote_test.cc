@@ -1,18 +1,65 @@
 #include "ei/ops/vote.h"
 
+#include <algorithm>
+
 #include "tests/ref/ref.h"
 #include "tests/support/device_kv.h"
 
 namespace ei::test {
 namespace {
 
-EI_BACKEND_TEST(VoteTest);
-
-TEST_P(VoteTest, MatchesReference) {
+class VoteTest : public BackendTest {
+ protected:
   struct Case {
     std::vector<int64_t> rows;  // of every KV head
     int64_t group, d, ring, w, first;
   };
+  // Variants: mean and maximum of a group, votes of every query head.
+  void expect_reference(const Case& c, DType dtype, int variant) {
+    SCOPED_TRACE(testing::Message() << c.rows.size() << " x " << c.group << " heads, d " << c.d
+                                    << ", window " << c.w << ", variant " << variant);
+    const bool per_head = variant == 2;
+    const auto reduce = variant == 1 ? GroupReduce::kMax : GroupReduce::kMean;
+    DeviceKv cache(backend(), {dtype, c.d, 32, *std::max_element(c.rows.begin(), c.rows.end())},
+                   random_heads(c.rows, c.d, 1));
+    const int64_t kv_heads = std::ssize(c.rows), n_heads = kv_heads * c.group;
+    const DeviceAct ring = act(normal<2>({c.ring, n_heads * c.d}, 2, 2), 1);
+    const KvLayer kv = cache.layer();
+    const auto votes =
+        poisoned_array<float, 2>({per_head ? n_heads : kv_heads, kv.rows_bound - c.w + 3});
+    const auto scale = float(1 / std::sqrt(double(c.d)));
+    backend().run(Vote{.window = ring,
+                       .first = c.first,
+                       .n_queries = c.w,
+                       .kv = kv,
+                       .scale = scale,
+                       .reduce = reduce,
+                       .votes = votes.view()});
+    const auto got = download(votes);
+    const auto heads = cache.heads();
+    const Matrix window = ring.values();
+    for (int64_t k = 0; k < kv_heads; ++k) {
+      std::vector<std::vector<double>> per_query_head;
+      for (int64_t h = k * c.group; h < (k + 1) * c.group; ++h) {
+        Matrix queries({c.w, c.d});
+        for (int64_t i = 0; i < c.w; ++i)
+          std::copy_n(window[(c.first + i) % c.ring].data + h * c.d, c.d, queries[i].data);
+        per_query_head.push_back(ref::vote(queries, heads[size_t(k)].k, scale));
+      }
+      const int64_t n = c.rows[size_t(k)] - c.w;
+      for (int64_t g = 0; g < (per_head ? c.group : 1); ++g) {
+        const auto row = got[per_head ? k * c.group + g : k];
+        const std::vector<float> values(row.data, row.data + n);
+        EXPECT_LE(nmse(values,
+                       per_head ? per_query_head[size_t(g)] : ref::reduce(per_query_head, reduce)),
+                  1e-8);
+      }
+    }
+  }
+};
+INSTANTIATE_TEST_SUITE_P(On, VoteTest, testing::ValuesIn(backend_names()), backend_name);
+
+TEST_P(VoteTest, MatchesReference) {
   for (const Case& c : {Case{{2}, 1, 16, 1, 1, 0},
                         {{40, 33}, 4, 64, 32, 32, 7},
                         {{65, 700}, 7, 64, 33, 32, 20},
@@ -20,46 +67,16 @@ TEST_P(VoteTest, MatchesReference) {
                         {{300}, 3, 128, 64, 64, 1},
                         {{500}, 4, 17, 5, 5, 2}})
     for (const DType dtype : kv_types())
-      for (const int variant : {0, 1, 2}) {
-        SCOPED_TRACE(testing::Message() << c.rows.size() << " x " << c.group << " heads, d " << c.d
-                                        << ", window " << c.w << ", variant " << variant);
-        const bool per_head = variant == 2;
-        const auto reduce = variant == 1 ? GroupReduce::kMax : GroupReduce::kMean;
-        DeviceKv cache(backend(), {dtype, c.d, 32, 1200}, random_heads(c.rows, c.d, 1));
-        const int64_t kv_heads = std::ssize(c.rows), n_heads = kv_heads * c.group;
-        const DeviceAct ring = act(normal<2>({c.ring, n_heads * c.d}, 2, 2), 1);
-        const KvLayer kv = cache.layer();
-        const auto votes =
-            poisoned_array<float, 2>({per_head ? n_heads : kv_heads, kv.rows_bound - c.w + 3});
-        const auto scale = float(1 / std::sqrt(double(c.d)));
-        backend().run(Vote{.window = ring,
-                           .first = c.first,
-                           .n_queries = c.w,
-                           .kv = kv,
-                           .scale = scale,
-                           .reduce = reduce,
-                           .votes = votes.view()});
-        const auto got = download(votes);
-        const auto heads = cache.heads();
-        const Matrix window = ring.values();
-        for (int64_t k = 0; k < kv_heads; ++k) {
-          std::vector<std::vector<double>> per_query_head;
-          for (int64_t h = k * c.group; h < (k + 1) * c.group; ++h) {
-            Matrix queries({c.w, c.d});
-            for (int64_t i = 0; i < c.w; ++i)
-              std::copy_n(window[(c.first + i) % c.ring].data + h * c.d, c.d, queries[i].data);
-            per_query_head.push_back(ref::vote(queries, heads[size_t(k)].k, scale));
-          }
-          const int64_t n = c.rows[size_t(k)] - c.w;
-          for (int64_t g = 0; g < (per_head ? c.group : 1); ++g) {
-            const auto row = got[per_head ? k * c.group + g : k];
-            const std::vector<float> values(row.data, row.data + n);
-            EXPECT_LE(nmse(values, per_head ? per_query_head[size_t(g)]
-                                            : ref::reduce(per_query_head, reduce)),
-                      1e-8);
-          }
-        }
-      }
+      for (const int variant : {0, 1, 2}) expect_reference(c, dtype, variant);
+}
+
+// More rows than all multiprocessors take at a time.
+class LongVoteTest : public VoteTest {};
+EI_GPU_TEST(LongVoteTest);
+
+TEST_P(LongVoteTest, MatchesReference) {
+  for (const int variant : {0, 1, 2})
+    expect_reference({{34500}, 2, 128, 8, 4, 3}, DType::kBF16, variant);
 }
 
 TEST_P(VoteTest, ThreadsDoNotChangeTheResult) {
