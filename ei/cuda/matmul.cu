@@ -39,7 +39,7 @@ __global__ void round_bias(const float* from, bf16* to, int n) {
 
 // Few rows of x: bound by reading the weights once. A warp computes kRows outputs for all rows of
 // x, its lanes striding along k in steps of 8 numbers.
-constexpr int kRows = 2, kWarps = 8, kMaxFewRows = 8;
+constexpr int kRows = 2, kWarps = 8, kMaxFewRows = 2;
 
 struct FewRows {
   struct Part {
