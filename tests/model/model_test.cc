@@ -139,10 +139,11 @@ TEST_P(ModelTest, EmbedRefusesForeignIds) {
 
 TEST_P(ModelTest, ActivationsTakeAsMuchAsTheySay) {
   const ModelConfig config = load_config(kTiny / "qwen3");
-  // x, h 64; q, context 128; k, v 64; gate, up 96; id, position; cos, sin of 16 channels.
-  EXPECT_EQ(Activations::bytes(backend(), config, 10, 3),
-            10 * ((2 * (64 + 128 + 64 + 96)) * backend().act_bytes() + 8 + 2 * 16 * 4) +
-                3 * 128 * backend().act_bytes());
+  // x, h 64; q, context 128; k, v 64; gate, up 96; id, position; cos, sin of 16 channels. Logits
+  // are floats.
+  EXPECT_EQ(
+      Activations::bytes(backend(), config, 10, 3),
+      10 * ((2 * (64 + 128 + 64 + 96)) * backend().act_bytes() + 8 + 2 * 16 * 4) + 3 * 128 * 4);
 }
 
 TEST_P(ModelTest, RefusesTensorsThatConfigDoesNotDescribe) {
