@@ -5,8 +5,8 @@
 #   tools/gpu_check.sh OUT DEPS [test] [sanitize] [bench PARTS...]
 #
 # OUT gets objects, programs and logs; objects newer than their sources are kept. DEPS/include holds
-# the headers of fmt, GoogleTest, nlohmann-json, Highway, PCRE2 and utf8proc, DEPS/lib their
-# libraries. A short summary comes last.
+# the headers of fmt, GoogleTest, nlohmann-json, Highway, PCRE2, utf8proc and Eigen, DEPS/lib the
+# libraries of those that have one. A short summary comes last.
 set -u
 out=$1 deps=$2
 shift 2
@@ -30,7 +30,7 @@ export -f compile
 
 sources=$(ls tests/{ops,cuda,cache,decode,engine,golden,model,prefill,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
             apps/bench/gpu/gpu_bench.cc apps/eval/document.cc |
-          grep -vE 'no_cuda|model/(config|model|rope)_test')
+          grep -vE 'no_cuda|model/(config|rope)_test')
 start=$SECONDS
 for source in $sources; do echo "$source"; done |
   xargs -P "$(nproc)" -I{} bash -c 'compile "$@"' _ {} "$out" "$includes" "$flags" >"$out/build.log" 2>&1

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
-    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [restore] [model]
+    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [restore]
+                 [compress] [batch] [model]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
 large bf16 product for arithmetic, a device-to-device copy for memory.
@@ -16,15 +17,22 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HEADS, KV_HEADS, DIM = 32, 8, 128  # one layer of Llama-3.1-8B
+LAYERS = 32
+# Bytes a decode step of it reads: once, and for every token cached.
+WEIGHTS, KV_BYTES = 15.0e9, 131072
 
 
 class PrefillResult(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double) for name in ("append", "select", "attend", "kept")]
 
 
+class StepTimes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_double) for name in ("step", "host", "plain")]
+
+
 class ModelResult(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double)
-                for name in ("first_token", "compress", "step", "host", "plain_step", "attended")]
+                for name in ("first_token", "compress", "step", "host", "plain", "attended")]
 
 
 class Library:
@@ -184,12 +192,12 @@ def bench_matmul(lib, flops, memory):
               ("head", 4096, 128256))
     for name, k, m in shapes:
         row = f"{name:>6} [{m}, {k}]:"
-        for n in (1, 8, 8192) if name != "head" else (1,):
-            n_weights = 1 if n > 8 else max(2, min(32, int(2e8 / (k * m)) + 1))
+        for n in (1, 4, 8, 16, 8192) if name != "head" else (1,):
+            n_weights = 1 if n > 16 else max(2, min(32, int(2e8 / (k * m)) + 1))
             ms = ctypes.c_double()
             lib.call("ei_matmul", long(n), long(k), long(m), ctypes.c_int(n_weights),
-                     ctypes.c_int(20 if n > 8 else 100), ctypes.byref(ms))
-            share = (2.0 * n * k * m / flops if n > 8 else 2.0 * k * m / memory) / (ms.value * 1e-3)
+                     ctypes.c_int(20 if n > 16 else 100), ctypes.byref(ms))
+            share = (2.0 * n * k * m / flops if n > 16 else 2.0 * k * m / memory) / (ms.value * 1e-3)
             row += f"  n {n}: {ms.value * 1e3:8.1f} us {share:4.0%}"
         print(row, flush=True)
 
@@ -203,10 +211,38 @@ def bench_restore(lib, shape="llama-3.1-8b"):
         print(f"{n:>8}: {remember.value:7.2f} {restore.value:7.2f}", flush=True)
 
 
+def bench_compress(lib, memory, shape="llama-3.1-8b"):
+    print(f"\ncompressing the cache to 1024 rows a head, all layers of {shape}: ms (host alone); two "
+          "readings of the keys at the copy's rate")
+    for n in (8192, 32768, 131072):
+        q, k, _ = prompt_tensors(n)
+        q = q[-32:].contiguous()
+        torch.cuda.synchronize()
+        host, ms = ctypes.c_double(), ctypes.c_double()
+        lib.call("ei_compress", shape.encode(), long(n), long(1024), ctypes.c_int(7), pointer(q),
+                 pointer(k), ctypes.byref(host), ctypes.byref(ms))
+        print(f"{n:>8}: {ms.value:7.2f} ({host.value:.2f})   {2 * LAYERS * 2 * k.numel() / memory * 1e3:.2f}",
+              flush=True)
+
+
+def bench_batch(lib, memory, shape="llama-3.1-8b"):
+    print(f"\n{shape}, random weights: ms of a step of several sequences together, as a graph (host "
+          "alone; kernels one by one); share of the bandwidth bound")
+    lib.call("ei_load", shape.encode())
+    for n, sequences in ((8192, 16), (32768, 8), (32768, 16)):
+        k = torch.randn(n, KV_HEADS * DIM, device="cuda").to(torch.bfloat16)
+        torch.cuda.synchronize()
+        times = StepTimes()
+        lib.call("ei_decode_batch", long(n), long(sequences), ctypes.c_int(20), pointer(k),
+                 ctypes.byref(times))
+        bound = (WEIGHTS + sequences * n * KV_BYTES) / memory * 1e3
+        print(f"{sequences:>3} x {n:>7}: {times.step:6.2f} ({times.host:.2f}; {times.plain:.2f}) "
+              f"{bound / times.step:.0%}", flush=True)
+
+
 def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), shape="llama-3.1-8b"):
     print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token; medians of three, in turn")
     lib.call("ei_load", shape.encode())
-    weights, kv = 15.0e9, 131072  # bytes a step of llama-3.1-8b reads: once, and for every token cached
 
     def generate(n, base, budget, steps):
         result = ModelResult()
@@ -217,22 +253,22 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
     generate(8192, 2048.0, 0, 3)  # warms up
     empty = generate(512, 0.0, 0, 40)
     print(f"     512: first token {empty.first_token:8.1f}, step {empty.step:6.2f} (host {empty.host:.2f}; "
-          f"without a graph {empty.plain_step:.2f})",
+          f"without a graph {empty.plain:.2f})",
           flush=True)
     for n in lengths:
         runs = [(generate(n, 2048.0, 1024, 20), generate(n, 0.0, 0, 20)) for _ in range(3)]
         sparse, dense = (median_of(results) for results in zip(*runs))
         print(f"{n:>8}: dense {dense.first_token:8.1f}, entropy {sparse.first_token:8.1f} "
               f"({dense.first_token / sparse.first_token:.2f}x, {sparse.attended:.1%} of pairs); step, full "
-              f"cache {dense.step:6.2f} ({(weights + n * kv) / memory * 1e3 / dense.step:.0%} of the bound, host "
-              f"{dense.host:.2f}, no graph {dense.plain_step:.2f}), 1024 kept {sparse.step:6.2f} "
+              f"cache {dense.step:6.2f} ({(WEIGHTS + n * KV_BYTES) / memory * 1e3 / dense.step:.0%} of the bound, host "
+              f"{dense.host:.2f}, no graph {dense.plain:.2f}), 1024 kept {sparse.step:6.2f} "
               f"({sparse.step / empty.step - 1:+.0%} over empty); compressing {sparse.compress:.1f}",
               flush=True)
 
 
 def main():
     lib = Library(sys.argv[1])
-    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "restore", "model"]
+    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "restore", "compress", "batch", "model"]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     flops, memory = ceilings()
     if "attention" in wanted:
@@ -243,6 +279,10 @@ def main():
         bench_matmul(lib, flops, memory)
     if "restore" in wanted:
         bench_restore(lib)
+    if "compress" in wanted:
+        bench_compress(lib, memory)
+    if "batch" in wanted:
+        bench_batch(lib, memory)
     if "model" in wanted:
         bench_model(lib, memory)
 

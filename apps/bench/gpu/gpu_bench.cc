@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,12 @@
 #include "ei/engine/named_shapes.h"
 #include "ei/model/model.h"
 #include "ei/prefill/prefill.h"
+
+struct StepTimes {
+  double step_ms;   // median, host and device
+  double host_ms;   // of a step, without waiting for its tokens
+  double plain_ms;  // a step whose kernels are launched one by one, not as a graph
+};
 
 namespace {
 
@@ -81,6 +88,25 @@ int guarded(const std::function<void()>& work) {
 
 Act act_of(const void* data, int64_t rows, int64_t cols) {
   return {const_cast<void*>(data), rows, cols, 2};
+}
+
+// n_steps as a graph, then as many without; every sequence goes on with what it draws.
+StepTimes time_steps(Bench& bench, ei::Activations& act, std::vector<ei::Running> running,
+                     ei::Sampler& sampler, std::span<const ei::Sampler::Row> rows, int n_steps) {
+  ei::Decoder decoder(bench.backend, *bench.model, std::ssize(running));
+  std::vector<double> steps, host, plain;
+  for (int i = 0; i < 2 * n_steps; ++i) {
+    bench.backend.use_graphs(i < n_steps);
+    const auto begin = Clock::now();
+    const Act logits = decoder.step(act, running);
+    for (const ei::Running& sequence : running) sequence.cache->advance(1);
+    if (i < n_steps) host.push_back(ms_since(begin));
+    const auto drawn = sampler.draw(logits, rows);
+    for (size_t s = 0; s < running.size(); ++s) running[s].token = drawn[s];
+    (i < n_steps ? steps : plain).push_back(ms_since(begin));
+  }
+  bench.backend.use_graphs(true);
+  return {median(steps), median(host), median(plain)};
 }
 
 }  // namespace
@@ -291,9 +317,7 @@ int ei_load(void* handle, const char* shape) {
 struct ModelResult {
   double first_token_ms;  // prompt to token
   double compress_ms;
-  double step_ms;        // median, host and device
-  double host_ms;        // of a step, without waiting for its token
-  double plain_step_ms;  // a step whose kernels are launched one by one, not as a graph
+  StepTimes steps;
   double attended_share;
 };
 
@@ -361,22 +385,85 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     bench.wait();
     result->compress_ms = ms_since(compressing);
 
-    ei::Decoder decoder(bench.backend, *bench.model, 1);
-    std::vector<double> steps, host, plain;
-    for (int i = 0; i < 2 * n_steps; ++i) {
-      bench.backend.use_graphs(i < n_steps);
-      const ei::Running running = {&cache, &window, token};
-      const auto begin = Clock::now();
-      const Act logits = decoder.step(act, {&running, 1});
-      cache.advance(1);
-      if (i < n_steps) host.push_back(ms_since(begin));
-      token = sampler.draw(logits, {&row, 1})[0];
-      (i < n_steps ? steps : plain).push_back(ms_since(begin));
+    result->steps = time_steps(bench, act, {{&cache, &window, token}}, sampler, {&row, 1}, n_steps);
+  });
+}
+
+// What it takes to compress the caches of all layers of a model of this shape, of n tokens each,
+// right after the prompt: medians of `repeat`, of the host alone and until the device is done. Keys
+// and values are k_ptr [n, n_kv_heads * d], the window's queries q_ptr [window, n_heads * d].
+int ei_compress(void* handle, const char* shape_name, int64_t n, int64_t budget, int repeat,
+                const void* q_ptr, const void* k_ptr, double* host_ms, double* ms) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    const ei::ModelConfig config = ei::named_shape(shape_name);
+    ei::DecodePolicy policy;
+    policy.budget = budget;
+    policy.gap = -1;
+    const ei::KvShape shape = {
+        .n_layers = config.n_layers,
+        .n_kv_heads = config.n_kv_heads,
+        .layout = {.head_dim = config.head_dim, .block = ei::PrefillPolicy{}.block},
+        .max_tokens = n};
+    ei::PagePool pool(bench.backend, shape.layout.bytes());
+    ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(policy),
+                           config.n_heads * config.head_dim);
+    const Act k = act_of(k_ptr, n, config.n_kv_heads * config.head_dim);
+    std::vector<double> host, all;
+    for (int i = 0; i < repeat; ++i) {
+      ei::KvCache cache(bench.backend, pool, shape);
+      cache.reserve(n);
+      for (int l = 0; l < config.n_layers; ++l) {
+        cache.append(l, k, k);
+        window.save(l, act_of(q_ptr, window.n_rows(), config.n_heads * config.head_dim),
+                    n - window.n_rows());
+      }
+      cache.advance(n);
+      bench.wait();
+      const auto start = Clock::now();
+      ei::Compressor(policy, n).run(bench.backend, cache, window, config.n_heads);
+      host.push_back(ms_since(start));
+      bench.wait();
+      all.push_back(ms_since(start));
     }
-    bench.backend.use_graphs(true);
-    result->plain_step_ms = median(plain);
-    result->step_ms = median(steps);
-    result->host_ms = median(host);
+    *host_ms = median(host);
+    *ms = median(all);
+  });
+}
+
+// A step of the loaded model for n_sequences together, whose caches hold n rows each: k_ptr
+// [n, n_kv_heads * d], for keys and values of every layer.
+int ei_decode_batch(void* handle, int64_t n, int64_t n_sequences, int n_steps, const void* k_ptr,
+                    StepTimes* result) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    const ei::ModelConfig& config = bench.model->config();
+    const ei::KvShape shape = {.n_layers = config.n_layers,
+                               .n_kv_heads = config.n_kv_heads,
+                               .layout = {.head_dim = config.head_dim},
+                               .max_tokens = n + 2 * n_steps};
+    ei::PagePool pool(bench.backend, shape.layout.bytes());
+    ei::QueryWindow window(bench.backend, config.n_layers, 0, 0);
+    ei::Activations act(bench.backend, config, n_sequences, n_sequences);
+    ei::Sampler sampler(bench.backend, config.vocab_size, n_sequences);
+    const Act k = act_of(k_ptr, n, config.n_kv_heads * config.head_dim);
+    std::vector<std::unique_ptr<ei::KvCache>> caches;
+    std::vector<std::unique_ptr<ei::SamplerState>> states;
+    std::vector<ei::Running> running;
+    std::vector<ei::Sampler::Row> rows;
+    for (int64_t i = 0; i < n_sequences; ++i) {
+      caches.push_back(std::make_unique<ei::KvCache>(bench.backend, pool, shape));
+      caches.back()->reserve(n);
+      for (int l = 0; l < config.n_layers; ++l) caches.back()->append(l, k, k);
+      caches.back()->advance(n);
+      states.push_back(std::make_unique<ei::SamplerState>(bench.backend, ei::SamplingParams{},
+                                                          std::span<const int32_t>{}, 2 * n_steps,
+                                                          ei::SamplerState::Options{}));
+      running.push_back({caches.back().get(), &window, static_cast<int32_t>(i)});
+      rows.push_back({.state = states.back().get(), .logits_row = i});
+    }
+    bench.wait();
+    *result = time_steps(bench, act, running, sampler, rows, n_steps);
   });
 }
 
