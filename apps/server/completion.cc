@@ -128,6 +128,9 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
   int64_t timeout_ms = request_.timeout_ms;
   if (const int64_t most = context_.request_timeout.count(); most > 0)
     timeout_ms = timeout_ms > 0 ? std::min(timeout_ms, most) : most;
+  AnswerFormat format = context_.format;
+  if (request_.options.grammar) format.think_begin.clear();  // all of it is of the form
+  const bool has_parts = !request_.parts.tools.empty() || !format.think_begin.empty();
   std::vector<Job> jobs;
   for (const auto& prompt : prompts) {
     for (int64_t k = 0; k < request_.best_of; ++k) {
@@ -152,8 +155,7 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
       job.on_end = [self, i](Outcome outcome) { self->on_end(i, std::move(outcome)); };
       jobs.push_back(std::move(job));
       choices_.emplace_back(Scores(context_.tokenizer, request_.chat));
-      if (request_.chat && context_.parses(request_.parts))
-        choices_.back().parser.emplace(context_.format, request_.parts);
+      if (request_.chat && has_parts) choices_.back().parser.emplace(format, request_.parts);
       if (request_.echo) choices_.back().prompt = prompt;
     }
   }

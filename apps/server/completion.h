@@ -23,11 +23,6 @@ struct CompletionContext {
   AnswerFormat format;  // that the model writes calls and thoughts in
   std::chrono::milliseconds ping_interval{15000};
   std::chrono::milliseconds request_timeout{0};  // from request to end; 0: none
-
-  // Whether there is anything in an answer to look for.
-  bool parses(const AnswerParser::Options& options) const {
-    return !options.tools.empty() || !format.think_begin.empty();
-  }
 };
 
 // Answers a request once its prompts are tokens: `prompts` has one for a chat. Returns at once;

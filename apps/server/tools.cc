@@ -111,7 +111,7 @@ void read_parts(std::span<const int32_t> prompt, const Tokenizer& tokenizer,
       !request.parts.in_calls &&
       ((has_tools && (shows(format.call_begin()) || shows(format.call_end()))) ||
        (!format.think_begin.empty() && shows(format.think_begin)));
-  if (format.think_begin.empty()) return;
+  if (format.think_begin.empty() || request.form.kind != AnswerForm::Kind::kAny) return;
   const std::string end = tokenizer.decode(prompt.last(std::min<size_t>(prompt.size(), 8)), false);
   const size_t last = end.find_last_not_of(" \n") + 1;
   request.parts.in_thought = std::string_view(end).substr(0, last).ends_with(format.think_begin);

@@ -21,7 +21,7 @@ HERMES = '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
 LLAMA = '<|start_header_id|>{"name": ..., "parameters": ...}'
 
 
-def model_with_tools(folder, form):
+def model_with_tools(folder, form, begin=''):
     """The demo model with a template that writes tools, calls and results."""
     for file in MODEL.iterdir():
         shutil.copy(file, folder)
@@ -30,7 +30,7 @@ def model_with_tools(folder, form):
         "{{ bos_token }}{% if tools %}" + form + "{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
         "{% for m in messages %}{{ ('<|assistant|>' if m.role == 'assistant' else '<|user|>') ~ (m.content or '') }}"
         "{% for c in m.tool_calls or [] %}{{ c.function.name ~ (c.function.arguments | tojson) }}{% endfor %}"
-        "{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+        "{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>" + begin + "{% endif %}")
     (folder / 'tokenizer_config.json').write_text(json.dumps(config))
     return folder
 
@@ -84,6 +84,17 @@ def test_an_answer_that_is_a_call(start, tmp_path):
     other = answer('other').choices[0]
     assert other.finish_reason == 'stop' and json.loads(other.message.content)['name'] == 'other' and not other.message.tool_calls
     assert answer('weather', tool_choice='none').choices[0].message.content.startswith('{"name"')
+
+
+def test_an_answer_of_a_form_has_no_thoughts(start, tmp_path):
+    """Though the prompt begins one."""
+    server = start(model=model_with_tools(tmp_path, HERMES + '</think>', begin='<think>\n'))
+    value = {'a': 'x</think><think>y'}
+    form = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'const': value}}}
+    for more in {}, {'response_format': form}:
+        message = server.post('/v1/chat/completions', {'messages': HELLO, 'tools': [WEATHER], 'max_tokens': 60, **more})[1]['choices'][0]['message']
+        assert ('reasoning_content' in message) == (not more)
+        assert not more or json.loads(message['content']) == value
 
 
 @pytest.mark.parametrize('field, value, named', [
