@@ -158,12 +158,13 @@ double measure_fma_flops(int threads) {
 double measure_tile_flops(int threads) {
   if (cpu::tiles() != cpu::Tiles::kAmx) return 0;
   constexpr int64_t kRounds = 100'000;
-  alignas(64) static constexpr uint16_t kOnes[cpu::kAmxTile] = {0x3F80};
+  alignas(64) uint16_t ones[cpu::kAmxTile];
+  std::fill(std::begin(ones), std::end(ones), uint16_t{0x3F80});
   const double seconds = best_seconds(threads, 40, [&](int) {
     using cpu::Amx;
     Amx::begin();
     Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
-    Amx::load<4>(kOnes, 64), Amx::load<5>(kOnes, 64);
+    Amx::load<4>(ones, 64), Amx::load<5>(ones, 64);
     for (int64_t i = 0; i < kRounds; ++i) {
       Amx::multiply<0, 4, 5>(), Amx::multiply<1, 4, 5>();
       Amx::multiply<2, 4, 5>(), Amx::multiply<3, 4, 5>();

@@ -103,7 +103,7 @@ void add_hardware(CLI::App& command, EngineOptions& options, const std::string& 
   add_choice<Math>(
       command, "--math", {{"bf16", Math::kBF16}, {"f32", Math::kF32}},
       [&options](Math value) { options.math = value; },
-      "What goes into products of a prompt's rows: bf16 where the processor has a unit for it",
+      "What goes into products of more than 8 rows: bf16 where the processor has a unit for it",
       "bf16")
       ->group(group);
   add_choice<DType>(

@@ -158,6 +158,10 @@ std::shared_ptr<grammar::TokenGrammar> Grammars::of(const AnswerForm& form) {
     if (const auto it = known_.find(key); it != known_.end()) return it->second;
   }
   const bool is_calls = form.kind == AnswerForm::Kind::kCalls;
+  if (key.size() > kMaxKeyBytes)
+    bad(is_calls ? "tools" : "response_format",
+        fmt::format("'{}' has schemas of {} bytes, at most {} can be followed.",
+                    is_calls ? "tools" : "response_format", key.size(), kMaxKeyBytes));
   std::shared_ptr<grammar::TokenGrammar> made;
   try {
     made = std::make_shared<grammar::TokenGrammar>(grammar_of(form, tools_), tokens_);
@@ -165,7 +169,6 @@ std::shared_ptr<grammar::TokenGrammar> Grammars::of(const AnswerForm& form) {
     bad(is_calls ? "tools" : "response_format",
         fmt::format("'{}': {}.", is_calls ? "tools" : "response_format", error.what()));
   }
-  if (key.size() > kMaxKeyBytes) return made;
   const std::lock_guard lock(mutex_);
   if (known_.size() >= kMaxKnown) known_.clear();
   known_[key] = made;

@@ -4,8 +4,8 @@
 
 namespace ei {
 
-// What goes into products of many rows, and into attention of a prompt: rounded to bf16 where the
-// device has a unit that multiplies such numbers, or floats in any case.
+// What goes into products of more than 8 rows, and into attention of a prompt: rounded to bf16
+// where the device has a unit that multiplies such numbers, or floats in any case.
 enum class Math : uint8_t { kBF16, kF32 };
 
 }  // namespace ei

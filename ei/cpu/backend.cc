@@ -46,7 +46,7 @@ CpuBackend::CpuBackend(int n_threads, Math math)
 }
 
 std::string CpuBackend::name() const {
-  return fmt::format("CPU, {}, {} thread{}", target_description(), n_threads_,
+  return fmt::format("CPU, {}, {} thread{}", target_description(tiles_), n_threads_,
                      n_threads_ == 1 ? "" : "s");
 }
 

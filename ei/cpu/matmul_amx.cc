@@ -105,7 +105,7 @@ void multiply_tiles(const AmxRows& x, const MatMul::Part& part, int64_t first, i
   }
   // Depths that are about the same, since every further one loads and stores the sums, but of whole
   // blocks of weights.
-  const int64_t n_depths = (x.cols + kDepth - 1) / kDepth;
+  const int64_t n_depths = std::max<int64_t>(1, (x.cols + kDepth - 1) / kDepth);
   const int64_t whole = std::max(kAmxDepth, block_of(part.weight.format).weights);
   const int64_t deep = ((x.cols + n_depths - 1) / n_depths + whole - 1) / whole * whole;
   Unit::begin();
@@ -129,7 +129,7 @@ void multiply_tiles(const AmxRows& x, const MatMul::Part& part, int64_t first, i
           tile_product<Unit>(m, n, n_tiles, rows, x_step, w, width, to, stride, add);
           continue;
         }
-        float edge[4 * kAmxRows * kAmxRows] = {};
+        alignas(64) float edge[4 * kAmxRows * kAmxRows] = {};
         constexpr int64_t kWide = 2 * kAmxRows;
         for (int64_t i = 0; add && i < n_rows; ++i)
           std::copy_n(to + i * stride, outputs, edge + i * kWide);
@@ -166,12 +166,13 @@ HWY_EXPORT(multiply);
 }  // namespace
 
 // Weights of 32 bits are not rounded to 16, and columns in an order of their own are the other
-// kernels'.
+// kernels'. What has to be taken apart first is worth it for some dozens of rows.
 bool CpuBackend::fits_tiles(const MatMul& op) const {
   return tiles_ != Tiles::kNone &&
-         std::all_of(op.parts.begin(), op.parts.end(), [](const MatMul::Part& part) {
+         std::all_of(op.parts.begin(), op.parts.end(), [&](const MatMul::Part& part) {
            return part.weight.data == nullptr ||
-                  (part.weight.format != WeightFormat::kF32 && part.weight.order == nullptr);
+                  (part.weight.format != WeightFormat::kF32 && part.weight.order == nullptr &&
+                   (part.weight.format == WeightFormat::kBF16 || op.x.rows >= 4 * kAmxRows));
          });
 }
 

@@ -146,6 +146,8 @@ std::pair<Candidate, Amount> find_last(std::span<const float> weights, const Bin
   Amount sum;
   size_t bin = kBins - 1;
   while (bin > 0 && sum.*what + bins[bin].*what < wanted) sum += bins[bin--];
+  // All that is left weighs nothing, as what may not come does: none of it is sorted.
+  if (bin == 0) return {{0, std::numeric_limits<int32_t>::max()}, sum};
   Candidate* end = sorted;
   for (size_t id = 0; id < weights.size(); ++id)
     if (bin_of(weights[id]) == bin) *end++ = {weights[id], static_cast<int32_t>(id)};

@@ -25,19 +25,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 // highest_products() for kN keys: half the instructions, of twice the width.
 template <bool kCausal, int kN>
 HWY_INLINE void highest_of(const uint8_t* HWY_RESTRICT keys, int64_t w, const StripQueries& queries,
-                           int64_t first, __m512i (&most)[2]) {
+                           int64_t first, const __m512i (&start)[2], __m512i (&most)[2]) {
   const hn::FixedTag<int32_t, 16> d;
-  const auto ones = _mm512_set1_epi16(1);
   __m512i sums[kN][2];
-  for (int v = 0; v < 2; ++v) {
-    __m512i start = _mm512_setzero_si512();
-    for (int64_t run = 0; run < runs_of(w); ++run)
-      start = _mm512_add_epi32(
-          start, _mm512_madd_epi16(
-                     _mm512_loadu_si512(queries.start + (run * kStripQueries + v * 16) * 2), ones));
-    HWY_UNROLL(8)
-    for (int j = 0; j < kN; ++j) sums[j][v] = start;
-  }
+  HWY_UNROLL(8)
+  for (int j = 0; j < kN; ++j) sums[j][0] = start[0], sums[j][1] = start[1];
   for (int64_t g = 0; g < w / 4; ++g) {
     __m512i query[2];
     for (int v = 0; v < 2; ++v)
@@ -64,9 +56,19 @@ void highest_by_vnni(int64_t n, const uint8_t* HWY_RESTRICT keys, int64_t w,
                      const StripQueries& queries, int64_t first, int32_t* HWY_RESTRICT out) {
   const auto lowest = _mm512_set1_epi32(std::numeric_limits<int32_t>::min());
   __m512i most[2] = {lowest, lowest};
+  // What the 64 on top of each key adds, from the queries: sums of 16 bits may have wrapped around.
+  __m512i start[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  const __m512i on_top = _mm512_set1_epi8(64);
+  for (int64_t g = 0; g < w / 4; ++g)
+    for (int v = 0; v < 2; ++v) {
+      const __m512i query = _mm512_loadu_si512(queries.q + (g * kStripQueries + v * 16) * 4);
+      asm("vpdpbusd %2, %1, %0" : "+v"(start[v]) : "v"(on_top), "v"(query));
+    }
+  for (__m512i& sum : start) sum = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
   int64_t j = 0;
-  for (; j + 8 <= n; j += 8) highest_of<kCausal, 8>(keys + j * w, w, queries, first + j, most);
-  for (; j < n; ++j) highest_of<kCausal, 1>(keys + j * w, w, queries, first + j, most);
+  for (; j + 8 <= n; j += 8)
+    highest_of<kCausal, 8>(keys + j * w, w, queries, first + j, start, most);
+  for (; j < n; ++j) highest_of<kCausal, 1>(keys + j * w, w, queries, first + j, start, most);
   for (int v = 0; v < 2; ++v) _mm512_storeu_si512(out + v * 16, most[v]);
 }
 #endif

@@ -25,7 +25,7 @@ constexpr int64_t kStripRows = 2 * kAmxRows;
 // Products of probabilities with kTileKeys values are so many registers deep.
 constexpr int64_t kKeyTiles = kTileKeys / kAmxDepth;
 
-// What a thread needs for items of at most `rows`; all but the last three in registers' order.
+// What a thread needs for items of at most `rows`; the first four in registers' order.
 struct AttentionMemory {
   uint16_t *queries, *keys, *values, *probabilities;
   float *score, *out, *top, *sum;
@@ -97,7 +97,7 @@ void pack_keys(int64_t n, int64_t d, DType type, const char* const* keys,
 template <class Unit>
 void pack_values(int64_t n, int64_t d, DType type, const char* const* values,
                  const AttentionMemory& memory) {
-  alignas(64) static constexpr uint16_t kZeros[512] = {};
+  alignas(64) static constexpr uint16_t kZeros[kAmxRows] = {};
   const int64_t width = padded(d);
   const uint16_t* rows[kTileKeys];
   round_rows<Unit>(n, d, width, type, values, memory, rows);
@@ -111,7 +111,7 @@ void pack_values(int64_t n, int64_t d, DType type, const char* const* values,
   }
 }
 
-// 2^x for x <= 0 as exp2_negative() has it, with a relative error below 8e-5: a twenty-fifth of
+// 2^x for x <= 0 as exp2_negative() has it, with a relative error below 8e-5: a fiftieth of
 // what rounding to bf16 costs.
 template <class D>
 HWY_INLINE hn::Vec<D> rough_exp2(D d, hn::Vec<D> x) {

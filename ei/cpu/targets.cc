@@ -57,16 +57,16 @@ void use_target(const std::string& name) {
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
-std::string target_description() {
+std::string target_description(Tiles tiles) {
   const std::string name = name_of(hwy::SupportedAndGeneratedTargets().front());
   const std::string vectors = name == "avx512"   ? "AVX-512"
                               : name == "avx2"   ? "AVX2"
                               : name == "sse4"   ? "SSE4"
                               : name == "scalar" ? "no SIMD"
                                                  : name;
-  return tiles() == Tiles::kNone  ? vectors
-         : tiles() == Tiles::kAmx ? vectors + " + AMX-BF16"
-                                  : vectors + " + AMX-BF16 emulated";
+  return tiles == Tiles::kNone  ? vectors
+         : tiles == Tiles::kAmx ? vectors + " + AMX-BF16"
+                                : vectors + " + AMX-BF16 emulated";
 }
 
 Tiles tiles() { return chosen_tiles(); }

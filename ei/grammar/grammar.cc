@@ -12,6 +12,12 @@ int32_t Grammar::node() {
   return static_cast<int32_t>(nodes.size() - 1);
 }
 
+void Grammar::spend() {
+  constexpr size_t kMaxEdges = 1'000'000;
+  require(++n_spent_ <= kMaxEdges, "the schema is too large: its automaton has over {} edges",
+          kMaxEdges);
+}
+
 int32_t Grammar::text(std::string_view bytes, int32_t next) {
   while (!bytes.empty()) {
     const auto byte = static_cast<uint8_t>(bytes.back());

@@ -38,11 +38,13 @@ struct Grammar {
   // is made with what follows it.
   int32_t node();
   int32_t text(std::string_view bytes, int32_t next);  // exactly these
-  void free_to(int32_t from, int32_t to) { at(from).free.push_back(to); }
+  void free_to(int32_t from, int32_t to) { spend(), at(from).free.push_back(to); }
   void edge(int32_t from, uint8_t low, uint8_t high, int32_t to) {
+    spend();
     at(from).edges.push_back({low, high, to});
   }
   void call(int32_t from, int32_t rule, int32_t next, bool shallow = false) {
+    spend();
     at(from).calls.push_back({rule, next, shallow});
   }
   int32_t called(int32_t rule, int32_t next);  // a node that calls
@@ -56,7 +58,10 @@ struct Grammar {
   void prune();
 
  private:
+  void spend();  // for an edge or call: their number is bounded as well
   Node& at(int32_t node) { return nodes[static_cast<size_t>(node)]; }
+
+  size_t n_spent_ = 0;
 };
 
 }  // namespace ei::grammar

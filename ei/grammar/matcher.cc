@@ -2,11 +2,16 @@
 
 #include <algorithm>
 
+#include "ei/base/fail.h"
+
 namespace ei::grammar {
 namespace {
 
 // In numbers of 4 bytes: what is kept, and what one look through the vocabulary may add.
 constexpr size_t kMaxCache = 4 << 20, kMaxFound = 2 << 20;
+// Threads of a reader; of those looked at, so many in one look and for one answer: tenths of a
+// second, and seconds.
+constexpr size_t kMaxThreads = 2048, kMaxLook = 1 << 20, kMaxAnswer = 16 << 20;
 
 }  // namespace
 
@@ -24,6 +29,11 @@ size_t TokenGrammar::Hash::operator()(const Threads& threads) const {
 TokenGrammar::TokenGrammar(Grammar grammar, std::shared_ptr<const TokenTrie> tokens)
     : grammar_(std::move(grammar)), tokens_(std::move(tokens)), cache_(std::make_shared<Cache>()) {
   grammar_.prune();
+  Threads threads;
+  std::set<Thread> seen;
+  close({grammar_.start}, seen, threads);
+  require(seen.size() <= kMaxThreads, "the schema is too ambiguous: it begins in over {} ways",
+          kMaxThreads);
 }
 
 // What of a thread waits for a byte, once all that can happen without one has. An ended text is a
@@ -36,6 +46,7 @@ void TokenGrammar::close(Thread thread, std::set<Thread>& seen, Threads& out) co
     open.pop_back();
     while (thread.back() == kEnd && thread.size() > 1) thread.pop_back();
     if (!seen.insert(thread).second) continue;
+    if (seen.size() > kMaxThreads) return;
     const Grammar::Node& node = grammar_.nodes[static_cast<size_t>(thread.back())];
     for (const int32_t next : node.free) {
       open.push_back(thread);
@@ -81,6 +92,8 @@ TokenGrammar::State* TokenGrammar::next(Cache& cache, State& state, uint8_t byte
       close(std::move(other), seen, threads);
     }
   }
+  cache.work += state.threads->size() + seen.size();
+  if (seen.size() > kMaxThreads) threads.clear();
   return known = intern(cache, std::move(threads));
 }
 
@@ -93,8 +106,8 @@ void TokenGrammar::find_allowed(Cache& cache, State& state) const {
   std::vector<State*> path(tokens_->max_depth() + 1);
   path[0] = &state;
   // Patterns can lead to ever new states: what was not looked at by then is left out.
-  const size_t most = cache.size + kMaxFound;
-  for (size_t i = 0; i < nodes.size() && cache.size < most;) {
+  const size_t most = cache.size + kMaxFound, most_work = cache.work + kMaxLook;
+  for (size_t i = 0; i < nodes.size() && cache.size < most && cache.work < most_work;) {
     const TokenTrie::Node& node = nodes[i];
     State* const reached = next(cache, *path[node.depth], node.byte);
     if (reached == nullptr) {
@@ -129,7 +142,10 @@ std::span<const uint32_t> Matcher::allowed() {
     state_ = grammar_->intern(*grammar_->cache_, *state_->threads);
     cache_ = grammar_->cache_;
   }
+  require(work_ < kMaxAnswer, "the answer's schema is too much work to follow");
+  const size_t before = cache_->work;
   grammar_->find_allowed(*cache_, *state_);
+  work_ += cache_->work - before;
   return state_->allowed;
 }
 

@@ -16,10 +16,12 @@
 namespace ei::grammar {
 
 // A grammar over a vocabulary, and what was found of it: where a byte leads, and which tokens may
-// come. Both are looked for when first they are wanted, and shared by all answers. Any thread.
+// come. Both are looked for when first they are wanted, and shared by all answers. Any thread. A
+// reader has some thousand threads at most: a byte that would lead to more is one that may not
+// come.
 class TokenGrammar {
  public:
-  // Throws Error where no text can be written.
+  // Throws Error where no text can be written, or a reader begins with too many threads.
   TokenGrammar(Grammar grammar, std::shared_ptr<const TokenTrie> tokens);
 
  private:
@@ -41,6 +43,7 @@ class TokenGrammar {
     std::unordered_map<Threads, State, Hash> states;
     State unknown;
     size_t size = 0;  // of everything, in numbers of 4 bytes
+    size_t work = 0;  // threads that were looked at so far
   };
 
   State* intern(Cache& cache, Threads threads) const;
@@ -60,7 +63,8 @@ class Matcher {
   explicit Matcher(std::shared_ptr<TokenGrammar> grammar);
 
   // The tokens that may come: bit i % 32 of word i / 32. Those that end a text are among them where
-  // it may end. Valid until accept().
+  // it may end. Valid until accept(). Throws Error when following the answer has become too much
+  // work: everybody else's waits meanwhile.
   std::span<const uint32_t> allowed();
   bool can_end() const { return state_ != nullptr && state_->can_end; }
   bool must_end() const;  // nothing may follow
@@ -72,6 +76,7 @@ class Matcher {
   std::shared_ptr<TokenGrammar> grammar_;
   std::shared_ptr<TokenGrammar::Cache> cache_;
   TokenGrammar::State* state_;
+  size_t work_ = 0;  // done for this answer
 };
 
 }  // namespace ei::grammar

@@ -240,7 +240,7 @@ class Compiler {
     for (const Sequence& sequence : all) {
       int32_t first = next;
       for (auto item = sequence.rbegin(); item != sequence.rend(); ++item)
-        first = repeated(*item, first);
+        if (item->most != 0) first = repeated(*item, first);
       g_.free_to(node, first);
     }
     return node;

@@ -270,5 +270,23 @@ TEST(TokenGrammar, PatternsOfManyStatesAreBounded) {
   }
 }
 
+// Schemas that a text can be read by in ever more ways: what would lead to too many may not come.
+TEST(TokenGrammar, AmbiguityIsBounded) {
+  const auto tokens = bytes_alone();
+  constexpr const char* kTwice =
+      R"({"anyOf":[{"type":"array","items":{"$ref":"#"}},{"type":"array","items":{"$ref":"#"}}]})";
+  Matcher matcher(compiled(kTwice, tokens));
+  size_t n = 0;
+  while (n < 64 && may_come(matcher.allowed(), '[') && matcher.accept("[")) ++n;
+  EXPECT_GT(n, 5U);
+  EXPECT_LT(n, 20U);  // there are 2^n ways
+  EXPECT_TRUE(matcher.accept(std::string(n, ']')));
+
+  Matcher letters(compiled(R"_({"pattern":"^(.{0,200}){22}$"})_", tokens));
+  EXPECT_FALSE(letters.accept("\"a"));  // 4,400 ways
+  const std::string bars(3000, '|');
+  EXPECT_THROW(compiled(R"_({"pattern":"^((a)_" + bars + R"_(){1000}){100}$"})_", tokens), Error);
+}
+
 }  // namespace
 }  // namespace ei::grammar
