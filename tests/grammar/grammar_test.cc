@@ -282,8 +282,6 @@ TEST(TokenGrammar, AmbiguityIsBounded) {
   EXPECT_LT(n, 20U);  // there are 2^n ways
   EXPECT_TRUE(matcher.accept(std::string(n, ']')));
 
-  Matcher letters(compiled(R"_({"pattern":"^(.{0,200}){22}$"})_", tokens));
-  EXPECT_FALSE(letters.accept("\"a"));  // 4,400 ways
   const std::string bars(3000, '|');
   EXPECT_THROW(compiled(R"_({"pattern":"^((a)_" + bars + R"_(){1000}){100}$"})_", tokens), Error);
 }
