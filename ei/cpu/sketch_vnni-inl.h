@@ -16,12 +16,12 @@
 #include "ei/cpu/amx.h"
 #include "ei/cpu/sketch_queries-inl.h"
 
+#if HWY_TARGET <= HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-#if HWY_TARGET <= HWY_AVX3
 // highest_products() for kN keys: half the instructions, of twice the width.
 template <bool kCausal, int kN>
 HWY_INLINE void highest_of(const uint8_t* HWY_RESTRICT keys, int64_t w, const StripQueries& queries,
@@ -71,8 +71,8 @@ void highest_by_vnni(int64_t n, const uint8_t* HWY_RESTRICT keys, int64_t w,
   for (; j < n; ++j) highest_of<kCausal, 1>(keys + j * w, w, queries, first + j, start, most);
   for (int v = 0; v < 2; ++v) _mm512_storeu_si512(out + v * 16, most[v]);
 }
-#endif
 
 }  // namespace ei::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+#endif
 #endif
