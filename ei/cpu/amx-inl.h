@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "ei/cpu/amx.h"
+#include "ei/cpu/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
@@ -62,40 +63,25 @@ HWY_INLINE void round_row(const float* HWY_RESTRICT from, int64_t n, int64_t wid
   for (; c < width; ++c) to[c] = 0;
 }
 
-HWY_INLINE uint32_t pair_of(const uint16_t* from) {
-  uint32_t pair;
-  std::memcpy(&pair, from, sizeof pair);
-  return pair;
-}
-
 // kAmxDepth numbers of each of kAmxRows rows as the second factor of a product whose columns these
 // rows are: to[k][j] is the k-th pair of the j-th row.
 HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* HWY_RESTRICT to) {
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t k = 0; k < kAmxRows; ++k)
-    for (int64_t j = 0; j < kAmxRows; ++j) to[k * kAmxRows + j] = pair_of(rows[j] + from + 2 * k);
+    for (int64_t j = 0; j < kAmxRows; ++j)
+      std::memcpy(to + k * kAmxRows + j, rows[j] + from + 2 * k, sizeof *to);
 #else  // four by four
   const hn::FixedTag<uint32_t, 4> d;
   const hn::FixedTag<uint16_t, 8> d16;
-  const hn::Repartition<uint64_t, decltype(d)> dd;
   HWY_UNROLL(4)
   for (int64_t j = 0; j < kAmxRows; j += 4) {
     const auto row = [&](int64_t u, int64_t k) {
       return hn::BitCast(d, hn::LoadU(d16, rows[j + u] + from + 2 * k));
     };
     HWY_UNROLL(4)
-    for (int64_t k = 0; k < kAmxRows; k += 4) {
-      const auto a = row(0, k), b = row(1, k), c = row(2, k), e = row(3, k);
-      const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
-      const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
-      const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
-      const auto ce_high = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
-      uint32_t* at = to + k * kAmxRows + j;
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)), d, at);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)), d, at + kAmxRows);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab_high, ce_high)), d, at + 2 * kAmxRows);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kAmxRows);
-    }
+    for (int64_t k = 0; k < kAmxRows; k += 4)
+      store_columns<uint32_t>(row(0, k), row(1, k), row(2, k), row(3, k), kAmxRows,
+                              to + k * kAmxRows + j);
   }
 #endif
 }

@@ -171,22 +171,12 @@ void pack_weights(const Weight& weight, int64_t begin, int64_t n, int64_t from, 
   int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR  // four by four
   const hn::FixedTag<float, 4> d;
-  const hn::Repartition<double, decltype(d)> dd;
   for (; j + 4 <= n; j += 4) {
     const char* rows[] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
     int64_t k = 0;
     for (; k + 4 <= depth; k += 4) {
-      const auto a = load_weights<kFormat>(d, rows[0], k), b = load_weights<kFormat>(d, rows[1], k);
-      const auto c = load_weights<kFormat>(d, rows[2], k), e = load_weights<kFormat>(d, rows[3], k);
-      const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
-      const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
-      const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
-      const auto ce_high = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
-      float* at = to + k * kWidth + j;
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)), d, at);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)), d, at + kWidth);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab_high, ce_high)), d, at + 2 * kWidth);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kWidth);
+      const auto four = [&](int u) HWY_ATTR { return load_weights<kFormat>(d, rows[u], k); };
+      store_columns<float>(four(0), four(1), four(2), four(3), kWidth, to + k * kWidth + j);
     }
     for (; k < depth; ++k)
       for (int64_t u = 0; u < 4; ++u) to[k * kWidth + j + u] = load_weight<kFormat>(rows[u], k);

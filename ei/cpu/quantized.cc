@@ -187,19 +187,9 @@ void pack(const Weight& weight, int64_t begin, int64_t n, int64_t from, int64_t 
     for (int64_t p = 0; p < depth / 2; ++p) to.pairs[p * kWidth + j] = pair_at(rows[0].q + 2 * p);
 #else
     const hn::FixedTag<int32_t, 4> d;
-    const hn::Repartition<int64_t, decltype(d)> dd;
     for (int64_t p = 0; p < depth / 2; p += 4) {
-      const auto a = load_pairs(d, rows[0].q + 2 * p), b = load_pairs(d, rows[1].q + 2 * p);
-      const auto c = load_pairs(d, rows[2].q + 2 * p), e = load_pairs(d, rows[3].q + 2 * p);
-      const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
-      const auto ce = hn::BitCast(dd, hn::InterleaveLower(d, c, e));
-      const auto ab_high = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
-      const auto ce_high = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
-      int32_t* at = to.pairs + p * kWidth + j;
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ce)), d, at);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ce)), d, at + kWidth);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab_high, ce_high)), d, at + 2 * kWidth);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab_high, ce_high)), d, at + 3 * kWidth);
+      const auto four = [&](int u) HWY_ATTR { return load_pairs(d, rows[u].q + 2 * p); };
+      store_columns<int32_t>(four(0), four(1), four(2), four(3), kWidth, to.pairs + p * kWidth + j);
     }
 #endif
   }

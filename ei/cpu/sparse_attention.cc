@@ -51,12 +51,7 @@ HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float* HWY_RESTRICT s, f
   std::fill(s + n_seen, s + n, -std::numeric_limits<float>::infinity());
   V32 most = hn::LoadU(df, s);
   for (int64_t c = lanes; c < n; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
-  float factor = 1;
-  if (!hn::AllTrue(df, hn::Le(most, hn::Set(df, top)))) {
-    const float next = hn::GetLane(hn::MaxOfLanes(df, most));
-    factor = hn::GetLane(exp2_negative(hn::Set(df, top - next)));
-    top = next;
-  }
+  const float factor = raise_top(most, top);
   V32 total = hn::Zero(df);
   for (int64_t c = 0; c < n; c += lanes) {
     const V32 p = exp2_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, top)));

@@ -113,16 +113,15 @@ void pack_values(int64_t n, int64_t d, DType type, const char* const* values,
 
 // 2^x for x <= 0 as exp2_negative() has it, with a relative error below 8e-5: a fiftieth of
 // what rounding to bf16 costs.
-template <class D>
-HWY_INLINE hn::Vec<D> rough_exp2(D d, hn::Vec<D> x) {
-  const hn::RebindToSigned<D> di;
-  x = hn::Max(hn::Set(d, -126.0f), x);
-  const auto t = hn::Add(x, hn::Set(d, 0x1.8p23f));
-  const auto r = hn::Sub(x, hn::Sub(t, hn::Set(d, 0x1.8p23f)));
-  auto p = hn::MulAdd(hn::Set(d, 0.05517166f), r, hn::Set(d, 0.24261112f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.69326099f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.99992807f));
-  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, t))));
+HWY_INLINE V32 rough_exp2(V32 x) {
+  const F32 d;
+  return exp2_by(
+      [&](V32 r) HWY_ATTR {
+        V32 p = hn::MulAdd(hn::Set(d, 0.05517166f), r, hn::Set(d, 0.24261112f));
+        p = hn::MulAdd(p, r, hn::Set(d, 0.69326099f));
+        return hn::MulAdd(p, r, hn::Set(d, 0.99992807f));
+      },
+      x);
 }
 
 // Online softmax of one row of a tile, in units of log 2 once scores are multiplied by `scale`: of
@@ -131,7 +130,7 @@ HWY_INLINE hn::Vec<D> rough_exp2(D d, hn::Vec<D> x) {
 template <class Unit>
 HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float scale, float* HWY_RESTRICT s,
                              int64_t i, uint16_t* HWY_RESTRICT to, float& top, float& sum) {
-  const hn::CappedTag<float, 16> df;
+  const F32 df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   const auto at = [&](int64_t c) {
     return to + c / kAmxDepth * kAmxTile + i * kAmxDepth + c % kAmxDepth;
@@ -140,16 +139,10 @@ HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float scale, float* HWY_
   auto most = hn::LoadU(df, s);
   for (int64_t c = lanes; c < n; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
   const auto by = hn::Set(df, scale);
-  most = hn::Mul(most, by);
-  float factor = 1;
-  if (!hn::AllTrue(df, hn::Le(most, hn::Set(df, top)))) {
-    const float next = hn::GetLane(hn::MaxOfLanes(df, most));
-    factor = hn::GetLane(exp2_negative(hn::Set(F32(), top - next)));
-    top = next;
-  }
+  const float factor = raise_top(hn::Mul(most, by), top);
   auto total = hn::Zero(df);
   const auto probability = [&](int64_t c) {
-    return rough_exp2(df, hn::MulSub(hn::LoadU(df, s + c), by, hn::Set(df, top)));
+    return rough_exp2(hn::MulSub(hn::LoadU(df, s + c), by, hn::Set(df, top)));
   };
   for (int64_t c = 0; c < n; c += 2 * lanes) {  // n is a multiple of 32
     const auto p = probability(c), q = probability(c + lanes);
@@ -162,7 +155,7 @@ HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float scale, float* HWY_
 }
 
 HWY_INLINE void scale_row(float factor, int64_t n, float* HWY_RESTRICT row) {
-  const hn::CappedTag<float, 16> d;
+  const F32 d;
   const auto by = hn::Set(d, factor);
   for (int64_t c = 0; c < n; c += static_cast<int64_t>(hn::Lanes(d)))
     hn::StoreU(hn::Mul(hn::LoadU(d, row + c), by), d, row + c);
@@ -182,12 +175,13 @@ void attend(const SparseAttention& op, const AttentionItem& item, const Attentio
   const View<float, 2> queries = rows_of(op.q);
   const float scale = op.scale * 1.44269504f;  // that of scores, in units of log 2
   for (int64_t r = 0; r < tall; ++r) {
-    const int64_t token = item.first + r / group, head = item.kv_head * group + r % group;
-    for (int64_t c = 0; r < n_rows && c < d; ++c) memory.numbers[c] = queries[token][head * d + c];
+    const float* from = nullptr;
+    if (r < n_rows)
+      from = queries[item.first + r / group].data + (item.kv_head * group + r % group) * d;
     for (int64_t t = 0; t < n_tiles; ++t) {
-      const int64_t left = r < n_rows ? std::min(kAmxDepth, d - t * kAmxDepth) : 0;
+      const int64_t left = from != nullptr ? std::min(kAmxDepth, d - t * kAmxDepth) : 0;
       round_row<Unit>(
-          memory.numbers + t * kAmxDepth, left, kAmxDepth,
+          left > 0 ? from + t * kAmxDepth : nullptr, left, kAmxDepth,
           memory.queries + (r / kAmxRows * n_tiles + t) * kAmxTile + r % kAmxRows * kAmxDepth);
     }
   }

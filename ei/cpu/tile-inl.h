@@ -15,6 +15,7 @@
 
 #include "ei/base/half.h"
 #include "ei/cpu/numbers.h"
+#include "ei/cpu/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
@@ -31,23 +32,43 @@ constexpr int64_t kVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 // Rows that a panel is used for while it is in L1.
 constexpr int64_t kStrip = 4 * kRows;
 
-// 2^x for x <= 0, relative error below 3e-6 down to 2^-126; that for all x below. NaN stays NaN:
-// maxps returns its second operand if one is NaN, and none here has low bits that the shift would
-// move into the exponent.
-HWY_INLINE V32 exp2_negative(V32 x) {
+// 2^x for x <= 0 down to 2^-126; that for all x below. `polynomial` is 2^r on [-1/2, 1/2] and sets
+// the error. NaN stays NaN: maxps returns its second operand if one is NaN, and none here has low
+// bits that the shift would move into the exponent.
+template <class P>
+HWY_INLINE V32 exp2_by(const P& polynomial, V32 x) {
   const F32 d;
   const hn::RebindToSigned<F32> di;
   x = hn::Max(hn::Set(d, -126.0f), x);
   // x to the nearest integer, which then stands in the last bits.
   const V32 t = hn::Add(x, hn::Set(d, 0x1.8p23f));
   const V32 r = hn::Sub(x, hn::Sub(t, hn::Set(d, 0x1.8p23f)));
-  // 2^r on [-1/2, 1/2], the polynomial of least relative error.
-  V32 p = hn::Set(d, 0.00957010221f);
-  p = hn::MulAdd(p, r, hn::Set(d, 0.0559178591f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.240247443f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.693121791f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.999999285f));
-  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, t))));
+  return hn::BitCast(
+      d, hn::Add(hn::BitCast(di, polynomial(r)), hn::ShiftLeft<23>(hn::BitCast(di, t))));
+}
+// By the polynomial of degree 4 of least relative error, below 3e-6.
+HWY_INLINE V32 exp2_negative(V32 x) {
+  const F32 d;
+  return exp2_by(
+      [&](V32 r) HWY_ATTR {
+        V32 p = hn::Set(d, 0.00957010221f);
+        p = hn::MulAdd(p, r, hn::Set(d, 0.0559178591f));
+        p = hn::MulAdd(p, r, hn::Set(d, 0.240247443f));
+        p = hn::MulAdd(p, r, hn::Set(d, 0.693121791f));
+        return hn::MulAdd(p, r, hn::Set(d, 0.999999285f));
+      },
+      x);
+}
+
+// Raises a row's maximum so far to the highest lane, if that is higher; returns what probabilities
+// relative to the former are to be multiplied by.
+HWY_INLINE float raise_top(V32 most, float& top) {
+  const F32 d;
+  if (hn::AllTrue(d, hn::Le(most, hn::Set(d, top)))) return 1;
+  const float next = hn::GetLane(hn::MaxOfLanes(d, most));
+  const float factor = hn::GetLane(exp2_negative(hn::Set(d, top - next)));
+  top = next;
+  return factor;
 }
 
 // Columns of a full panel, and those of the panels that hold n.
@@ -155,25 +176,6 @@ HWY_INLINE void widen(const char* row, DType type, int64_t c, int64_t n, float* 
   for (; i < n; ++i) to[i] = load_number(row, type, c + i);
 }
 
-#if HWY_TARGET != HWY_SCALAR
-// Elements [c, c + 4) of four rows into four columns of numbers, `stride` apart.
-HWY_INLINE void transpose_four(const char* const* row, DType type, int64_t c, int64_t stride,
-                               float* HWY_RESTRICT to) {
-  const hn::FixedTag<float, 4> d;
-  const hn::RepartitionToWide<decltype(d)> dd;
-  const auto r0 = load_numbers(d, row[0], type, c), r1 = load_numbers(d, row[1], type, c);
-  const auto r2 = load_numbers(d, row[2], type, c), r3 = load_numbers(d, row[3], type, c);
-  const auto low = hn::BitCast(dd, hn::InterleaveLower(d, r0, r1));
-  const auto low2 = hn::BitCast(dd, hn::InterleaveLower(d, r2, r3));
-  const auto high = hn::BitCast(dd, hn::InterleaveUpper(d, r0, r1));
-  const auto high2 = hn::BitCast(dd, hn::InterleaveUpper(d, r2, r3));
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, low, low2)), d, to);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, low, low2)), d, to + stride);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, high, high2)), d, to + 2 * stride);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, high, high2)), d, to + 3 * stride);
-}
-#endif
-
 // Puts n <= kTileKeys rows of d numbers side by side into the columns of tile, panels of d rows.
 // Columns behind the n-th, up to a full panel, are defined but mean nothing.
 HWY_INLINE void pack_columns(int64_t n, int64_t d, DType type, const char* const* rows,
@@ -185,7 +187,11 @@ HWY_INLINE void pack_columns(int64_t n, int64_t d, DType type, const char* const
     float* to = tile + j / wide * wide * d + j % wide;
     int64_t c = 0;
 #if HWY_TARGET != HWY_SCALAR
-    for (; c + 4 <= d; c += 4) transpose_four(row, type, c, wide, to + c * wide);
+    const auto four = [&](int u) HWY_ATTR {
+      return load_numbers(hn::FixedTag<float, 4>(), row[u], type, c);
+    };
+    for (; c + 4 <= d; c += 4)
+      store_columns<float>(four(0), four(1), four(2), four(3), wide, to + c * wide);
 #endif
     for (; c < d; ++c)
       for (int64_t u = 0; u < at_once; ++u) to[c * wide + u] = load_number(row[u], type, c);
