@@ -15,14 +15,13 @@
 
 #include "ei/base/half.h"
 #include "ei/cpu/numbers.h"
+#include "ei/cpu/softmax-inl.h"
 #include "ei/cpu/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-using F32 = hn::ScalableTag<float>;
-using V32 = hn::Vec<F32>;
 
 // Registers: kRows x kVectors accumulators, a vector of B per column and one broadcast of A. 32
 // registers with AVX-512, 16 before.
@@ -31,45 +30,6 @@ constexpr int64_t kVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
 // Rows that a panel is used for while it is in L1.
 constexpr int64_t kStrip = 4 * kRows;
-
-// 2^x for x <= 0 down to 2^-126; that for all x below. `polynomial` is 2^r on [-1/2, 1/2] and sets
-// the error. NaN stays NaN: maxps returns its second operand if one is NaN, and none here has low
-// bits that the shift would move into the exponent.
-template <class P>
-HWY_INLINE V32 exp2_by(const P& polynomial, V32 x) {
-  const F32 d;
-  const hn::RebindToSigned<F32> di;
-  x = hn::Max(hn::Set(d, -126.0f), x);
-  // x to the nearest integer, which then stands in the last bits.
-  const V32 t = hn::Add(x, hn::Set(d, 0x1.8p23f));
-  const V32 r = hn::Sub(x, hn::Sub(t, hn::Set(d, 0x1.8p23f)));
-  return hn::BitCast(
-      d, hn::Add(hn::BitCast(di, polynomial(r)), hn::ShiftLeft<23>(hn::BitCast(di, t))));
-}
-// By the polynomial of degree 4 of least relative error, below 3e-6.
-HWY_INLINE V32 exp2_negative(V32 x) {
-  const F32 d;
-  return exp2_by(
-      [&](V32 r) HWY_ATTR {
-        V32 p = hn::Set(d, 0.00957010221f);
-        p = hn::MulAdd(p, r, hn::Set(d, 0.0559178591f));
-        p = hn::MulAdd(p, r, hn::Set(d, 0.240247443f));
-        p = hn::MulAdd(p, r, hn::Set(d, 0.693121791f));
-        return hn::MulAdd(p, r, hn::Set(d, 0.999999285f));
-      },
-      x);
-}
-
-// Raises a row's maximum so far to the highest lane, if that is higher; returns what probabilities
-// relative to the former are to be multiplied by.
-HWY_INLINE float raise_top(V32 most, float& top) {
-  const F32 d;
-  if (hn::AllTrue(d, hn::Le(most, hn::Set(d, top)))) return 1;
-  const float next = hn::GetLane(hn::MaxOfLanes(d, most));
-  const float factor = hn::GetLane(exp2_negative(hn::Set(d, top - next)));
-  top = next;
-  return factor;
-}
 
 // Columns of a full panel, and those of the panels that hold n.
 HWY_INLINE int64_t panel_columns() { return kVectors * static_cast<int64_t>(hn::Lanes(F32())); }
