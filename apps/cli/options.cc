@@ -222,7 +222,7 @@ PolicyOptions::PolicyOptions(CLI::App& command, const Device& device, bool with_
            "them, by the EntropyInfer paper or its released code, or a method to compare with");
     policy(
         "--decode", decode_, names(decode_policies()),
-        "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming [latent]",
+        "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming|expected|kvzip [latent]",
         "The cache of the answer: what the first generated tokens vote for, all of it, or a method "
         "to compare with");
   }
@@ -323,12 +323,20 @@ void PolicyOptions::add_decode_settings() {
     if (p.decode.gap == kAutoGap) return "auto";
     return p.decode.gap;
   };
+  choice<Voter>(
+      kLoop, "--voter", [](P& p) -> Voter& { return p.decode.voter; },
+      {{"window", Voter::kWindow}, {"expected", Voter::kExpected}, {"repeat", Voter::kRepeat}},
+      "Whose attention decides: the newest queries', that of queries they let expect, or the "
+      "prompt's own as it is repeated");
   number<int64_t>(
       kLoop, "--window", [](P& p) -> int64_t& { return p.decode.window; },
-      "Newest queries that vote on what is kept");
+      "Newest queries that vote on what is kept, or are measured; tokens repeated at a time");
   choice<Pooling>(
       kLoop, "--pooling", [](P& p) -> Pooling& { return p.decode.pooling; },
-      {{"avg", Pooling::kAvg}, {"max", Pooling::kMax}, {"none", Pooling::kNone}},
+      {{"avg", Pooling::kAvg},
+       {"max", Pooling::kMax},
+       {"both", Pooling::kBoth},
+       {"none", Pooling::kNone}},
       "How votes are smoothed along the tokens");
   number<int64_t>(
       kLoop, "--kernel", [](P& p) -> int64_t& { return p.decode.kernel; },
@@ -348,13 +356,14 @@ void PolicyOptions::add_decode_settings() {
       kLoop, "--split", [](P& p) -> Split& { return p.decode.split; },
       {{"even", Split::kEven},
        {"adaptive", Split::kAdaptive},
+       {"global", Split::kGlobal},
        {"pyramid", Split::kPyramid},
        {"streaming", Split::kStreaming}},
-      "How budgets are shared: the same for all, over the heads of a layer by votes, falling from "
-      "layer to layer, or the first and last entries without votes");
+      "How budgets are shared: the same for all, over the heads of a layer or of all layers by "
+      "votes, falling from layer to layer, or the first and last entries without votes");
   number<float>(
       kLoop, "--floor", [](P& p) -> float& { return p.decode.floor; },
-      "Share of its even budget that an adaptive split leaves every head");
+      "Share of its even budget that an adaptive or global split leaves every head");
   number<int64_t>(
       kLoop, "--pyramid-beta", [](P& p) -> int64_t& { return p.decode.pyramid_beta; },
       "A pyramid split gives the last layer so many times less than an even one");

@@ -9,6 +9,7 @@
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
 #include "apps/eval/summary.h"
+#include "ei/base/fail.h"
 
 namespace ei::eval {
 
@@ -28,6 +29,8 @@ Comparison::Comparison(CLI::App& command, cli::Interrupts& interrupts)
                   "Write answers.jsonl and report.html into this folder; an evaluation found there "
                   "goes on")
       ->option_text("DIR");
+  command.add_flag("--withhold-question", withhold_question_,
+                   "Compress every cache right after the document, before the question is read");
 }
 
 Engine Comparison::load() {
@@ -46,6 +49,31 @@ bool Comparison::known(const Item& item, const NamedPolicies& policy) const {
   });
 }
 
+Request Comparison::make_request(const Engine& engine, const Posed& posed) const {
+  Request request;
+  request.thinking = false;  // answers are short
+  request.sampling = SamplingParams{};
+  request.max_tokens = posed.max_tokens;
+  const bool chat = posed.chat && !engine.info().chat_template.empty();
+  const auto tokens_of = [&](const std::vector<std::string>& parts) {
+    const Message message = {"user", parts};
+    return chat ? engine.tokenize({&message, 1}, request.thinking)
+                : engine.tokenize(fmt::format("{}", fmt::join(parts, "\n\n")));
+  };
+  request.tokens = tokens_of(posed.parts);
+  if (!withhold_question_) return request;
+
+  // The prompt ends where a prompt without the question would be another.
+  require(posed.parts.size() > 1,
+          "the question of these prompts stands inside of them and cannot be withheld");
+  const std::vector<int32_t> without = tokens_of({posed.parts.begin(), posed.parts.end() - 1});
+  const auto end = std::ranges::mismatch(request.tokens, without).in1;
+  request.given.assign(end, request.tokens.end());
+  request.tokens.erase(end, request.tokens.end());
+  request.max_tokens += std::ssize(request.given);
+  return request;
+}
+
 bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> items,
                      const std::function<Posed(const Item&)>& pose, std::stop_token cancel,
                      const std::function<void(const Item&, Result)>& add) const {
@@ -53,16 +81,7 @@ bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> ite
   std::vector<Request> requests;
   for (const Item& item : items) {
     posed.push_back(pose(item));
-    Request request;
-    request.thinking = false;  // answers are short
-    if (engine.info().chat_template.empty() || !posed.back().chat) {
-      request.tokens = engine.tokenize(fmt::format("{}", fmt::join(posed.back().parts, "\n\n")));
-    } else {
-      request.messages = {{"user", posed.back().parts}};
-    }
-    request.max_tokens = posed.back().max_tokens;
-    request.sampling = SamplingParams{};
-    requests.push_back(std::move(request));
+    requests.push_back(make_request(engine, posed.back()));
   }
   for (size_t first = 0, last = 0; first < compared_.size(); first = last) {
     const PrefillPolicy& prefill = compared_[first].policies.prefill;
@@ -74,6 +93,7 @@ bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> ite
         if (known(item, compared_[p])) continue;
         requests[i].prefill = prefill;
         requests[i].decode = compared_[p].policies.decode;
+        if (withhold_question_ && !requests[i].decode.is_full()) requests[i].decode.gap = -1;
         const Generation answer = session.generate(requests[i], {}, cancel);
         if (answer.finish_reason == FinishReason::kCancelled) return false;
         if (!read) read = answer;
@@ -99,6 +119,7 @@ bool Comparison::ask(Engine& engine, Session& session, std::span<const Item> ite
 
 int Comparison::run(Engine& engine, nlohmann::ordered_json about, const std::vector<Item>& items,
                     const std::function<Posed(const Item&)>& pose) {
+  if (withhold_question_) about["withhold_question"] = true;
   about["model"] = model_.model().path().string();
   for (const NamedPolicies& p : compared_) about["policies"][p.name] = policy_.describe(p.policies);
   std::optional<ResultFile> file;

@@ -27,7 +27,7 @@ struct Item {
 
 // What is asked.
 struct Posed {
-  std::vector<std::string> parts;  // of a user's message
+  std::vector<std::string> parts;  // of a user's message; the last is the question
   bool chat = true;                // in the model's chat format, if it has one
   std::vector<std::string> expected;
   std::function<double(const std::string& answer)> score;  // 0 to 1
@@ -41,6 +41,8 @@ class Comparison {
   Comparison(CLI::App& command, cli::Interrupts& interrupts);
   Comparison(const Comparison&) = delete;
 
+  // Whether caches are compressed before the question is known.
+  bool withholds_question() const { return withhold_question_; }
   // Throws CLI::ValidationError for policies that are none.
   Engine load();
   // `about`: what decides on the prompts. Prints the table and returns the exit code.
@@ -49,6 +51,7 @@ class Comparison {
 
  private:
   bool known(const Item& item, const NamedPolicies& policy) const;
+  Request make_request(const Engine& engine, const Posed& posed) const;
   // All that is still to be asked of one document. False when it was interrupted.
   bool ask(Engine& engine, Session& session, std::span<const Item> items,
            const std::function<Posed(const Item&)>& pose, std::stop_token cancel,
@@ -58,6 +61,7 @@ class Comparison {
   cli::ModelOptions model_;
   std::vector<std::string> policies_ = {"dense+full", "entropy+latent"};
   std::filesystem::path out_;
+  bool withhold_question_ = false;
   cli::PolicyOptions policy_;
   std::vector<NamedPolicies> compared_;
   std::vector<Result> results_;

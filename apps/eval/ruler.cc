@@ -53,7 +53,12 @@ class Ruler {
           });
           // RULER asks for all strings, but for one of those that answer a question on a text.
           const bool any = item.task.starts_with("qa");
-          return Posed{.parts = {line->input},
+          // RULER's questions, and what their answers begin with, are the last line.
+          const size_t end = line->input.rfind('\n');
+          const bool split = comparison_.withholds_question() && end != std::string::npos;
+          std::vector<std::string> parts = {line->input};
+          if (split) parts = {line->input.substr(0, end), line->input.substr(end + 1)};
+          return Posed{.parts = parts,
                        .expected = line->outputs,
                        .score = [outputs = line->outputs, any](const std::string& answer) {
                          return score(outputs, answer, any);

@@ -40,6 +40,7 @@ class KvCache {
   KvCache(Backend& backend, PagePool& pool, const KvShape& shape);
 
   const KvShape& shape() const { return shape_; }
+  PagePool& pool() const { return pool_; }
   int64_t page_bytes() const { return pool_.page_bytes(); }
   int64_t n_tokens() const { return n_tokens_; }  // of text seen, kept or not
   bool compacted() const { return compacted_; }

@@ -7,6 +7,7 @@
 #include "ei/cuda/device/mma_tile.cuh"
 #include "ei/cuda/device/reduce.cuh"
 #include "ei/cuda/launch.cuh"
+#include "ei/policy/pooling.h"
 
 // Votes in two passes over the keys: the first finds the logarithm of every query's softmax
 // denominator, the second multiplies again and adds up probabilities. Scores are never stored: of
@@ -294,21 +295,37 @@ __global__ void __launch_bounds__(kThreads, 2) add_up(const __grid_constant__ Pa
   });
 }
 
+struct Votes {
+  const float* votes;
+  int n;
+
+  __device__ float average(int j, int64_t width) const {
+    float sum = 0;
+    for (int i = begin(j, width); i < end(j, width); ++i) sum += votes[i];
+    return sum / static_cast<float>(width);
+  }
+  __device__ float highest(int j, int64_t width) const {
+    float most = votes[j];
+    for (int i = begin(j, width); i < end(j, width); ++i) most = fmaxf(most, votes[i]);
+    return most;
+  }
+  __device__ int reach(int64_t width) const {
+    return static_cast<int>(min(width / 2, static_cast<int64_t>(n)));
+  }
+  __device__ int begin(int j, int64_t width) const { return max(0, j - reach(width)); }
+  __device__ int end(int j, int64_t width) const { return min(n, j + reach(width) + 1); }
+};
+
 __global__ void pool(const __grid_constant__ PoolVotes op) {
   const int64_t h = blockIdx.y, m = op.votes.dims[1];
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), n = op.n_votes.data[h];
-  if (i >= n) return;
-  const float* votes = op.votes.data + h * m;
-  const int reach = static_cast<int>(min(op.kernel / 2, int64_t{n}));
-  const int begin = max(0, i - reach), end = min(n, i + reach + 1);
-  float y = votes[i];
-  if (op.pooling == Pooling::kMax) {
-    for (int j = begin; j < end; ++j) y = fmaxf(y, votes[j]);
-  } else if (op.pooling == Pooling::kAvg) {
-    y = 0;
-    for (int j = begin; j < end; ++j) y += votes[j];
-    y /= static_cast<float>(op.kernel);
-  }
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const Votes votes = {op.votes.data + h * m, op.n_votes.data[h]};
+  if (i >= votes.n) return;
+  float y = votes.votes[i];
+  if (op.pooling == Pooling::kAvg) y = votes.average(i, op.kernel);
+  if (op.pooling == Pooling::kMax) y = votes.highest(i, op.kernel);
+  if (op.pooling == Pooling::kBoth)
+    y = both_pools(votes.average(i, kNarrowPool), votes.highest(i, op.kernel));
   op.out.data[h * m + i] = y;
 }
 
@@ -319,6 +336,10 @@ void CudaBackend::run(const Vote& op) {
   const int64_t kv_heads = op.kv.n_kv_heads(), d = op.kv.layout.head_dim,
                 n_heads = op.window.cols / d;
   if (d > kMaxDim) throw Error("Vote: CUDA takes heads of at most 256 numbers");
+  if (op.over_queries != GroupReduce::kMean)
+    throw Error(
+        "CUDA: there are no votes by the highest of many queries; keep the cache by another "
+        "policy than kvzip, or run on the CPU (--device cpu)");
   Params p{};
   p.window = static_cast<const bf16*>(op.window.data);
   p.cols = op.window.cols;
@@ -363,6 +384,12 @@ void CudaBackend::run(const Vote& op) {
   } else {
     start.operator()<bf16, 0>();
   }
+}
+
+void CudaBackend::run(const ExpectVotes&) {
+  throw Error(
+      "CUDA: there are no votes of expected queries; keep the cache by another policy than "
+      "expected, or run on the CPU (--device cpu)");
 }
 
 void CudaBackend::run(const PoolVotes& op) {

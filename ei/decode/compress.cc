@@ -3,28 +3,33 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <utility>
+#include <tuple>
 
+#include "ei/base/fail.h"
 #include "ei/policy/split.h"
 
 namespace ei {
 namespace {
 
-// How many of the highest votes every head keeps when the heads compete for the layer's n_even each
-// (AdaKV). Ties to the lower head, then to the lower row.
-std::vector<int64_t> compete(const std::vector<float>& votes, const std::vector<int32_t>& n_votes,
-                             int64_t n_even, float floor) {
-  const size_t heads = n_votes.size(), width = votes.size() / heads;
-  std::vector<size_t> order;
-  for (size_t h = 0; h < heads; ++h)
-    for (size_t j = 0; j < static_cast<size_t>(n_votes[h]); ++j) order.push_back(h * width + j);
-  const size_t n = std::min(order.size(), heads * static_cast<size_t>(n_even));
+// How many of the highest votes every head keeps when the heads compete for n_even each (AdaKV, and
+// KVzip over all layers). Ties to the lower head, then to the lower row.
+std::vector<int64_t> compete(const std::vector<std::vector<float>>& votes, int64_t n_even,
+                             float floor) {
+  struct Entry {
+    float vote;
+    int32_t head, row;
+  };
+  std::vector<Entry> order;
+  for (size_t h = 0; h < votes.size(); ++h)
+    for (size_t j = 0; j < votes[h].size(); ++j)
+      order.push_back({votes[h][j], static_cast<int32_t>(h), static_cast<int32_t>(j)});
+  const size_t n = std::min(order.size(), votes.size() * static_cast<size_t>(n_even));
   const auto last = order.begin() + static_cast<std::ptrdiff_t>(n);
-  std::nth_element(order.begin(), last, order.end(), [&](size_t a, size_t b) {
-    return votes[a] != votes[b] ? votes[a] > votes[b] : a < b;
+  std::nth_element(order.begin(), last, order.end(), [&](const Entry& a, const Entry& b) {
+    return a.vote != b.vote ? a.vote > b.vote : std::tie(a.head, a.row) < std::tie(b.head, b.row);
   });
-  std::vector<int64_t> won(heads, 0);
-  for (auto it = order.begin(); it != last; ++it) ++won[*it / width];
+  std::vector<int64_t> won(votes.size(), 0);
+  for (auto it = order.begin(); it != last; ++it) ++won[static_cast<size_t>(it->head)];
   for (int64_t& n_top : won) n_top = adaptive_capacity(n_top, n_even, floor);
   return won;
 }
@@ -46,7 +51,8 @@ void keep_ends(Backend& backend, KvCache& cache, int layer, int64_t budget) {
 }  // namespace
 
 int64_t Compressor::window_rows(const DecodePolicy& policy) {
-  if (policy.is_full() || policy.split == Split::kStreaming) return 0;
+  if (policy.is_full() || policy.split == Split::kStreaming || policy.voter == Voter::kRepeat)
+    return 0;
   return policy.window + (policy.off_by_one ? 1 : 0);
 }
 
@@ -56,6 +62,7 @@ int64_t Compressor::bytes(const DecodePolicy& policy, int64_t n_heads, int64_t n
   int64_t kept = std::min(policy.budget, n_rows);
   if (policy.split == Split::kPyramid) kept *= 2;
   if (policy.split == Split::kAdaptive) kept *= heads;
+  if (policy.split == Split::kGlobal) kept = n_rows;
   int64_t numbers = heads * (std::min(kept, n_rows) + 2);
   if (policy.split != Split::kStreaming) numbers += 2 * heads * n_rows;  // votes, and pooled
   return numbers * int64_t{sizeof(float)};
@@ -71,17 +78,40 @@ bool Compressor::due(const KvCache& cache) const {
   return policy_.regrow > 0 && cache.mean_rows() >= double(policy_.budget + policy_.regrow);
 }
 
-void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads) {
+void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads,
+                     const Votes& votes) {
+  require(votes || policy_.voter == Voter::kWindow || policy_.split == Split::kStreaming,
+          "a cache whose voter is not its window is compressed without votes");
   if (policy_.gap == kAutoGap && !cache.compacted() && !settled(backend, cache, window, n_heads))
     return;
-  const KvShape& shape = cache.shape();
-  for (int l = 0; l < shape.n_layers; ++l) {
+  if (policy_.split == Split::kGlobal)
+    return share_globally(backend, cache, window, n_heads, votes);
+  for (int l = 0; l < cache.shape().n_layers; ++l) {
     if (policy_.split == Split::kStreaming) {
       keep_ends(backend, cache, l, policy_.budget);
     } else {
-      const Choice choice = choose(backend, cache, l, window, n_heads);
+      const Ballot ballot = vote(backend, cache, l, window, n_heads, votes);
+      const Choice choice = choose(backend, cache, l, ballot);
       cache.compact(l, choice.keep(), choice.n_kept);
     }
+  }
+}
+
+// Votes are asked for twice, so that those of one layer are held at a time on the device.
+void Compressor::share_globally(Backend& backend, KvCache& cache, const QueryWindow& window,
+                                int64_t n_heads, const Votes& votes) const {
+  const auto ballot = [&](int l) { return vote(backend, cache, l, window, n_heads, votes); };
+  std::vector<std::vector<float>> all;
+  for (int l = 0; l < cache.shape().n_layers; ++l) ballot(l).add_to(backend, all);
+  const std::vector<int64_t> tops =
+      compete(all, policy_.budget - policy_.kept_window(), policy_.floor);
+  auto of_layer = tops.begin();
+  for (int l = 0; l < cache.shape().n_layers; ++l) {
+    const Ballot voted = ballot(l);
+    const auto n = std::ssize(voted.n_votes);
+    const Choice choice = keep_top(backend, voted, {of_layer, of_layer + n});
+    cache.compact(l, choice.keep(), choice.n_kept);
+    of_layer += n;
   }
 }
 
@@ -92,16 +122,18 @@ bool Compressor::settled(Backend& backend, const KvCache& cache, const QueryWind
   std::vector<std::vector<int32_t>> now;
   bool agree = !looked_at_.empty();
   for (int l = 0; l < cache.shape().n_layers; ++l) {
-    const Choice choice = choose(backend, cache, l, window, n_heads);
+    const Ballot ballot = vote(backend, cache, l, window, n_heads, {});
+    const Choice choice = choose(backend, cache, l, ballot);
     const std::vector<int32_t>& count = choice.n_kept;
     const auto rows = choice.rows.to_host(backend);
-    const auto votes = choice.votes.to_host(backend);
-    const size_t most = rows.size() / count.size(), width = votes.size() / count.size();
+    std::vector<std::vector<float>> votes;
+    ballot.add_to(backend, votes);
+    const size_t most = rows.size() / count.size();
     for (size_t h = 0; h < count.size(); ++h) {
       const auto votes_for = [&](const std::vector<int32_t>& kept) {
         double sum = 0;  // rows of the window have no votes, they are kept in any case
-        for (const int32_t row : kept)
-          if (row < choice.n_votes[h]) sum += double(votes[h * width + static_cast<size_t>(row)]);
+        for (const auto row : kept)
+          if (row < ballot.n_votes[h]) sum += double(votes[h][static_cast<size_t>(row)]);
         return sum;
       };
       const auto first = rows.begin() + static_cast<std::ptrdiff_t>(h * most);
@@ -113,64 +145,82 @@ bool Compressor::settled(Backend& backend, const KvCache& cache, const QueryWind
   return agree;
 }
 
-Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, int l,
-                                      const QueryWindow& window, int64_t n_heads) const {
-  // The reference's window ends one token before the newest.
-  const int64_t oldest = cache.n_tokens() - policy_.window - (policy_.off_by_one ? 1 : 0);
+void Compressor::Ballot::add_to(Backend& backend, std::vector<std::vector<float>>& all) const {
+  const std::vector<float> values = votes.to_host(backend);
+  auto row = values.begin();
+  for (const int32_t n : n_votes) {
+    all.emplace_back(row, row + n);
+    row += votes.view().dim(1);
+  }
+}
+
+Compressor::Ballot Compressor::vote(Backend& backend, const KvCache& cache, int l,
+                                    const QueryWindow& window, int64_t n_heads,
+                                    const Votes& given) const {
   const KvLayer layer = cache.layer(l);
   const int64_t heads = policy_.scope == KvScope::kQueryHead ? n_heads : layer.n_kv_heads();
-  const int64_t most = layer.rows_bound - policy_.window;
-  const DeviceArray<float, 2> votes(backend, {heads, most});
-  DeviceArray<float, 2> pooled(backend, {heads, most});
-  std::vector<int32_t> before_window;
+  const int64_t kept = policy_.kept_window(), most = layer.rows_bound - kept;
+  Ballot ballot{{backend, {heads, most}}, {}};
   for (int64_t h = 0; h < heads; ++h)
-    before_window.push_back(
-        static_cast<int32_t>(cache.rows(l, h * layer.n_kv_heads() / heads) - policy_.window));
-  const DeviceArray<int32_t, 1> n_votes(backend, before_window);
-
-  backend.run(Vote{.window = window.ring(l),
-                   .first = oldest % window.n_rows(),
-                   .n_queries = policy_.window,
-                   .kv = layer,
-                   .scale = 1 / std::sqrt(static_cast<float>(layer.layout.head_dim)),
-                   .reduce = policy_.reduce,
-                   .votes = votes.view()});
+    ballot.n_votes.push_back(
+        static_cast<int32_t>(cache.rows(l, h * layer.n_kv_heads() / heads) - kept));
+  const DeviceArray<int32_t, 1> n_votes(backend, ballot.n_votes);
+  const DeviceArray<float, 2> votes(backend, {heads, most});
+  if (policy_.voter != Voter::kWindow) {
+    given(l, votes.view());
+  } else {
+    // The reference's window ends one token before the newest.
+    const int64_t oldest = cache.n_tokens() - policy_.window - (policy_.off_by_one ? 1 : 0);
+    backend.run(Vote{.window = window.ring(l),
+                     .first = oldest % window.n_rows(),
+                     .n_queries = policy_.window,
+                     .kv = layer,
+                     .scale = 1 / std::sqrt(static_cast<float>(layer.layout.head_dim)),
+                     .reduce = policy_.reduce,
+                     .votes = votes.view()});
+  }
   backend.run(PoolVotes{.votes = votes.view(),
                         .n_votes = n_votes.view(),
                         .pooling = policy_.pooling,
                         .kernel = policy_.kernel,
-                        .out = pooled.view()});
+                        .out = ballot.votes.view()});
+  return ballot;
+}
 
-  int64_t n_top = policy_.budget - policy_.window;
+Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, int l,
+                                      const Ballot& ballot) const {
+  const int64_t kept = policy_.kept_window();
+  int64_t n_top = policy_.budget - kept;
   if (policy_.split == Split::kPyramid)
-    n_top = pyramid_capacity(l, cache.shape().n_layers, n_top, cache.n_tokens() - policy_.window,
+    n_top = pyramid_capacity(l, cache.shape().n_layers, n_top, cache.n_tokens() - kept,
                              policy_.pyramid_beta);
-  std::vector<int64_t> tops(before_window.size(), n_top);
-  if (policy_.split == Split::kAdaptive) {
-    tops = compete(pooled.to_host(backend), before_window, n_top, policy_.floor);
-    n_top = *std::max_element(tops.begin(), tops.end());
-  }
-  DeviceArray<int32_t, 2> rows(backend, {heads, n_top + policy_.window});
-  DeviceArray<int32_t, 1> count(backend, {heads});
-  const Keep keep = {rows.view(), count.view()};
-  const auto keep_top = [&](int64_t first_head, int64_t n, int64_t top) {
-    backend.run(KeepTop{.votes = pooled.view().slice(first_head, n),
-                        .n_votes = n_votes.view().slice(first_head, n),
-                        .n_top = top,
-                        .window = policy_.window,
-                        .out = {keep.rows.slice(first_head, n), keep.count.slice(first_head, n)}});
-  };
-  if (policy_.split == Split::kAdaptive) {
-    for (int64_t h = 0; h < heads; ++h) keep_top(h, 1, tops[static_cast<size_t>(h)]);
-  } else {
-    keep_top(0, heads, n_top);
-  }
-  std::vector<int32_t> n_kept;
-  for (size_t h = 0; h < tops.size(); ++h)
-    n_kept.push_back(
-        static_cast<int32_t>(std::min<int64_t>(tops[h], before_window[h]) + policy_.window));
-  return {std::move(rows), std::move(count), std::move(n_kept), std::move(pooled),
-          std::move(before_window)};
+  if (policy_.split != Split::kAdaptive) return keep_top(backend, ballot, {&n_top, 1});
+  std::vector<std::vector<float>> votes;
+  ballot.add_to(backend, votes);
+  return keep_top(backend, ballot, compete(votes, n_top, policy_.floor));
+}
+
+// n_top: of every head, or one number for all.
+Compressor::Choice Compressor::keep_top(Backend& backend, const Ballot& ballot,
+                                        std::span<const int64_t> n_top) const {
+  const int64_t heads = std::ssize(ballot.n_votes), window = policy_.kept_window();
+  const int64_t most = *std::max_element(n_top.begin(), n_top.end());
+  const DeviceArray<int32_t, 1> n_votes(backend, ballot.n_votes);
+  Choice choice{{backend, {heads, most + window}}, {backend, {heads}}, {}};
+  const Keep keep = choice.keep();
+  const int64_t at_once = heads / std::ssize(n_top);
+  for (int64_t h = 0; h < heads; h += at_once)
+    backend.run(KeepTop{.votes = ballot.votes.view().slice(h, at_once),
+                        .n_votes = n_votes.view().slice(h, at_once),
+                        .n_top = n_top[static_cast<size_t>(h / at_once)],
+                        .window = window,
+                        .out = {keep.rows.slice(h, at_once), keep.count.slice(h, at_once)}});
+  for (int64_t h = 0; h < heads; ++h)
+    choice.n_kept.push_back(
+        static_cast<int32_t>(std::min<int64_t>(n_top[static_cast<size_t>(h / at_once)],
+                                               ballot.n_votes[static_cast<size_t>(h)]) +
+                             window));
+  return choice;
 }
 
 }  // namespace ei

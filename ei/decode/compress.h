@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "ei/cache/kv_cache.h"
@@ -29,26 +31,39 @@ class Compressor {
   // step.
   bool due(const KvCache& cache) const;
 
+  // Writes votes for all rows of a layer, [n_kv_heads, rows], where others vote than the window.
+  using Votes = std::function<void(int layer, const View<float, 2>& votes)>;
+
   // Compresses. Ends an automatic gap only if in every layer and head the rows that would have been
   // kept at the last look have kSettled of the votes that the rows now kept have, or if a whole
-  // window was written.
-  void run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads);
+  // window was written. votes: of policies whose voter is not the window.
+  void run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads,
+           const Votes& votes = {});
 
   static constexpr int64_t kLook = 4;
   static constexpr double kSettled = 0.95;
 
  private:
-  // What every head of a layer should keep, and the pooled votes that say so.
+  // The pooled votes of a layer, for rows before those that are kept in any case.
+  struct Ballot {
+    DeviceArray<float, 2> votes;   // [n_heads, such rows, at most]
+    std::vector<int32_t> n_votes;  // [n_heads] of them
+    // Appends those of each head.
+    void add_to(Backend& backend, std::vector<std::vector<float>>& all) const;
+  };
+  // What every head of a layer should keep.
   struct Choice {
     DeviceArray<int32_t, 2> rows;  // [n_heads, most]
     DeviceArray<int32_t, 1> count;
-    std::vector<int32_t> n_kept;   // count, on the host
-    DeviceArray<float, 2> votes;   // [n_heads, rows before the window, at most]
-    std::vector<int32_t> n_votes;  // [n_heads] of them
+    std::vector<int32_t> n_kept;  // count, on the host
     Keep keep() const { return {rows.view(), count.view()}; }
   };
-  Choice choose(Backend& backend, const KvCache& cache, int layer, const QueryWindow& window,
-                int64_t n_heads) const;
+  Ballot vote(Backend& backend, const KvCache& cache, int layer, const QueryWindow& window,
+              int64_t n_heads, const Votes& votes) const;
+  Choice choose(Backend& backend, const KvCache& cache, int layer, const Ballot& ballot) const;
+  Choice keep_top(Backend& backend, const Ballot& ballot, std::span<const int64_t> n_top) const;
+  void share_globally(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads,
+                      const Votes& votes) const;
   bool settled(Backend& backend, const KvCache& cache, const QueryWindow& window, int64_t n_heads);
 
   DecodePolicy policy_;

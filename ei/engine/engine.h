@@ -110,6 +110,7 @@ struct Request {
   DecodePolicy decode;
   std::optional<SamplingParams> sampling;  // nullopt: Engine::default_sampling()
   int64_t max_tokens = 512;
+  std::vector<int32_t> given;     // begins the answer, as if it had been drawn; no part of its text
   std::vector<std::string> stop;  // ends the answer where one appears; not part of it
   bool ignore_eos = false;
 };

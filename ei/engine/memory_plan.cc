@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ei/decode/compress.h"
+#include "ei/engine/votes.h"
 #include "ei/prefill/plan.h"
 
 namespace ei {
@@ -43,8 +44,10 @@ int64_t most_pages(const DecodePolicy& decode, const KvShape& shape, int64_t n_h
   const int64_t grown = of_layer(
       budget + (decode.regrow > 0 ? std::min(decode.regrow, n_total) : n_total - first.n_tokens));
   const int64_t per_layer = std::max(grown, kept);
-  return std::max(before + kept, (shape.n_layers - 1) * per_layer +
-                                     std::max(per_layer, before / shape.n_layers) + kept);
+  // Where all layers compete, one of them may keep all it has.
+  const int64_t most_kept = decode.split == Split::kGlobal ? before / shape.n_layers : kept;
+  return std::max(before + most_kept, (shape.n_layers - 1) * per_layer +
+                                          std::max(per_layer, before / shape.n_layers) + most_kept);
 }
 
 }  // namespace
@@ -69,6 +72,9 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
     if (wide) plan.tables += shape.table_bytes(n_heads);
     plan.tables += shape.table_bytes(n_heads) / shape.n_layers;
     plan.compression = Compressor::bytes(decode, config.n_heads, config.n_kv_heads, first.n_tokens);
+    const VotesMemory votes = memory_of_votes(engine, prefill, decode, shape, n_prompt);
+    plan.compression += votes.bytes;
+    plan.pages = std::max(plan.pages, (shape.pages(first.n_tokens) + votes.n_pages) * page_bytes);
   }
   plan.activations =
       Activations::bytes(*engine.backend, config,

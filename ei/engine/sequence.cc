@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ei/base/fail.h"
+#include "ei/engine/votes.h"
 
 namespace ei {
 namespace {
@@ -25,6 +26,7 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
                                        : engine.encode_chat(request.messages, request.thinking)),
       prefill_(request.prefill),
       decode_(request.decode),
+      given_(request.given),
       compressor_(request.decode, std::ssize(prompt_)),
       text_(*engine.tokenizer, /*skip_special=*/!options_.show_special),
       filter_(request.stop) {
@@ -67,7 +69,8 @@ void Sequence::end_chunk(Activations& act, const Chunk& chunk) {
 
 void Sequence::compress() {
   compressor_.run(*engine_.backend, context_.cache(), context_.window(),
-                  engine_.model->config().n_heads);
+                  engine_.model->config().n_heads,
+                  make_votes(engine_, prefill_, decode_, context_));
 }
 
 // What the chunk's rows say of the tokens that follow them.
@@ -93,8 +96,9 @@ void Sequence::constrain() {
 void Sequence::accept(int32_t token, const Act& logits) {
   const auto n_drawn = std::ssize(result_.tokens);
   if (options_.on_logits && n_drawn > 0) options_.on_logits(logits, context_.n_read() - 1);
-  if (n_drawn < std::ssize(options_.given)) {
-    token = options_.given[static_cast<size_t>(n_drawn)];
+  const bool is_given = n_drawn < std::ssize(given_);
+  if (is_given) {
+    token = given_[static_cast<size_t>(n_drawn)];
   } else {
     check_drawn(token);
   }
@@ -102,11 +106,11 @@ void Sequence::accept(int32_t token, const Act& logits) {
   result_.tokens.push_back(token);
   ++delta_.n_tokens;
   if (n_drawn == 0) result_.timings.prefill_ms = ms(Clock::now() - start_);
-  if (ends_.contains(token)) return finish(FinishReason::kStop);
+  if (!is_given && ends_.contains(token)) return finish(FinishReason::kStop);
   if (options_.top_logprobs >= 0)
     delta_.reports.push_back(LogitRows(*engine_.backend, logits)
                                  .report(0, token, options_.top_logprobs, engine_.n_ids()));
-  emit(filter_.push(text_.push(token)));
+  if (!is_given) emit(filter_.push(text_.push(token)));
   if (filter_.stopped()) return finish(FinishReason::kStop);
   if (matcher_ && (!matcher_->accept(token) || matcher_->must_end()))
     return finish(FinishReason::kStop);

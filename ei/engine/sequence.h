@@ -30,8 +30,6 @@ struct SequenceOptions {
   int64_t min_tokens = 0;                          // no end before so many tokens
   std::shared_ptr<grammar::TokenGrammar> grammar;  // null: the answer may be any text
   bool show_special = false;  // control tokens are part of the text, but for the end
-  // The answer, as if it had been drawn: what is asked for is how likely it was.
-  std::vector<int32_t> given;
   // The logits [n, vocab_size] of the tokens after `position` and the n - 1 that follow it. All of
   // the prompt is read then.
   std::function<void(const Act& logits, int64_t position)> on_logits;
@@ -105,6 +103,7 @@ class Sequence {
   std::vector<int32_t> prompt_;  // until the context has it
   PrefillPolicy prefill_;
   DecodePolicy decode_;
+  std::vector<int32_t> given_;
   std::set<int32_t> ends_;
   int64_t max_new_ = 0;
   Compressor compressor_;

@@ -114,9 +114,9 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
   request.decode = policies.decode;
   request.sampling = SamplingParams{};
   request.max_tokens = n - n_prefill;
+  request.given.assign(rest.begin(), rest.end());
   request.ignore_eos = true;
-  Sequence sequence(e, impl_->context, request,
-                    {.given = {rest.begin(), rest.end()}, .on_logits = take});
+  Sequence sequence(e, impl_->context, request, {.on_logits = take});
   int64_t n_read = 0;
   impl_->run(sequence, cancel, [&] {
     if (sequence.n_read() > n_read && callbacks.on_prefill)

@@ -43,7 +43,8 @@
   X(KeepTop)         \
   X(CompactKv)       \
   X(TokenScores)     \
-  X(Sample)
+  X(Sample)          \
+  X(ExpectVotes)
 
 // The overload of a backend that computes the op itself, defined in the source named after the op.
 #define EI_OVERRIDE_RUN(Op) void run(const Op& op) override;

@@ -20,6 +20,18 @@ void check(const Vote& op) {
   expect_at_least(kOp, "votes.dim(1)", op.votes.dim(1), op.kv.rows_bound - op.n_queries);
 }
 
+void check(const ExpectVotes& op) {
+  constexpr const char* kOp = "ExpectVotes";
+  check(kOp, op.kv);
+  const int64_t kv_heads = op.kv.n_kv_heads(), heads = op.mean.dim(0), d = op.kv.layout.head_dim;
+  expect_multiple(kOp, "mean.dim(0)", heads, kv_heads);
+  expect_dims(kOp, "mean", op.mean, {heads, d});
+  expect_dims(kOp, "covariance", op.covariance, {heads, d, d});
+  expect_at_least(kOp, "sinks", op.sinks, 0);
+  expect_dim(kOp, "votes.dim(0)", op.votes.dim(0), kv_heads);
+  expect_at_least(kOp, "votes.dim(1)", op.votes.dim(1), op.kv.rows_bound);
+}
+
 void check(const PoolVotes& op) {
   constexpr const char* kOp = "PoolVotes";
   expect_dims(kOp, "out", op.out, op.votes.dims);

@@ -10,8 +10,8 @@ namespace ei {
 // (first + i) % window.rows, and sees what the i-th of the last w rows may see:
 //   a[i,j]    = softmax over rows j <= n_rows - w + i of scale q_i . k_j
 //   vote[h,j] = mean over i of a[i,j], for rows j < n_rows - w
-// reduced (mean or max) over the G query heads of a KV head, or not at all: `votes` has n_kv_heads
-// or n_heads rows and that decides. Numerics: float sums; NMSE 1e-8.
+// or their maximum, reduced (mean or max) over the G query heads of a KV head, or not at all:
+// `votes` has n_kv_heads or n_heads rows and that decides. Numerics: float sums; NMSE 1e-8.
 struct Vote {
   Act window;             // [>= w, n_heads * d] the ring of SaveQueries
   int64_t first = 0;      // ring row of the oldest query
@@ -19,12 +19,29 @@ struct Vote {
   KvLayer kv;             // every head holds more than w rows
   float scale = 1;        // 1 / sqrt(d), above 0
   GroupReduce reduce = GroupReduce::kMean;
+  GroupReduce over_queries = GroupReduce::kMean;
   View<float, 2> votes;  // out: [n_kv_heads or n_heads, >= rows_bound - w]
 };
 void check(const Vote& op);
 
+// How much queries to come are expected to take of each cached row (METHOD.md section 4; Expected
+// Attention). The queries of head h have a mean m and a covariance C, RoPE averaged in:
+//   x[h,j] = scale m . k_j + scale^2 / 2 k_j^T C k_j     p[h,:] = softmax over the rows j >= sinks
+//   vote[k,j] = |v_j| times the mean of p[h,j] over the G query heads of KV head k
+// The first `sinks` rows get the highest vote of all. Numerics: float products; NMSE 1e-8.
+struct ExpectVotes {
+  View<const float, 2> mean;        // [n_heads, d]
+  View<const float, 3> covariance;  // [n_heads, d, d], symmetric
+  KvLayer kv;
+  float scale = 1;  // 1 / sqrt(d)
+  int64_t sinks = 0;
+  View<float, 2> votes;  // out: [n_kv_heads, >= rows_bound]
+};
+void check(const ExpectVotes& op);
+
 // Smooths votes along the rows with a 1-d pool of odd width `kernel`: maximum, or average with zero
-// padding counted in the mean (METHOD.md 2.2; the reference's avg_pool1d and max_pool1d).
+// padding counted in the mean (METHOD.md 2.2; the reference's avg_pool1d and max_pool1d). kBoth: by
+// an average of kNarrowPool and a maximum of `kernel`, joined by both_pools().
 struct PoolVotes {
   View<const float, 2> votes;      // [n_heads, m]
   View<const int32_t, 1> n_votes;  // [n_heads] valid columns of each row

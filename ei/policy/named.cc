@@ -30,7 +30,9 @@ std::span<const Named<DecodePolicy>> decode_policies() {
                                               {"adakv", DecodePolicy::adakv()},
                                               {"latent-adakv", DecodePolicy::latent_adakv()},
                                               {"pyramidkv", DecodePolicy::pyramidkv()},
-                                              {"streaming", DecodePolicy::streaming()}};
+                                              {"streaming", DecodePolicy::streaming()},
+                                              {"expected", DecodePolicy::expected()},
+                                              {"kvzip", DecodePolicy::kvzip()}};
   return named;
 }
 
@@ -54,6 +56,8 @@ std::string_view name_of(const PrefillPolicy& policy) {
 
 std::string_view name_of(const DecodePolicy& policy) {
   if (policy.is_full()) return "full";
+  if (policy.voter == Voter::kExpected) return "expected";
+  if (policy.voter == Voter::kRepeat) return "kvzip";
   switch (policy.split) {
     case Split::kStreaming:
       return "streaming";
@@ -61,6 +65,7 @@ std::string_view name_of(const DecodePolicy& policy) {
       return "pyramidkv";
     case Split::kAdaptive:
       return policy.gap == -1 ? "adakv" : "latent-adakv";
+    case Split::kGlobal:
     case Split::kEven:
       break;
   }

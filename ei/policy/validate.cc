@@ -45,8 +45,15 @@ void validate(const DecodePolicy& p) {
   if (p.is_full()) return;
   in_range("window", p.window, 1, 65536);
   in_range("budget", p.budget, p.split == Split::kStreaming ? kStreamingSinks + 1 : 1, kMaxTokens);
-  require(p.split == Split::kStreaming || p.budget > p.window,
+  require(p.split == Split::kStreaming || p.budget > p.kept_window(),
           "budget {} leaves nothing beside the window of {}; raise the budget", p.budget, p.window);
+  const bool by_window = p.voter == Voter::kWindow;
+  require(by_window || (p.gap != kAutoGap && p.scope == KvScope::kKvHead),
+          "decode-gap auto and kv-scope query go by the votes of the window; set voter window");
+  require(
+      p.voter != Voter::kRepeat || (p.gap == -1 && p.regrow == 0),
+      "the prompt votes by being repeated (voter repeat) once, when it was read; set decode-gap "
+      "-1 and regrow 0");
   if (p.gap != kAutoGap) in_range("decode-gap", p.gap, -1, kMaxTokens);
   require(p.gap != kAutoGap || p.split != Split::kStreaming,
           "decode-gap auto goes by votes, a streaming split has none; give a number");

@@ -113,6 +113,7 @@ TEST(PolicyOptionsTest, EverySettingIsReachable) {
                                                            {"local", "3"},
                                                            {"budget", "512"},
                                                            {"decode-gap", "-1"},
+                                                           {"voter", "expected"},
                                                            {"window", "16"},
                                                            {"pooling", "avg"},
                                                            {"kernel", "7"},

@@ -7,6 +7,7 @@
 #include "ei/decode/decode.h"
 #include "ei/engine/context.h"
 #include "ei/engine/make_backend.h"
+#include "ei/engine/votes.h"
 #include "tests/support/files.h"
 #include "tests/support/probed_backend.h"
 
@@ -58,7 +59,8 @@ Peak measure(Engine::Impl& engine, test::ProbedBackend& backend, const PrefillPo
     Decoder decoder(backend, *engine.model, 1);
     while (context.n_read() < n_total) {
       if (compressor.due(context.cache()))
-        compressor.run(backend, context.cache(), context.window(), engine.model->config().n_heads);
+        compressor.run(backend, context.cache(), context.window(), engine.model->config().n_heads,
+                       make_votes(engine, prefill, decode, context));
       const Running running = {&context.cache(), &context.window(), 7};
       decoder.step(act, {&running, 1});
       context.cache().advance(1);
@@ -113,7 +115,9 @@ TEST_F(MemoryPlanTest, IsWhatIsAllocated) {
         {"per query head", small({}), wide, 0.15},
         {"adakv", small({}), few(DecodePolicy::adakv()), 0.3},
         {"pyramidkv", small({}), few(DecodePolicy::pyramidkv()), 0.3},
-        {"streaming", small({}), few(DecodePolicy::streaming()), 0.05}})
+        {"streaming", small({}), few(DecodePolicy::streaming()), 0.05},
+        {"expected", small({}), few(DecodePolicy::expected()), 0.2},
+        {"kvzip", small({}), few(DecodePolicy::kvzip()), 0.5}})
     for (const auto& [n_prompt, n_answer] : {std::pair<int64_t, int64_t>{40, 9},
                                              {130, 200},  // no longer than the budget
                                              {900, 10},   // too short for a gap

@@ -18,6 +18,8 @@ std::vector<Named> all_policies() {
                             {"latent-adakv", DecodePolicy::latent_adakv()},
                             {"pyramidkv", DecodePolicy::pyramidkv()},
                             {"streaming", DecodePolicy::streaming()},
+                            {"expected", DecodePolicy::expected()},
+                            {"kvzip", DecodePolicy::kvzip()},
                             {"reference", DecodePolicy::reference()}};
   for (Named& named : all) {
     named.policy.budget = 16;

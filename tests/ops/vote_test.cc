@@ -1,6 +1,8 @@
 #include "ei/ops/vote.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "tests/ref/ref.h"
 #include "tests/support/device_kv.h"
@@ -14,12 +16,13 @@ class VoteTest : public BackendTest {
     std::vector<int64_t> rows;  // of every KV head
     int64_t group, d, ring, w, first;
   };
-  // Variants: mean and maximum of a group, votes of every query head.
+  // Variants: mean and maximum of a group, votes of every query head, the highest of all queries.
   void expect_reference(const Case& c, DType dtype, int variant) {
     SCOPED_TRACE(testing::Message() << c.rows.size() << " x " << c.group << " heads, d " << c.d
                                     << ", window " << c.w << ", variant " << variant);
     const bool per_head = variant == 2;
-    const auto reduce = variant == 1 ? GroupReduce::kMax : GroupReduce::kMean;
+    const auto reduce = variant % 2 == 1 ? GroupReduce::kMax : GroupReduce::kMean;
+    const auto over_queries = variant == 3 ? GroupReduce::kMax : GroupReduce::kMean;
     DeviceKv cache(backend(), {dtype, c.d, 32, *std::max_element(c.rows.begin(), c.rows.end())},
                    random_heads(c.rows, c.d, 1));
     const int64_t kv_heads = std::ssize(c.rows), n_heads = kv_heads * c.group;
@@ -34,6 +37,7 @@ class VoteTest : public BackendTest {
                        .kv = kv,
                        .scale = scale,
                        .reduce = reduce,
+                       .over_queries = over_queries,
                        .votes = votes.view()});
     const auto got = download(votes);
     const auto heads = cache.heads();
@@ -44,7 +48,7 @@ class VoteTest : public BackendTest {
         Matrix queries({c.w, c.d});
         for (int64_t i = 0; i < c.w; ++i)
           std::copy_n(window[(c.first + i) % c.ring].data + h * c.d, c.d, queries[i].data);
-        per_query_head.push_back(ref::vote(queries, heads[size_t(k)].k, scale));
+        per_query_head.push_back(ref::vote(queries, heads[size_t(k)].k, scale, over_queries));
       }
       const int64_t n = c.rows[size_t(k)] - c.w;
       for (int64_t g = 0; g < (per_head ? c.group : 1); ++g) {
@@ -67,7 +71,9 @@ TEST_P(VoteTest, MatchesReference) {
                         {{300}, 3, 128, 64, 64, 1},
                         {{500}, 4, 17, 5, 5, 2}})
     for (const DType dtype : kv_types())
-      for (const int variant : {0, 1, 2}) expect_reference(c, dtype, variant);
+      for (const int variant : {0, 1, 2, 3})
+        if (variant < 3 || backend().act_bytes() == sizeof(float))  // the CPU alone
+          expect_reference(c, dtype, variant);
 }
 
 // More rows than all multiprocessors take at a time.
@@ -106,12 +112,68 @@ TEST_P(VoteTest, RejectsAWindowLargerThanTheRing) {
       Error);
 }
 
+EI_BACKEND_TEST(ExpectVotesTest);
+
+TEST_P(ExpectVotesTest, MatchesReference) {
+  struct Case {
+    std::vector<int64_t> rows;  // of every KV head
+    int64_t group, d, sinks;
+  };
+  for (const Case& c : {Case{{5}, 1, 16, 4},
+                        {{3}, 2, 8, 4},  // sinks alone
+                        {{140, 129}, 3, 64, 4},
+                        {{128, 700}, 2, 80, 0},
+                        {{300}, 1, 192, 4}})
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      SCOPED_TRACE(testing::Message() << c.rows.size() << " x " << c.group << ", d " << c.d);
+      if (backend().act_bytes() != 4) GTEST_SKIP() << "on the CPU alone";
+      DeviceKv cache(backend(), {dtype, c.d, 32, 1200}, random_heads(c.rows, c.d, 1));
+      const int64_t n_heads = std::ssize(c.rows) * c.group;
+      const Matrix mean = normal<2>({n_heads, c.d}, 2);
+      Array<double, 3> covariance({n_heads, c.d, c.d});
+      for (int64_t h = 0; h < n_heads; ++h) {
+        const Matrix a = normal<2>({c.d, c.d}, 3 + uint64_t(h), 0.5);
+        for (int64_t i = 0; i < c.d; ++i)
+          for (int64_t j = 0; j < c.d; ++j)
+            covariance[h][i][j] =
+                float(std::inner_product(a[i].data, a[i].data + c.d, a[j].data, 0.0));
+      }
+      const auto scale = float(1 / std::sqrt(double(c.d)));
+      const auto votes =
+          poisoned_array<float, 2>({std::ssize(c.rows), cache.layer().rows_bound + 2});
+      const auto means = upload<float>(mean);
+      const auto covariances = upload<float>(covariance);
+      backend().run(ExpectVotes{.mean = means.view(),
+                                .covariance = covariances.view(),
+                                .kv = cache.layer(),
+                                .scale = scale,
+                                .sinks = c.sinks,
+                                .votes = votes.view()});
+      const auto got = download(votes);
+      const auto heads = cache.heads();
+      for (int64_t k = 0; k < std::ssize(c.rows); ++k) {
+        Matrix of_group({c.group, c.d});
+        std::vector<Matrix> matrices(size_t(c.group), Matrix({c.d, c.d}));
+        for (int64_t g = 0; g < c.group; ++g) {
+          std::copy_n(mean[k * c.group + g].data, c.d, of_group[g].data);
+          std::copy_n(covariance[k * c.group + g].data, c.d * c.d, matrices[size_t(g)].v.data());
+        }
+        const auto row = got[k];
+        const std::vector<float> values(row.data, row.data + c.rows[size_t(k)]);
+        // Logits of some hundred, whose float products are off by 1e-5 of them.
+        EXPECT_LE(nmse(values, ref::expect_votes(of_group, matrices, heads[size_t(k)].k,
+                                                 heads[size_t(k)].v, scale, c.sinks)),
+                  1e-6);
+      }
+    }
+}
+
 EI_BACKEND_TEST(PoolVotesTest);
 
 TEST_P(PoolVotesTest, MatchesReference) {
   Array<int32_t, 1> n_votes({4});
   n_votes.v = {0, 1, 10, 1031};
-  for (const Pooling pooling : {Pooling::kNone, Pooling::kAvg, Pooling::kMax})
+  for (const Pooling pooling : {Pooling::kNone, Pooling::kAvg, Pooling::kMax, Pooling::kBoth})
     for (const int64_t kernel : {1, 5, 21, 101}) {
       SCOPED_TRACE(testing::Message() << "pooling " << int(pooling) << " kernel " << kernel);
       const Matrix votes = normal<2>({4, 1031}, 1);

@@ -2,11 +2,13 @@
 // statements of their rules: choices POLICIES N HEADS KV_HEADS HEAD_DIM LAYERS FILE. POLICIES are
 // PREFILL+DECODE with settings, as evaluations take them. FILE has floats: of each layer q
 // [N, HEADS * HEAD_DIM], k and v [N, KV_HEADS * HEAD_DIM], RoPE applied; the first of a value is
-// the position. The directions of a sketch are those of these keys. Prints {"blocks":
-// [layer][KV head][segment] past blocks or null for all, "rows": [layer][KV head] positions}.
+// the position. The directions of a sketch are those of these keys. Of a policy whose prompt votes
+// by being repeated, the last `window` tokens are what is read to repeat those before. Prints
+// {"blocks": [layer][KV head][segment] past blocks or null for all, "rows": [layer][KV head]}.
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -15,6 +17,7 @@
 #include "apps/eval/policies.h"
 #include "ei/base/fail.h"
 #include "ei/decode/compress.h"
+#include "ei/decode/expected.h"
 #include "ei/engine/make_backend.h"
 #include "ei/prefill/plan.h"
 
@@ -90,6 +93,11 @@ Json choose(const std::string& text, Tokens& tokens) {
   const PrefillPolicy& read = policies.prefill;
   const DecodePolicy& decode = policies.decode;
   const auto backend = make_backend({.device = device, .threads = 1, .math = Math::kF32});
+  ModelConfig config;
+  config.n_layers = static_cast<int>(tokens.n_layers);
+  config.n_heads = tokens.n_heads;
+  config.n_kv_heads = tokens.n_kv_heads;
+  config.head_dim = tokens.d;
 
   const int64_t block = read.estimate == Estimate::kBounds ? read.block : 0;
   const KvShape shape = {
@@ -115,6 +123,7 @@ Json choose(const std::string& text, Tokens& tokens) {
 
   Json blocks(static_cast<size_t>(tokens.n_layers),
               Json(static_cast<size_t>(tokens.n_kv_heads), Json::array()));
+  const int64_t n_repeating = decode.voter == Voter::kRepeat ? decode.window : 0;
   while (cache.n_tokens() < tokens.n) {
     const Chunk chunk = plan.next(cache.n_tokens(), INT64_MAX);
     append(cache, window, tokens, chunk.size);
@@ -130,7 +139,24 @@ Json choose(const std::string& text, Tokens& tokens) {
   Json out = {{"blocks", std::move(blocks)}, {"rows", Json::array()}};
   if (decode.is_full()) return out;
 
-  Compressor(decode, tokens.n).run(*backend, cache, window, tokens.n_heads);
+  const float scale = 1 / std::sqrt(static_cast<float>(tokens.d));
+  Compressor::Votes votes;
+  if (decode.voter == Voter::kExpected)
+    votes = expected_votes(*backend, config, decode, cache, window);
+  if (decode.voter == Voter::kRepeat)
+    votes = [&](int l, const View<float, 2>& to) {
+      backend->run(Vote{.window = window.ring(l),
+                        .first = tokens.n % n_repeating,
+                        .n_queries = n_repeating,
+                        .kv = cache.layer(l),
+                        .scale = scale,
+                        .reduce = decode.reduce,
+                        .over_queries = GroupReduce::kMax,
+                        .votes = to});
+      for (int64_t h = 0; h < to.dim(0); ++h)  // what repeats is no part of the prompt
+        std::fill_n(to[h].data + tokens.n - n_repeating, n_repeating, -1.0f);
+    };
+  Compressor(decode, tokens.n).run(*backend, cache, window, tokens.n_heads, votes);
   for (int l = 0; l < tokens.n_layers; ++l) {
     out["rows"].push_back(Json::array());
     for (int64_t h = 0; h < tokens.n_kv_heads; ++h)

@@ -304,3 +304,47 @@ def test_votes_of_the_window(size, name, how, kernel, tmp_path):
         kept.append([highest(s, 96) for s in score])
         scores.append(score)
     compare_rows(rows, kept, scores, 1e-7)
+
+
+@sizes
+def test_kvzip(size, tmp_path):
+    """The highest attention of any query that repeats the prompt; the lowest scores of all layers and heads go."""
+    tokens = Tokens(*size, layers=3)
+    m, budget = 100, 60
+    rows = tokens.choices(f'dense+kvzip@{budget}:window={m}', tmp_path)['rows']
+    score = torch.stack([window_votes(tokens, layer, m).amax(1).view(tokens.kv_heads, -1, tokens.n - m).amax(1) for layer in range(tokens.layers)])
+    kept = highest(score.flatten(), budget * tokens.layers * tokens.kv_heads).view_as(score)
+    assert kept.sum(-1).unique().numel() > 1  # heads share
+    compare_rows(rows, kept, score, 1e-6)
+
+
+@sizes
+def test_expected_attention(size, tmp_path):
+    """kvpress' ExpectedAttentionPress, over the window's queries."""
+    tokens = Tokens(*size)
+    n, d, group, window, sinks = tokens.n, tokens.d, tokens.heads // tokens.kv_heads, 300, 4
+    rows = tokens.choices(f'dense+expected@80:window={window}', tmp_path)['rows']
+    frequency = 10000.0**(-torch.arange(0, d, 2, dtype=torch.float64) / d)
+
+    def rotation(position):
+        """[d, d], Hugging Face's: the halves of a head are turned."""
+        c, s = (f(position * frequency).diag() for f in (torch.cos, torch.sin))
+        return torch.cat([torch.cat([c, -s], 1), torch.cat([s, c], 1)], 0)
+
+    turn = torch.stack([rotation(p) for p in range(n, n + 512)]).mean(0)
+    back = torch.stack([rotation(p).T for p in range(n - window, n)])
+    kept, scores = [], []
+    for layer in range(tokens.layers):
+        score = []
+        for head in range(tokens.kv_heads):
+            k, v, p = tokens.k[layer, head, sinks:], tokens.v[layer, head, sinks:], 0
+            for h in range(head * group, (head + 1) * group):
+                q = torch.einsum('nij,nj->ni', back, tokens.q[layer, h, n - window:])
+                mean, covariance = turn @ q.mean(0), turn @ torch.cov(q.T, correction=0) @ turn.T
+                x = k @ mean / math.sqrt(d) + torch.einsum('ni,ij,nj->n', k, covariance, k) / (2 * d)
+                p = p + x.softmax(0) / group
+            p = p * v.norm(dim=-1)
+            score.append(torch.cat([p.new_full((sinks,), math.inf), p]))
+        scores.append(score)
+        kept.append([highest(s, 80) for s in score])
+    compare_rows(rows, kept, scores, 1e-4)

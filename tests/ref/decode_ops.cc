@@ -2,11 +2,13 @@
 #include <cmath>
 #include <numeric>
 
+#include "ei/policy/pooling.h"
 #include "tests/ref/ref.h"
 
 namespace ei::ref {
 
-std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale) {
+std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale,
+                         GroupReduce over_queries) {
   const int64_t w = queries.dim(0), n = k.dim(0), d = k.dim(1);
   std::vector<double> votes(size_t(n - w), 0.0);
   for (int64_t i = 0; i < w; ++i) {
@@ -17,9 +19,39 @@ std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale) {
     const double top = *std::max_element(score.begin(), score.end());
     double sum = 0;
     for (const double s : score) sum += std::exp(s - top);
-    for (size_t j = 0; j < votes.size(); ++j)
-      votes[j] += std::exp(score[j] - top) / sum / double(w);
+    for (size_t j = 0; j < votes.size(); ++j) {
+      const double p = std::exp(score[j] - top) / sum;
+      votes[j] =
+          over_queries == GroupReduce::kMax ? std::max(votes[j], p) : votes[j] + p / double(w);
+    }
   }
+  return votes;
+}
+
+std::vector<double> expect_votes(const Matrix& means, const std::vector<Matrix>& covariances,
+                                 const Matrix& k, const Matrix& v, double scale, int64_t sinks) {
+  const int64_t n = k.dim(0), d = k.dim(1);
+  std::vector<double> votes(size_t(n), 0.0);
+  for (size_t g = 0; g < covariances.size(); ++g) {
+    std::vector<double> e(size_t(n), 0.0);
+    double sum = 0;
+    for (int64_t j = sinks; j < n; ++j) {
+      double x = 0;
+      for (int64_t a = 0; a < d; ++a) {
+        x += scale * means[int64_t(g)][a] * k[j][a];
+        for (int64_t b = 0; b < d; ++b)
+          x += scale * scale / 2 * k[j][a] * covariances[g][a][b] * k[j][b];
+      }
+      sum += e[size_t(j)] = std::exp(x);
+    }
+    for (size_t j = 0; j < votes.size(); ++j) votes[j] += e[j] / sum / double(covariances.size());
+  }
+  double most = 0;
+  for (int64_t j = sinks; j < n; ++j) {
+    votes[size_t(j)] *= std::sqrt(std::inner_product(v[j].data, v[j].data + d, v[j].data, 0.0));
+    most = std::max(most, votes[size_t(j)]);
+  }
+  std::fill_n(votes.begin(), std::min(sinks, n), most);
   return votes;
 }
 
@@ -36,6 +68,13 @@ std::vector<double> reduce(const std::vector<std::vector<double>>& votes, GroupR
 std::vector<double> pool(const std::vector<double>& votes, Pooling pooling, int64_t kernel) {
   std::vector<double> out = votes;
   if (pooling == Pooling::kNone) return out;
+  if (pooling == Pooling::kBoth) {
+    const auto narrow = pool(votes, Pooling::kAvg, kNarrowPool);
+    const auto wide = pool(votes, Pooling::kMax, kernel);
+    for (size_t j = 0; j < out.size(); ++j)
+      out[j] = std::max(narrow[j], double(kWideShare) * wide[j]);
+    return out;
+  }
   const int64_t n = std::ssize(votes);
   for (int64_t j = 0; j < n; ++j) {
     double most = -INFINITY, sum = 0;

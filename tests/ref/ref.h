@@ -55,7 +55,11 @@ std::vector<double> attend(const double* q, const Matrix& k, const Matrix& v, co
                            double scale);
 
 // Votes of one query head: `queries` [w, d], oldest first.
-std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale);
+std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale,
+                         GroupReduce over_queries = GroupReduce::kMean);
+// Of one KV head, by the means and covariances of its query heads.
+std::vector<double> expect_votes(const Matrix& means, const std::vector<Matrix>& covariances,
+                                 const Matrix& k, const Matrix& v, double scale, int64_t sinks);
 std::vector<double> reduce(const std::vector<std::vector<double>>& votes, GroupReduce how);
 std::vector<double> pool(const std::vector<double>& votes, Pooling pooling, int64_t kernel);
 Rows keep_top(const std::vector<float>& votes, int64_t n_top, int64_t window);

@@ -201,8 +201,8 @@ TEST(Fields, ContradictionsAreRefused) {
 TEST(Fields, PoliciesGoByTheirNames) {
   EXPECT_TRUE(chat({{"prefill", "dense"}}).request.prefill.is_dense());
   EXPECT_EQ(chat({{"prefill", "criti"}}).request.prefill.fusion, PrefillPolicy::criti().fusion);
-  for (const char* name :
-       {"latent", "full", "snapkv", "adakv", "latent-adakv", "pyramidkv", "streaming"}) {
+  for (const char* name : {"latent", "full", "snapkv", "adakv", "latent-adakv", "pyramidkv",
+                           "streaming", "expected", "kvzip"}) {
     const ApiRequest request = chat({{"decode", name}});
     EXPECT_EQ(request.request.decode.is_full(), std::string_view(name) == "full");
   }
