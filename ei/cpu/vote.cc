@@ -107,7 +107,7 @@ void expect_head(const ExpectVotes& op, int64_t head, float* HWY_RESTRICT p,
   for (int64_t j = op.sinks; j < n_rows; j += kTileKeys) {
     const int64_t n = std::min(kTileKeys, n_rows - j);
     for (int64_t u = 0; u < n; ++u)
-      widen(key_at(kv, kv_head, j + u), kv.layout.dtype, d, keys + u * d);
+      widen(key_at(kv, kv_head, j + u), kv.layout.dtype, 0, d, keys + u * d);
     product<false>(n, columns, d, keys, d, covariance, d, moved, columns);
     for (int64_t u = 0; u < n; ++u) {
       float linear = 0, quadratic = 0;
@@ -141,7 +141,7 @@ float norm_of_value(const KvLayer& kv, int64_t head, int64_t row) {
   const char* value = value_at(kv, head, row);
   double sum = 0;
   for (int64_t c = 0; c < kv.layout.head_dim; ++c) {
-    const double x = load(value, kv.layout.dtype, c);
+    const double x = load_number(value, kv.layout.dtype, c);
     sum += x * x;
   }
   return static_cast<float>(std::sqrt(sum));
