@@ -7,47 +7,49 @@
 namespace ei::cpu {
 namespace {
 
-struct Votes {
-  const float* votes;
-  int64_t n;
+// Each vote joined by f with the n - 1 others of which it is the middle, as far as there are such.
+template <class F>
+void join(const float* votes, int64_t n, int64_t width, float* out, const F& f) {
+  std::copy_n(votes, n, out);
+  for (int64_t away = 1; away <= std::min(width / 2, n - 1); ++away) {
+    for (int64_t j = away; j < n; ++j) out[j] = f(out[j], votes[j - away]);
+    for (int64_t j = 0; j < n - away; ++j) out[j] = f(out[j], votes[j + away]);
+  }
+}
 
-  const float* begin(int64_t j, int64_t width) const {
-    return votes + std::max<int64_t>(0, j - width / 2);
-  }
-  const float* end(int64_t j, int64_t width) const {
-    return votes + std::min(n, j + width / 2 + 1);
-  }
-  float average(int64_t j, int64_t width) const {
-    float sum = 0;
-    for (const float* vote = begin(j, width); vote != end(j, width); ++vote) sum += *vote;
-    return sum / static_cast<float>(width);
-  }
-  float highest(int64_t j, int64_t width) const {
-    return *std::max_element(begin(j, width), end(j, width));
-  }
-};
+void average(const float* votes, int64_t n, int64_t width, float* out) {
+  join(votes, n, width, out, [](float a, float b) { return a + b; });
+  for (int64_t j = 0; j < n; ++j) out[j] /= static_cast<float>(width);
+}
+
+void highest(const float* votes, int64_t n, int64_t width, float* out) {
+  join(votes, n, width, out, [](float a, float b) { return a < b ? b : a; });
+}
 
 }  // namespace
 
 void CpuBackend::run(const PoolVotes& op) {
   check(op);
-  parallel_for(n_threads_, op.votes.dim(0), [&](int64_t h) {
-    const Votes votes = {op.votes[h].data, op.n_votes[h]};
-    float* out = op.out[h].data;
-    for (int64_t j = 0; j < votes.n; ++j) {
-      switch (op.pooling) {
-        case Pooling::kNone:
-          out[j] = votes.votes[j];
-          break;
-        case Pooling::kAvg:
-          out[j] = votes.average(j, op.kernel);
-          break;
-        case Pooling::kMax:
-          out[j] = votes.highest(j, op.kernel);
-          break;
-        case Pooling::kBoth:
-          out[j] = both_pools(votes.average(j, kNarrowPool), votes.highest(j, op.kernel));
-      }
+  const int64_t n_heads = op.votes.dim(0), m = op.votes.dim(1);
+  float* narrow = op.pooling == Pooling::kBoth ? scratch_.get<float>(n_heads * m) : nullptr;
+  parallel_for(n_threads_, n_heads, [&](int64_t h) {
+    const float* votes = op.votes[h].data;
+    const int64_t n = op.n_votes[h];
+    float *out = op.out[h].data, *of_few = narrow + h * m;
+    switch (op.pooling) {
+      case Pooling::kNone:
+        std::copy_n(votes, n, out);
+        break;
+      case Pooling::kAvg:
+        average(votes, n, op.kernel, out);
+        break;
+      case Pooling::kMax:
+        highest(votes, n, op.kernel, out);
+        break;
+      case Pooling::kBoth:
+        average(votes, n, kNarrowPool, of_few);
+        highest(votes, n, op.kernel, out);
+        for (int64_t j = 0; j < n; ++j) out[j] = both_pools(of_few[j], out[j]);
     }
   });
 }

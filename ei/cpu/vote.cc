@@ -7,6 +7,7 @@
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
+#include "ei/cpu/vote_tile.h"
 
 // One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
 #undef HWY_TARGET_INCLUDE
@@ -18,71 +19,71 @@
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
-int64_t vote_scratch(int64_t n_queries, int64_t d) {
-  return kTileKeys * d + kStrip * kTileKeys + n_queries * (d + 2) + 64;
-}
-
-// Votes of one query head for all rows of its KV head. Two passes over the keys: the first finds
-// every query's maximum and sum, the second adds up its probabilities, or takes the highest.
-void vote_head(const Vote& op, int64_t head, float* HWY_RESTRICT votes,
-               float* HWY_RESTRICT scratch) {
+// Queries [first, first + n) of one head against the tile of keys from `key` on. q: these queries,
+// [n, d], times the scale in units of log 2. panels: room for the keys.
+void multiply_tile(const Vote& op, int64_t kv_head, int64_t first, int64_t n, int64_t key,
+                   const float* HWY_RESTRICT q, float* HWY_RESTRICT panels, VoteTile& out) {
   const F32 df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   const KvLayer& kv = op.kv;
-  const int64_t d = kv.layout.head_dim, w = op.n_queries;
-  const int64_t kv_head = head / (op.window.cols / d / kv.n_kv_heads());
-  const int64_t n_rows = kv.n_rows[kv_head], n_votes = n_rows - w;
-  float *tile = scratch, *score = tile + kTileKeys * d;
-  float *q = score + kStrip * kTileKeys, *top = q + w * d, *sum = top + w;
+  const int64_t d = kv.layout.head_dim, n_rows = kv.n_rows[kv_head];
+  const int64_t n_tile = std::min(kTileKeys, n_rows - key), columns = full_panels(n_tile);
   const char* keys[kTileKeys];
-  const View<float, 2> window = rows_of(op.window);
-  const float scale = op.scale * 1.44269504f;  // scores in units of log 2
-  for (int64_t i = 0; i < w; ++i) {
-    const float* from = window[(op.first + i) % op.window.rows].data + head * d;
-    for (int64_t c = 0; c < d; ++c) q[i * d + c] = scale * from[c];
-  }
-  std::fill_n(top, w, -std::numeric_limits<float>::infinity());
-  std::fill_n(sum, w, 0.0f);
-  std::fill_n(votes, n_votes, 0.0f);
-
-  for (const bool second : {false, true}) {
-    for (int64_t j = 0; j < (second ? n_votes : n_rows); j += kTileKeys) {
-      const int64_t n_tile = std::min(kTileKeys, n_rows - j), columns = full_panels(n_tile);
-      for (int64_t u = 0; u < n_tile; ++u) keys[u] = key_at(kv, kv_head, j + u);
-      pack_columns(n_tile, d, kv.layout.dtype, keys, tile);
-      for (int64_t r = 0; r < w; r += kStrip) {
-        const int64_t m = std::min(kStrip, w - r);
-        product<false>(m, columns, d, q + r * d, d, tile, d, score, kTileKeys);
-        for (int64_t i = 0; i < m; ++i) {
-          float* s = score + i * kTileKeys;
-          if (second) {
-            const int64_t n = std::min(kTileKeys, n_votes - j);
-            const bool highest = op.over_queries == GroupReduce::kMax;
-            const float factor = 1 / (sum[r + i] * static_cast<float>(highest ? 1 : w));
-            for (int64_t c = 0; c < columns; c += lanes)
-              hn::StoreU(exp2_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, top[r + i]))), df,
-                         s + c);
-            for (int64_t c = 0; c < n; ++c)
-              votes[j + c] =
-                  highest ? std::max(votes[j + c], factor * s[c]) : votes[j + c] + factor * s[c];
-            continue;
-          }
-          // Query i sees the rows up to its own, n_votes + i.
-          const int64_t n_seen = std::clamp<int64_t>(n_votes + r + i + 1 - j, 0, n_tile);
-          if (n_seen == 0) continue;
-          std::fill(s + n_seen, s + columns, -std::numeric_limits<float>::infinity());
-          V32 most = hn::Set(df, top[r + i]);
-          for (int64_t c = 0; c < columns; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
-          const float next = hn::GetLane(hn::MaxOfLanes(df, most));
-          V32 total = hn::Zero(df);
-          for (int64_t c = 0; c < columns; c += lanes)
-            total = hn::Add(total, exp2_negative(hn::Sub(hn::LoadU(df, s + c), hn::Set(df, next))));
-          const V32 factor = exp2_negative(hn::Set(df, top[r + i] - next));
-          sum[r + i] = sum[r + i] * hn::GetLane(factor) + hn::GetLane(hn::SumOfLanes(df, total));
-          top[r + i] = next;
-        }
-      }
+  for (int64_t u = 0; u < n_tile; ++u) keys[u] = key_at(kv, kv_head, key + u);
+  pack_columns(n_tile, d, kv.layout.dtype, keys, panels);
+  product<false>(n, columns, d, q, d, panels, d, out.p[0], kTileKeys);
+  for (int64_t i = 0; i < n; ++i) {
+    float* s = out.p[i];
+    // Query i of the window sees the rows up to its own.
+    const int64_t n_seen =
+        std::clamp<int64_t>(n_rows - op.n_queries + first + i + 1 - key, 0, n_tile);
+    std::fill(s + n_seen, s + columns, -std::numeric_limits<float>::infinity());
+    V32 most = hn::Set(df, -std::numeric_limits<float>::infinity());
+    for (int64_t c = 0; c < columns; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
+    most = hn::MaxOfLanes(df, most);
+    out.top[i] = hn::GetLane(most);
+    V32 total = hn::Zero(df);
+    for (int64_t c = 0; c < columns; c += lanes) {
+      const V32 p = exp2_negative(hn::Sub(hn::LoadU(df, s + c), most));
+      hn::StoreU(p, df, s + c);
+      total = hn::Add(total, p);
     }
+    out.sum[i] = n_seen > 0 ? hn::GetLane(hn::SumOfLanes(df, total)) : 0;
+  }
+}
+
+// The highest score of each of n queries in all tiles, and 1 / its softmax's denominator.
+void merge_tiles(const VoteTile* tiles, int64_t n_tiles, int64_t n, float* HWY_RESTRICT top,
+                 float* HWY_RESTRICT inverse) {
+  const F32 df;
+  for (int64_t i = 0; i < n; i += static_cast<int64_t>(hn::Lanes(df))) {
+    V32 most = hn::LoadU(df, tiles[0].top + i), total = hn::Zero(df);
+    for (int64_t t = 1; t < n_tiles; ++t) most = hn::Max(most, hn::LoadU(df, tiles[t].top + i));
+    for (int64_t t = 0; t < n_tiles; ++t)
+      total = hn::MulAdd(hn::LoadU(df, tiles[t].sum + i),
+                         exp2_negative(hn::Sub(hn::LoadU(df, tiles[t].top + i), most)), total);
+    hn::StoreU(most, df, top + i);
+    hn::StoreU(hn::Div(hn::Set(df, 1), total), df, inverse + i);
+  }
+}
+
+// Adds the probabilities of n queries to the votes for the first n_votes keys of a tile, or takes
+// the highest. Their factors are written over the tile's sums, and votes have a vector's room more.
+void add_tile(VoteTile& tile, int64_t n, int64_t n_votes, const float* HWY_RESTRICT top,
+              const float* HWY_RESTRICT inverse, bool highest, float* HWY_RESTRICT votes) {
+  const F32 df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  for (int64_t i = 0; i < n; i += lanes)
+    hn::StoreU(hn::Mul(exp2_negative(hn::Sub(hn::LoadU(df, tile.top + i), hn::LoadU(df, top + i))),
+                       hn::LoadU(df, inverse + i)),
+               df, tile.sum + i);
+  for (int64_t c = 0; c < n_votes; c += lanes) {
+    V32 vote = hn::LoadU(df, votes + c);
+    for (int64_t i = 0; i < n; ++i) {
+      const V32 p = hn::LoadU(df, tile.p[i] + c), factor = hn::Set(df, tile.sum[i]);
+      vote = highest ? hn::Max(vote, hn::Mul(p, factor)) : hn::MulAdd(p, factor, vote);
+    }
+    hn::StoreU(vote, df, votes + c);
   }
 }
 
@@ -132,8 +133,9 @@ HWY_AFTER_NAMESPACE();
 namespace ei::cpu {
 namespace {
 
-HWY_EXPORT(vote_scratch);
-HWY_EXPORT(vote_head);
+HWY_EXPORT(multiply_tile);
+HWY_EXPORT(merge_tiles);
+HWY_EXPORT(add_tile);
 HWY_EXPORT(expect_scratch);
 HWY_EXPORT(expect_head);
 
@@ -149,30 +151,55 @@ float norm_of_value(const KvLayer& kv, int64_t head, int64_t row) {
 
 }  // namespace
 
+// One head after the other, its keys shared out: a few queries' probabilities for all of them are
+// held at a time, relative to the highest score of their tile until all tiles are known.
 void CpuBackend::run(const Vote& op) {
   check(op);
+  constexpr int64_t kQueries = VoteTile::kQueries;
   const KvLayer& kv = op.kv;
-  const int64_t n_heads = op.window.cols / kv.layout.head_dim, group = n_heads / kv.n_kv_heads();
-  const int64_t longest = kv.rows_bound;
-  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(vote_scratch)(op.n_queries, kv.layout.head_dim);
-  float* votes = scratch_.get<float>(n_heads * longest + n_threads_ * per_thread);  // by query head
-  float* scratch = votes + n_heads * longest;
-  parallel_for(n_threads_, n_heads, [&](int64_t h, int thread) {
-    HWY_DYNAMIC_DISPATCH(vote_head)(op, h, votes + h * longest, scratch + thread * per_thread);
-  });
-  const int64_t per_row = n_heads / op.votes.dim(0);
-  parallel_for(n_threads_, op.votes.dim(0), [&](int64_t r) {
-    const int64_t n = kv.n_rows[r * per_row / group] - op.n_queries;
-    float* out = op.votes[r].data;
-    std::copy_n(votes + r * per_row * longest, n, out);
-    for (int64_t g = 1; g < per_row; ++g) {
-      const float* vote = votes + (r * per_row + g) * longest;
-      for (int64_t j = 0; j < n; ++j)
-        out[j] = op.reduce == GroupReduce::kMax ? std::max(out[j], vote[j]) : out[j] + vote[j];
+  const int64_t d = kv.layout.head_dim, n_heads = op.window.cols / d, w = op.n_queries;
+  const int64_t group = n_heads / kv.n_kv_heads(), per_row = n_heads / op.votes.dim(0);
+  const int64_t longest = kv.rows_bound, most_tiles = (longest + kTileKeys - 1) / kTileKeys;
+  const bool highest = op.over_queries == GroupReduce::kMax;
+  constexpr auto kTileFloats = static_cast<int64_t>(sizeof(VoteTile) / sizeof(float));
+  auto* tiles = scratch_.get<VoteTile>(
+      most_tiles +
+      (longest + kTileKeys + kQueries * (d + 2) + n_threads_ * kTileKeys * d) / kTileFloats + 1);
+  float* votes = tiles[most_tiles].p[0];
+  float *q = votes + longest + kTileKeys, *top = q + kQueries * d, *inverse = top + kQueries;
+  float* panels = inverse + kQueries;
+  const View<float, 2> window = rows_of(op.window);
+  const float scale = op.scale * 1.44269504f;  // scores in units of log 2
+
+  for (int64_t h = 0; h < n_heads; ++h) {
+    const int64_t n_rows = kv.n_rows[h / group], n_votes = n_rows - w;
+    const int64_t n_tiles = (n_rows + kTileKeys - 1) / kTileKeys;
+    std::fill_n(votes, n_votes + kTileKeys, 0.0f);
+    for (int64_t first = 0; first < w; first += kQueries) {
+      const int64_t n = std::min(kQueries, w - first);
+      for (int64_t i = 0; i < n; ++i) {
+        const float* from = window[(op.first + first + i) % op.window.rows].data + h * d;
+        std::transform(from, from + d, q + i * d, [&](float x) { return scale * x; });
+      }
+      parallel_for(n_threads_, n_tiles, [&](int64_t t, int thread) {
+        HWY_DYNAMIC_DISPATCH(multiply_tile)
+        (op, h / group, first, n, t * kTileKeys, q, panels + thread * kTileKeys * d, tiles[t]);
+      });
+      HWY_DYNAMIC_DISPATCH(merge_tiles)(tiles, n_tiles, n, top, inverse);
+      parallel_for(n_threads_, (n_votes + kTileKeys - 1) / kTileKeys, [&](int64_t t) {
+        const int64_t key = t * kTileKeys, n_here = std::min(kTileKeys, n_votes - key);
+        HWY_DYNAMIC_DISPATCH(add_tile)(tiles[t], n, n_here, top, inverse, highest, votes + key);
+      });
     }
-    if (op.reduce == GroupReduce::kMean)
-      for (int64_t j = 0; j < n; ++j) out[j] /= static_cast<float>(per_row);
-  });
+    float* out = op.votes[h / per_row].data;
+    const bool is_first = h % per_row == 0, takes_highest = op.reduce == GroupReduce::kMax;
+    const float share =
+        1 / (static_cast<float>(highest ? 1 : w) * static_cast<float>(takes_highest ? 1 : per_row));
+    for (int64_t j = 0; j < n_votes; ++j) {
+      const float before = is_first ? 0 : out[j], vote = share * votes[j];
+      out[j] = takes_highest ? std::max(before, vote) : before + vote;
+    }
+  }
 }
 
 void CpuBackend::run(const ExpectVotes& op) {
