@@ -99,7 +99,9 @@ RUNS = {  # name: length, documents, tasks, policies
 }
 LENGTHS = ['8k', '16k', '32k']
 TURNS = [FULL, 'dense+latent@256', 'dense+latent-adakv@256', 'dense+snapkv@256', 'dense+adakv@256',
-         'dense+snapkv@256:kernel=21', 'dense+pyramidkv@256', 'dense+streaming@256']
+         'dense+snapkv@256:kernel=21', 'dense+pyramidkv@256', 'dense+streaming@256',
+         # Three tenths of the document.
+         'dense+latent@614', 'dense+snapkv@614:kernel=21', 'dense+expected@614', 'dense+kvzip@614']
 
 
 def results(run):
@@ -223,7 +225,6 @@ def run(program, times, flags):
         table = subprocess.run([program, 'eval', 'multi-turn', MODEL, '--length', '2k', '--samples', str(3 * times), '--policies',
                                 ','.join(TURNS), *flags], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
         (OUT / 'turns.md').write_text(table)
-
 
     for name, (model, densities) in EQUAL.items():
         if (OUT / (name + '.json')).exists():

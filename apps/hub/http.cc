@@ -88,7 +88,10 @@ struct Http::Exchange {
   }
 };
 
-Http::Http(std::string token) : curl_(std::make_unique<Curl>()), token_(std::move(token)) {}
+Http::Http(std::string token, std::string certificates)
+    : curl_(std::make_unique<Curl>()),
+      token_(std::move(token)),
+      certificates_(std::move(certificates)) {}
 Http::~Http() = default;
 
 Response Http::perform(Exchange& exchange) {
@@ -103,6 +106,7 @@ Response Http::perform(Exchange& exchange) {
                    exchange.url.starts_with("https:") ? "https" : "http,https");
   curl_easy_setopt(handle, CURLOPT_MAXREDIRS, kMaxRedirects);
   curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT, 30L);
+  if (!certificates_.empty()) curl_easy_setopt(handle, CURLOPT_CAINFO, certificates_.c_str());
   // A minute without a byte is a broken connection.
   curl_easy_setopt(handle, CURLOPT_LOW_SPEED_LIMIT, 1L);
   curl_easy_setopt(handle, CURLOPT_LOW_SPEED_TIME, 60L);
@@ -119,6 +123,9 @@ Response Http::perform(Exchange& exchange) {
   curl_easy_getinfo(handle, CURLINFO_RESPONSE_CODE, &exchange.response.status);
   if (exchange.thrown) std::rethrow_exception(exchange.thrown);
   if (code != CURLE_OK) exchange.response.failure = *error ? error : curl_easy_strerror(code);
+  if (code == CURLE_PEER_FAILED_VERIFICATION)
+    exchange.response.failure +=
+        "; a proxy or hub with a certificate of its own is trusted by SSL_CERT_FILE=FILE.pem";
   Response& response = exchange.response;
   response.may_pass = code == CURLE_OK ? response.status >= 500 : is_connection(code);
   return std::move(response);

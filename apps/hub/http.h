@@ -27,8 +27,8 @@ class Http {
   using Sink = std::function<void(const Response&, std::string_view)>;
 
   // The token, if there is one, is sent to the hosts that are asked, and to none that they redirect
-  // to.
-  explicit Http(std::string token);
+  // to. `certificates`: a file of those that https trusts; empty: the system's.
+  Http(std::string token, std::string certificates);
   ~Http();
   Http(const Http&) = delete;
 
@@ -47,7 +47,7 @@ class Http {
 
   struct Curl;
   std::unique_ptr<Curl> curl_;
-  std::string token_;
+  std::string token_, certificates_;
 };
 
 }  // namespace ei::hub

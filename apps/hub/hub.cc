@@ -58,7 +58,7 @@ class Pull {
         name_(name),
         reporter_(reporter),
         repo_(hub.cache, name.repo),
-        remote_(hub.endpoint, hub.token, name) {}
+        remote_(hub.endpoint, hub.token, hub.certificates, name) {}
 
   fs::path run() {
     const Remote::Listing listing = remote_.list();
@@ -172,6 +172,8 @@ Hub Hub::from_environment() {
   if (token.empty()) token = home / "token";
   if (hub.token.empty() && fs::is_regular_file(token))
     hub.token = cli::trimmed(read_file(token, 4096));
+  for (const char* name : {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
+    if (hub.certificates.empty()) hub.certificates = variable(name);
   const std::string offline = cli::upper_case(variable("HF_HUB_OFFLINE"));
   hub.offline = offline == "1" || offline == "ON" || offline == "YES" || offline == "TRUE";
   return hub;

@@ -13,11 +13,12 @@ namespace ei::hub {
 
 // Where models come from and lie, as Hugging Face's tools have it from the environment:
 // HF_HUB_CACHE or HF_HOME, HF_ENDPOINT, HF_TOKEN or the file that `hf auth login` writes,
-// HF_HUB_OFFLINE.
+// HF_HUB_OFFLINE; and SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE.
 struct Hub {
   std::filesystem::path cache;
   std::string endpoint;
   std::string token;
+  std::string certificates;  // a file of those that https trusts; empty: the system's
   bool offline = false;
 
   static Hub from_environment();

@@ -105,11 +105,11 @@ class Part {
 
 }  // namespace
 
-Remote::Remote(std::string endpoint, std::string token, ModelName name)
+Remote::Remote(std::string endpoint, std::string token, std::string certificates, ModelName name)
     : endpoint_(std::move(endpoint)),
       has_token_(!token.empty()),
       name_(std::move(name)),
-      http_(std::move(token)) {}
+      http_(std::move(token), std::move(certificates)) {}
 
 template <class Try>
 Response Remote::persist(const std::string& url, const Try& attempt) {

@@ -17,7 +17,7 @@ namespace ei::hub {
 class Remote {
  public:
   // endpoint: https://huggingface.co, or a mirror.
-  Remote(std::string endpoint, std::string token, ModelName name);
+  Remote(std::string endpoint, std::string token, std::string certificates, ModelName name);
 
   struct Listing {
     std::string commit;

@@ -2,6 +2,7 @@
 import hashlib
 import http.server
 import json
+import ssl
 import threading
 import urllib.parse
 
@@ -13,10 +14,10 @@ def git_id(data):
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """A server whose requests `answer` answers; they are kept in `requests`."""
+    """A server whose requests `answer` answers; they are kept in `requests`. With a certificate, a file that has its key as well, it speaks https."""
     daemon_threads = True
 
-    def __init__(self, answer):
+    def __init__(self, answer, certificate=None):
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -43,13 +44,18 @@ class Site(http.server.ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         self.requests = []
         self.url = f'http://127.0.0.1:{self.server_port}'
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.url = f'https://localhost:{self.server_port}'
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class FakeHub:
     """repos: {name: {file: bytes}}. Weights lie on a second server, to which the hub redirects, as with git-lfs."""
 
-    def __init__(self, repos):
+    def __init__(self, repos, certificate=None):
         self.repos = repos
         self.refuse = []    # answers (status, headers) to the next requests, whatever they are
         self.damage = {}    # {file: bytes} that come in place of what was announced
@@ -58,7 +64,7 @@ class FakeHub:
         self.etags = {}     # {file: etag} that are no hash
         self.gate = threading.Event()  # the second server stops in the middle of a file until this is set
         self.gate.set()
-        self.hub, self.storage = Site(self.answer), Site(self.send_weights)
+        self.hub, self.storage = Site(self.answer, certificate), Site(self.send_weights, certificate)
 
     def close(self):
         self.gate.set()

@@ -89,6 +89,26 @@ class HubTest(unittest.TestCase):
         self.assertEqual({headers.get('Authorization') for *_, headers in self.hub.hub.requests}, {'Bearer hf_variable'})
         self.assertTrue((self.dir / 'other/models--org--needle/refs/main').exists())
 
+    def test_https_trusts_whom_it_is_told_to(self):
+        certificate = self.dir / 'hub.pem'
+        subprocess.run(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
+                        '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost', '-keyout', certificate, '-out', self.dir / 'own.pem'],
+                       check=True, stderr=subprocess.DEVNULL)
+        with certificate.open('a') as file:
+            file.write((self.dir / 'own.pem').read_text())
+        hub = FakeHub({'org/needle': NEEDLE}, certificate)
+        self.addCleanup(hub.close)
+        stranger = self.program('pull', 'org/needle', code=1, HF_ENDPOINT=hub.hub.url)
+        self.assertIn('certificate', stranger)
+        self.assertIn('SSL_CERT_FILE', stranger)
+        self.assertEqual(hub.hub.requests, [])
+        for n, name in enumerate(['SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE']):
+            known = {'HF_ENDPOINT': hub.hub.url, 'HF_HUB_CACHE': str(self.dir / str(n)), name: str(self.dir / 'own.pem')}
+            self.program('pull', 'org/needle', **known)
+            self.assertEqual((self.dir / str(n) / 'models--org--needle/blobs' / self.blob(WEIGHTS).name).read_bytes(), WEIGHTS)
+        missing = self.program('pull', 'org/needle', code=1, HF_ENDPOINT=hub.hub.url, SSL_CERT_FILE='/nowhere.pem')
+        self.assertIn('/nowhere.pem', missing)
+
     def test_a_cut_connection_is_gone_on_from(self):
         self.hub.cut = [1_000_000, 0, 2_000_000]
         self.program('pull', 'org/needle')
