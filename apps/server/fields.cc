@@ -132,7 +132,7 @@ constexpr FieldRule kRules[] = {
     {"prefill", kAnswers, kObeyed, R"("dense")", "",
      "how the prompt is read: a name of run --prefill"},
     {"decode", kAnswers, kObeyed, R"("snapkv")", "",
-     "how its cache is kept: a name of run --decode"},
+     "how its cache is kept: a name of run --decode, but for kvzip"},
     {"base_budget", kAnswers, kObeyed, "256", "", "not with prefill dense"},
     {"budget", kAnswers, kObeyed, "256", "", "not with decode full"},
     {"timeout_ms", kAnswers, kObeyed, "60000", "", ""},

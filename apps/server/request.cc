@@ -234,6 +234,10 @@ void read_named(const OrderedFields& fields, const char* key, Find find,
 void read_policy(const OrderedFields& fields, Request& request) {
   read_named(fields, "prefill", find_prefill, prefill_policies(), request.prefill);
   read_named(fields, "decode", find_decode, decode_policies(), request.decode);
+  if (request.decode.voter == Voter::kRepeat)
+    bad("decode",
+        "'decode' is 'kvzip', for which a prompt is read twice at once, and other answers "
+        "would wait for it; use it in the program's run and eval.");
   exclude("base_budget", fields.has("base_budget") && request.prefill.is_dense(),
           "is of no use where 'prefill' is dense");
   exclude("budget", fields.has("budget") && request.decode.is_full(),

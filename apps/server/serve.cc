@@ -159,6 +159,11 @@ class Serve {
     keep_little_memory();
     server::set_up_log(log_json_, quiet_);
     const Policies policies = policy_.policies();
+    if (policies.decode.voter == Voter::kRepeat)
+      throw CLI::ValidationError(
+          "--decode",
+          "kvzip reads a prompt twice at once, for which other answers would wait; use "
+          "it with run and eval");
     if (key_file_)
       for (std::string& key : read_keys(*key_file_)) api_.api_keys.push_back(std::move(key));
     if (api_.model_name.empty()) api_.model_name = model_.model().name();
