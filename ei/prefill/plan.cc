@@ -138,7 +138,7 @@ int64_t PrefillPlan::n_segments(const Chunk& chunk) const {
   return ceil_div(chunk.size, policy_.segment);
 }
 
-Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const KvCache& cache) {
+Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const KvLayer& kv) {
   if (!sparse(layer))
     return {.count = {all_.view().data, {shape_.n_kv_heads, n_segments(chunk)}}, .index = {}};
 
@@ -162,7 +162,7 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
     return selected;
   };
   if (policy_.estimate != Estimate::kBounds)
-    return chosen(select_mass(layer, chunk, q, cache.layer(layer), score, budgets,
+    return chosen(select_mass(layer, chunk, q, kv, score, budgets,
                               {.count = blocks(layer, chunk), .index = selection.index}));
 
   // Profile: how much each segment wants each past block, and the entropy of that.
@@ -171,7 +171,7 @@ Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const
       .begin = chunk.begin,
       .segment = policy_.segment,
       .scale = policy_.scale_scores ? 1 / std::sqrt(static_cast<float>(shape_.head_dim)) : 1.0f,
-      .kv = cache.layer(layer),
+      .kv = kv,
       .score = score,
       .entropy = entropy,
       .layer = sparse_layer(layer)});

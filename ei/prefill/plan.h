@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "ei/cache/kv_cache.h"
 #include "ei/ops/backend.h"
 #include "ei/ops/buffer.h"
 #include "ei/policy/prefill_policy.h"
@@ -77,8 +76,9 @@ class PrefillPlan {
   }
 
   // The past blocks of every segment of the chunk: everything, or profile, allocate, select.
-  // q [chunk.size, n_heads * d]; the cache holds the chunk's keys. Valid until the next call.
-  Selection select(int layer, const Chunk& chunk, const Act& q, const KvCache& cache);
+  // q [chunk.size, n_heads * d]; `kv`, the layer's, holds the chunk's keys. Valid until the next
+  // call.
+  Selection select(int layer, const Chunk& chunk, const Act& q, const KvLayer& kv);
 
   // What select() decided for a sparse layer, on the device, for those who want to look.
   struct Choice {

@@ -31,11 +31,11 @@ bool ChunkReader::read(int64_t n_layers) {
     const Qkv qkv = model_.project(layer_, act_);  // norm, QKV, RoPE
     cache_.append(layer_, qkv.k, qkv.v);           // and the key bounds of its blocks
     window_.save(layer_, qkv.q, chunk_.begin);
-    const Selection seen =
-        plan_.select(layer_, chunk_, qkv.q, cache_);  // profile, allocate, select
+    const KvLayer kv = cache_.layer(layer_);
+    const Selection seen = plan_.select(layer_, chunk_, qkv.q, kv);  // profile, allocate, select
     if (layer_ == last && !hidden_wanted_) continue;
     backend_.run(SparseAttention{.q = qkv.q,
-                                 .kv = cache_.layer(layer_),
+                                 .kv = kv,
                                  .begin = chunk_.begin,
                                  .segment = plan_.policy().segment,
                                  .block = plan_.policy().block,

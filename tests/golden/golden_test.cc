@@ -189,7 +189,7 @@ void check_prefill(const Golden& golden) {
   plan.begin(n, 0);
   const Chunk chunk = plan.next(0, INT64_MAX);
   ASSERT_EQ(chunk.size, n);
-  const Selection selection = plan.select(0, chunk, queries, cache.cache);
+  const Selection selection = plan.select(0, chunk, queries, cache.cache.layer(0));
   const auto order = golden.get<int32_t>("order");
   const auto prob = golden.get<float>("prob");
   const auto width = int64_t(order.size()) / (kv_heads * n_segments);

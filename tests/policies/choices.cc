@@ -129,7 +129,7 @@ Json choose(const std::string& text, Tokens& tokens) {
     append(cache, window, tokens, chunk.size);
     for (int l = 0; l < tokens.n_layers; ++l) {
       const Selection selection =
-          plan.select(l, chunk, tokens.q(l).slice(chunk.begin, chunk.size), cache);
+          plan.select(l, chunk, tokens.q(l).slice(chunk.begin, chunk.size), cache.layer(l));
       for (int64_t h = 0; h < tokens.n_kv_heads; ++h)
         for (Json& segment : blocks_of(selection, h))
           blocks[static_cast<size_t>(l)][static_cast<size_t>(h)].push_back(std::move(segment));

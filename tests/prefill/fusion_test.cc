@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "ei/cache/kv_cache.h"
 #include "ei/cpu/backend.h"
 #include "ei/prefill/plan.h"
 #include "tests/ref/ref.h"
@@ -70,7 +71,7 @@ Selected select(const std::vector<Layer>& layers, const PrefillPolicy& policy, i
       const Act keys = {k.data(), chunk.size, kKvHeads * kHeadDim, 4};
       cache.append(l, keys, keys);
       const Selection seen =
-          plan.select(l, chunk, {q.data(), chunk.size, kHeads * kHeadDim, 4}, cache);
+          plan.select(l, chunk, {q.data(), chunk.size, kHeads * kHeadDim, 4}, cache.layer(l));
       for (int64_t h = 0; h < kKvHeads; ++h)
         for (int64_t s = 0; s < seen.count.dim(1); ++s)
           if (seen.count[h][s] != kAllBlocks)

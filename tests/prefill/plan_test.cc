@@ -9,6 +9,7 @@
 #include <random>
 
 #include "ei/base/error.h"
+#include "ei/cache/kv_cache.h"
 #include "ei/cpu/backend.h"
 #include "tests/policy/extremes.h"
 
@@ -135,7 +136,7 @@ class Reader {
       cache_.reserve(chunk.size);
       cache_.append(0, rows(in.k, kKvHeads), rows(in.v, kKvHeads));
       const Act q = rows(in.q, kHeads);
-      const Selection seen = plan_.select(0, chunk, q, cache_);
+      const Selection seen = plan_.select(0, chunk, q, cache_.layer(0));
       for (int64_t h = 0; h < kKvHeads; ++h)
         for (int64_t s = 0; s < seen.count.dim(1); ++s)
           if (const int32_t count = seen.count[h][s]; count != kAllBlocks)

@@ -171,7 +171,7 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
       cache.append(0, k.slice(at, chunk.size), v.slice(at, chunk.size));
       append.stop();
       select.start();
-      const ei::Selection seen = plan.select(0, chunk, q.slice(at, chunk.size), cache);
+      const ei::Selection seen = plan.select(0, chunk, q.slice(at, chunk.size), cache.layer(0));
       select.stop();
       attend.start();
       bench.backend.run(ei::SparseAttention{.q = q.slice(at, chunk.size),
