@@ -17,6 +17,10 @@ test: build
 	tools/install_packages test
 	ctest --preset release
 
+python:  # builds the Python package, as `pip install .` does, in build/python, and tests it there
+	tools/install_packages build python
+	python/tests/run build/python/venv
+
 configure:
 	tools/install_packages build
 	cmake --preset release
@@ -28,4 +32,4 @@ report: configure  # the evaluations of docs/REPORT.md, whose tables it rewrites
 clean:
 	rm -rf build
 
-.PHONY: build demo test report configure clean
+.PHONY: build demo test report python configure clean

@@ -89,7 +89,7 @@ def problems(path, text):
 
 def main():
     n_problems = 0
-    for top in ('ei', 'apps', 'tests', 'examples'):
+    for top in ('ei', 'apps', 'python', 'tests', 'examples'):
         for file in sorted((ROOT / top).rglob('*')):
             if file.suffix in MAX_LINES:
                 path = file.relative_to(ROOT).as_posix()
