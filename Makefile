@@ -19,7 +19,7 @@ test: build
 
 python:  # builds the Python package, as `pip install .` does, in build/python, and tests it there
 	tools/install_packages build python
-	python/tests/run build/python/venv
+	python/tests/run build/python
 
 configure:
 	tools/install_packages build

@@ -1,0 +1,118 @@
+"""Hugging Face's models read prompts by our selection and with our kernel:
+
+    import entropyinfer.transformers
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation='entropyinfer')
+    with torch.inference_mode(), entropyinfer.policy('entropy', mass=.9) as reading:
+        model.generate(**inputs)
+    reading.density, reading.layers[3][0].entropy
+
+Importing this registers the attention. Any decoder model of transformers' attention interface on the CPU, in float32 or
+bfloat16, any heads and groups of heads, padded batches; without `entropyinfer.policy` prompts are read by 'entropy'. What
+follows a prompt (a second turn, tokens that are written) is attended to densely. Refused, with what was found: training,
+windows shorter than the text, caps of logits, padding between tokens.
+"""
+from __future__ import annotations
+
+import threading
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
+
+from entropyinfer import ops
+from entropyinfer._core import Policy
+from entropyinfer._policy import Reading, current
+
+__all__ = ['attention']
+
+
+class _Usual(threading.local):
+    """Of models outside of a `with entropyinfer.policy(...)`."""
+
+    def __init__(self):
+        self.reading = Reading(Policy('entropy'))
+
+
+_usual = _Usual()
+
+
+def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+              scaling: float | None = None, dropout: float = 0.0, **kwargs) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query [batch, heads, m, d], key and value [batch, kv_heads, n, d], of which the
+    queries are the last; attention_mask None or bool [batch, n], False for padding. Returns [batch, m, heads, d]."""
+    _check(query, key, value, dropout, kwargs)
+    batch, heads, m, d = query.shape
+    n = key.shape[2]
+    spans = [(0, n)] * batch if attention_mask is None else [_span(row) for row in attention_mask.bool()]
+    reading = current.get() or _usual.reading
+    layer = module.layer_idx
+    if m > 1 and m == n:
+        begin_reading(reading, module, query, key, spans)
+    outs = []
+    for i, (begin, end) in enumerate(spans):
+        first = max(0, begin - (n - m))  # of the queries that are no padding
+        q, k, v = query[i, :, first:m - (n - end)], key[i, :, begin:end], value[i, :, begin:end]
+        if m == 1:
+            out = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=scaling, enable_gqa=True)[0]
+        elif m == n:
+            out = _read(reading, layer, i, q, k, v, scaling)
+        else:
+            out = ops.sparse_attention(q, k, v, scale=scaling)
+        out = out.transpose(0, 1)
+        if out.shape[0] < m:
+            out = torch.nn.functional.pad(out, (0, 0, 0, 0, first, n - end))
+        outs.append(out)
+    return (outs[0][None] if batch == 1 else torch.stack(outs)), None
+
+
+def begin_reading(reading: Reading, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, spans: list[tuple[int, int]]) -> None:
+    """A layer that does not follow the last one begins a new prompt."""
+    layer = module.layer_idx
+    shape = (query.shape[1], key.shape[1], query.shape[3], spans, query.dtype)
+    if reading.layers and layer == len(reading.layers) and reading.shape == shape:
+        reading.layers.append([])
+        return
+    reading.shape = shape
+    reading.layers = [[] for _ in range(layer + 1)]
+    reading.readers = [ops.Reader(reading.policy, module.config.num_hidden_layers, query.shape[1], key.shape[1], query.shape[3], end - begin,
+                                  query.dtype) for begin, end in spans]
+
+
+def _read(reading: Reading, layer: int, i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+    if reading.select is not None:
+        selection = reading.select(q, k, layer)
+        out = ops.sparse_attention(q, k, v, selection, scale)
+    else:
+        out, selection = reading.readers[i].read(layer, q, k, v, blocks=reading.blocks, scale=scale)
+    reading.layers[layer].append(selection)
+    return out
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, kwargs: dict) -> None:
+    if query.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError('the attention "entropyinfer" has no gradients: call the model under torch.inference_mode()')
+    if dropout:
+        raise ValueError(f'dropout is {dropout}, expected 0')
+    if value.shape != key.shape:
+        raise ValueError(f'values are {list(value.shape)}, expected {list(key.shape)} as the keys')
+    window = kwargs.get('sliding_window')
+    if window is not None and window < key.shape[2]:
+        raise ValueError(f'the model attends to a window of {window} tokens, expected none or at least the {key.shape[2]} of the text')
+    for name in 'softcap', 's_aux':
+        if kwargs.get(name) is not None:
+            raise ValueError(f'the model\'s attention has {name}, which "entropyinfer" does not compute')
+
+
+def _span(row: torch.Tensor) -> tuple[int, int]:
+    """Where the tokens of a padded row are."""
+    tokens = row.nonzero()[:, 0]
+    if len(tokens) == 0:
+        return 0, len(row)
+    begin, end = int(tokens[0]), int(tokens[-1]) + 1
+    if end - begin != len(tokens):
+        raise ValueError(f'attention_mask has {len(tokens)} tokens between {begin} and {end}, expected no padding between tokens')
+    return begin, end
+
+
+AttentionInterface.register('entropyinfer', attention)
+AttentionMaskInterface.register('entropyinfer', flash_attention_mask)

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""How long a prompt's attention takes in a model of transformers: by SDPA, and by our kernels, dense and by a policy.
+
+    python/examples/attention_time.py MODEL --file TEXT [--tokens 8192] [--policy entropy] [--layers 30]
+
+Every layer's attention is computed all ways on the same tensors, one after the other, so that what else the machine does
+hits all alike. `overhead` is what calling it through transformers adds to the op itself.
+"""
+import argparse
+import collections
+import time
+
+import torch
+import transformers
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import entropyinfer
+from entropyinfer import ops
+from entropyinfer.transformers import attention
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('model')
+    parser.add_argument('--file', required=True)
+    parser.add_argument('--tokens', type=int, default=8192)
+    parser.add_argument('--policy', default='entropy')
+    parser.add_argument('--layers', type=int)
+    parser.add_argument('--dtype', default='float32')
+    given = parser.parse_args()
+    seconds = collections.defaultdict(float)
+    readers = {}
+
+    def timed(name, call):
+        start = time.perf_counter()
+        out = call()
+        seconds[name] += time.perf_counter() - start
+        return out
+
+    def by_op(name, module, query, key, value):
+        if module.layer_idx == 0:
+            readers[name] = ops.Reader(name, module.config.num_hidden_layers, query.shape[1], key.shape[1], query.shape[3], query.shape[2], query.dtype)
+        return readers[name].read(module.layer_idx, query[0], key[0], value[0])
+
+    def all_ways(module, query, key, value, mask, **kwargs):
+        out = timed('sdpa', lambda: sdpa_attention_forward(module, query, key, value, None, is_causal=True, **kwargs))
+        timed('dense', lambda: by_op('dense', module, query, key, value))
+        timed(given.policy, lambda: by_op(given.policy, module, query, key, value))
+        timed('through transformers', lambda: attention(module, query, key, value, None, **kwargs))
+        return out
+
+    transformers.AttentionInterface.register('all_ways', all_ways)
+    transformers.AttentionMaskInterface.register('all_ways', lambda *args, **kwargs: None)
+    settings = {} if given.layers is None else {'num_hidden_layers': given.layers}
+    model = transformers.AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype), attn_implementation='all_ways', **settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(given.model)
+    with open(given.file, encoding='utf-8') as file:
+        ids = tokenizer(file.read(), return_tensors='pt').input_ids[:, :given.tokens]
+    with torch.inference_mode(), entropyinfer.policy(given.policy) as reading:
+        model(ids, logits_to_keep=1)
+    print(f'{ids.shape[1]} tokens, {torch.get_num_threads()} threads, {given.dtype}; {given.policy} attends to {100 * reading.density:.1f}% of the pairs')
+    for name in 'sdpa', 'dense', given.policy:
+        print(f'{name:10} {seconds[name]:7.2f} s, {seconds["sdpa"] / seconds[name]:5.2f} times as fast as SDPA')
+    print(f'overhead   {100 * (seconds["through transformers"] / seconds[given.policy] - 1):6.1f}% of {given.policy}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,178 @@
+"""Models of transformers with our attention: dense it is SDPA's, sparse it attends to what the engine selects."""
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+import entropyinfer  # noqa: E402
+import entropyinfer.transformers  # noqa: E402, F401
+from entropyinfer import Engine, ops, reference  # noqa: E402
+
+SIZES = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+CONFIGS = {
+    'llama': lambda: transformers.LlamaConfig(**SIZES),
+    'qwen2': lambda: transformers.Qwen2Config(**SIZES),
+    'qwen3': lambda: transformers.Qwen3Config(**SIZES, head_dim=32),
+    'mistral': lambda: transformers.MistralConfig(**SIZES, sliding_window=None),
+    'phi3': lambda: transformers.Phi3Config(**SIZES),
+    'olmo2': lambda: transformers.Olmo2Config(**{**SIZES, 'num_key_value_heads': 4}),
+    'qwen3_moe': lambda: transformers.Qwen3MoeConfig(**SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+                                                     decoder_sparse_step=1),
+}
+# Prompts of some hundred tokens are long enough for these.
+PAPER = 'paper:segment=32:block=8:threshold=64:base-budget=64:dense-tail=32'
+ENTROPY = 'entropy:threshold=64:dense-tail=32:local=32:mass=0.6'
+
+
+def tiny(config, dtype=torch.float32):
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation='sdpa').eval()
+    for name, weight in model.named_parameters():  # so that some keys matter more than others
+        if 'q_proj' in name or 'k_proj' in name or 'qkv_proj' in name:
+            weight.data *= 6
+    return model
+
+
+def logits(model, attention, **inputs):
+    model.set_attn_implementation(attention)
+    with torch.inference_mode():
+        return model(**inputs).logits
+
+
+def tokens_of(n, seed=1, batch=1):
+    return torch.randint(3, 300, (batch, n), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, .05)], ids=str)
+@pytest.mark.parametrize('name', CONFIGS)
+def test_dense_is_sdpa(name, dtype, tolerance):
+    model = tiny(CONFIGS[name](), dtype)
+    ids = tokens_of(333)
+    expected = logits(model, 'sdpa', input_ids=ids).float()
+    with entropyinfer.policy('dense') as reading:
+        got = logits(model, 'entropyinfer', input_ids=ids).float()
+    # bf16: relative to all, as a router's choice may turn on a last bit.
+    assert (got - expected).norm() <= tolerance * expected.norm()
+    assert reading.density == 1 and len(reading.layers) == 3
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_padded_batches(side):
+    model = tiny(CONFIGS['llama']())
+    lengths = 200, 77, 131
+    ids, mask = torch.zeros(3, 200, dtype=torch.long), torch.zeros(3, 200, dtype=torch.long)
+    places = [slice(200 - n, 200) if side == 'left' else slice(0, n) for n in lengths]
+    for i, (n, place) in enumerate(zip(lengths, places)):
+        ids[i, place], mask[i, place] = tokens_of(n, i)[0], 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for policy in 'dense', PAPER:
+        with entropyinfer.policy(policy, blocks=True) as reading:
+            got = logits(model, 'entropyinfer', input_ids=ids, attention_mask=mask, position_ids=positions)
+        together = reading.layers
+        for i, (n, place) in enumerate(zip(lengths, places)):
+            with entropyinfer.policy(policy, blocks=True) as reading:
+                alone = logits(model, 'entropyinfer', input_ids=tokens_of(n, i))[0]
+            torch.testing.assert_close(got[i, place], alone, rtol=1e-4, atol=1e-4)
+            assert all((together[layer][i].count == reading.layers[layer][0].count).all() for layer in range(3))
+
+
+def test_what_is_written_is_what_sdpa_writes():
+    model = tiny(CONFIGS['qwen2']())
+    ids, mask = tokens_of(90, batch=2), torch.ones(2, 90, dtype=torch.long)
+    mask[1, :40] = 0
+    outs = {}
+    for attention in 'sdpa', 'entropyinfer':
+        model.set_attn_implementation(attention)
+        with torch.inference_mode(), entropyinfer.policy('dense'):
+            outs[attention] = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    assert (outs['sdpa'] == outs['entropyinfer']).all()
+
+
+def test_a_text_in_parts_is_the_text():
+    """What follows a prompt sees all of it."""
+    model = tiny(CONFIGS['llama']())
+    ids = tokens_of(150)
+    expected = logits(model, 'sdpa', input_ids=ids)
+    with torch.inference_mode(), entropyinfer.policy('dense'):
+        model.set_attn_implementation('entropyinfer')
+        first = model(input_ids=ids[:, :70], use_cache=True)
+        second = model(input_ids=ids[:, 70:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('policy', [PAPER, ENTROPY])
+def test_sparse_is_what_is_selected(policy):
+    """Layer by layer against the same selection as a mask in double."""
+    model = tiny(CONFIGS['llama']())
+    ids = tokens_of(500)
+    seen = []
+
+    def watch(module, query, key, value, mask, **kwargs):
+        out, _ = entropyinfer.transformers.attention(module, query, key, value, mask, **kwargs)
+        seen.append((query[0], key[0], value[0], out[0].transpose(0, 1)))
+        return out, None
+    transformers.AttentionInterface.register('watched', watch)
+    transformers.AttentionMaskInterface.register('watched', lambda *args, **kwargs: None)
+    with entropyinfer.policy(policy, blocks=True) as reading:
+        logits(model, 'watched', input_ids=ids)
+    assert 0 < reading.density < .9
+    for layer, (q, k, v, out) in enumerate(seen):
+        selection = reading.layers[layer][0]
+        expected = reference.sparse_attention(q, k, v, selection)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+        if layer > 0:
+            alone = ops.select_blocks(q, k, policy)
+            assert (alone.count == selection.count).all() and (alone.index == selection.index).all()
+
+
+@pytest.mark.parametrize('policy', ['paper:segment=64:block=8:threshold=256:base-budget=128', 'dense'])
+def test_it_is_the_engines_own_reading(model_dir, policy):
+    ids = np.random.default_rng(1).integers(10, 4000, 1000, dtype=np.int32)
+    engine = Engine(model_dir, device='cpu', kv_type='f32', math='f32')
+    profile, score = engine.profile(ids, policy), engine.score(ids, policy)
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation='entropyinfer').eval()
+    with torch.inference_mode(), entropyinfer.policy(policy) as reading:
+        out = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double()
+    logprobs = out.log_softmax(-1)[:-1].gather(1, torch.from_numpy(ids[1:].astype(np.int64))[:, None])[:, 0]
+    assert reading.density == pytest.approx(score.density, rel=1e-3)
+    assert (logprobs - torch.from_numpy(score.logprobs[1:])).abs().mean() < 1e-3
+    same = [(torch.where(reading.layers[layer][0].count < 0, torch.arange(16) * 8, reading.layers[layer][0].count).numpy()
+             == profile.blocks[layer]).mean() for layer in range(1, 8)] if policy != 'dense' else [1]
+    assert min(same) > .97
+
+
+def test_a_stage_of_ones_own():
+    model = tiny(CONFIGS['llama']())
+    ids = tokens_of(256)
+    calls = []
+
+    def newest(q, k, layer):
+        calls.append(layer)
+        n_segments = q.shape[1] // 64
+        count = torch.tensor([[min(s, 1) * 8 for s in range(n_segments)]] * k.shape[0])
+        index = torch.stack([torch.arange(8) + max(0, s - 1) * 8 for s in range(n_segments)]).expand(k.shape[0], -1, -1)
+        return ops.Selection(count, index, 64, 8)
+    with entropyinfer.policy('paper', select=newest) as reading:
+        windowed = logits(model, 'entropyinfer', input_ids=ids)
+    assert calls == [0, 1, 2] and len(reading.layers) == 3
+    whole = logits(model, 'sdpa', input_ids=ids)
+    torch.testing.assert_close(windowed[:, :128], whole[:, :128], rtol=1e-4, atol=1e-4)  # two segments see everything
+    assert (windowed[:, -1] - whole[:, -1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('error, message, change', [
+    (RuntimeError, 'no gradients', {'grad': True}),
+    (ValueError, 'window of 16 tokens, expected none or at least the 40', {'sliding_window': 16}),
+    (ValueError, 'no padding between tokens', {'mask': [1] * 10 + [0] + [1] * 29}),
+    (ValueError, 'softcap', {'softcap': 30.}),
+    (ValueError, 'dropout is 0.1', {'dropout': .1}),
+])
+def test_what_is_not_computed_is_refused(error, message, change):
+    module = tiny(CONFIGS['llama']()).model.layers[0].self_attn
+    q, kv = torch.randn(1, 4, 40, 16), torch.randn(1, 2, 40, 16)
+    mask = torch.tensor([change.pop('mask')]) if 'mask' in change else None
+    q.requires_grad = change.pop('grad', False)
+    with pytest.raises(error, match=message):
+        entropyinfer.transformers.attention(module, q, kv, kv, mask, **change)
