@@ -1,6 +1,7 @@
 """The engine: checkpoints in, text out."""
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import queue
@@ -48,6 +49,17 @@ class Profile:
 
 class _Closed(Exception):
     pass
+
+
+_streams: dict[threading.Thread, threading.Event] = {}  # those that write, and what tells each to stop
+
+
+@atexit.register
+def _end_streams() -> None:
+    """Threads that still write when the interpreter goes would wait for it for ever."""
+    for thread, closed in list(_streams.items()):
+        closed.set()
+        thread.join()
 
 
 class Engine:
@@ -149,6 +161,7 @@ class Engine:
                 pieces.put(None)
 
         thread = threading.Thread(target=run, daemon=True)
+        _streams[thread] = closed
         thread.start()
         try:
             while (piece := pieces.get()) is not None:
@@ -156,6 +169,7 @@ class Engine:
         finally:
             closed.set()
             thread.join()
+            _streams.pop(thread, None)
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]

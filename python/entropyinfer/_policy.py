@@ -11,7 +11,7 @@ from entropyinfer._core import Policy
 if TYPE_CHECKING:
     import torch
 
-    from entropyinfer.ops import Selection
+    from entropyinfer.ops import Reader, Selection
 
 
 class Reading:
@@ -25,6 +25,8 @@ class Reading:
                  select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None):
         self.policy, self.blocks, self.select = policy, blocks, select
         self.layers: list[list[Selection]] = []
+        self._readers: list[Reader] = []
+        self._shape: tuple = ()
 
     @property
     def density(self) -> float:

@@ -47,7 +47,7 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
     reading = current.get() or _usual.reading
     layer = module.layer_idx
     if m > 1 and m == n:
-        begin_reading(reading, module, query, key, spans)
+        _begin_layer(reading, module, query, key, spans)
     outs = []
     for i, (begin, end) in enumerate(spans):
         first = max(0, begin - (n - m))  # of the queries that are no padding
@@ -62,20 +62,23 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
         if out.shape[0] < m:
             out = torch.nn.functional.pad(out, (0, 0, 0, 0, first, n - end))
         outs.append(out)
+    if layer + 1 == module.config.num_hidden_layers:
+        reading._readers = []  # and their memory
     return (outs[0][None] if batch == 1 else torch.stack(outs)), None
 
 
-def begin_reading(reading: Reading, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, spans: list[tuple[int, int]]) -> None:
+def _begin_layer(reading: Reading, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, spans: list[tuple[int, int]]) -> None:
     """A layer that does not follow the last one begins a new prompt."""
     layer = module.layer_idx
     shape = (query.shape[1], key.shape[1], query.shape[3], spans, query.dtype)
-    if reading.layers and layer == len(reading.layers) and reading.shape == shape:
+    if reading.layers and layer == len(reading.layers) and reading._shape == shape:
         reading.layers.append([])
         return
-    reading.shape = shape
+    reading._shape = shape
     reading.layers = [[] for _ in range(layer + 1)]
-    reading.readers = [ops.Reader(reading.policy, module.config.num_hidden_layers, query.shape[1], key.shape[1], query.shape[3], end - begin,
-                                  query.dtype) for begin, end in spans]
+    if reading.select is None:
+        reading._readers = [ops.Reader(reading.policy, module.config.num_hidden_layers, query.shape[1], key.shape[1], query.shape[3],
+                                       end - begin, query.dtype) for begin, end in spans]
 
 
 def _read(reading: Reading, layer: int, i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
@@ -83,7 +86,7 @@ def _read(reading: Reading, layer: int, i: int, q: torch.Tensor, k: torch.Tensor
         selection = reading.select(q, k, layer)
         out = ops.sparse_attention(q, k, v, selection, scale)
     else:
-        out, selection = reading.readers[i].read(layer, q, k, v, blocks=reading.blocks, scale=scale)
+        out, selection = reading._readers[i].read(layer, q, k, v, blocks=reading.blocks, scale=scale)
     reading.layers[layer].append(selection)
     return out
 
@@ -98,7 +101,7 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout:
     window = kwargs.get('sliding_window')
     if window is not None and window < key.shape[2]:
         raise ValueError(f'the model attends to a window of {window} tokens, expected none or at least the {key.shape[2]} of the text')
-    for name in 'softcap', 's_aux':
+    for name in 'softcap', 's_aux', 'position_bias':
         if kwargs.get(name) is not None:
             raise ValueError(f'the model\'s attention has {name}, which "entropyinfer" does not compute')
 

@@ -13,14 +13,14 @@ namespace ei::python {
 // signals are looked at (Ctrl-C) and the caller's functions called; the first exception stops it
 // and is thrown once it has stopped, so that the conversation stays as it was.
 class Watch {
+  // The engine's mutex is held: one that calls it from a function of its own would wait for itself.
+  static inline thread_local bool running = false;
+
  public:
   // Runs work(watch, callbacks, cancel). on_text(str) and on_prefill(int done, int total) may be
   // None.
   template <class Work>
   static auto run(const nb::object& on_text, const nb::object& on_prefill, const Work& work) {
-    // The engine's mutex is held: one that calls it from a function of its own would wait for
-    // itself.
-    static thread_local bool running = false;
     if (running) throw std::runtime_error("an engine was called from a function that it called");
     running = true;
     const struct Reset {

@@ -87,7 +87,7 @@ def test_what_a_call_back_raises_ends_the_answer(engine):
     with pytest.raises(LookupError):
         engine.score(QUESTION, on_logits=fail)
     with pytest.raises(RuntimeError, match='from a function that it called'):
-        engine.generate(QUESTION, max_tokens=8, on_text=lambda _: engine.generate(QUESTION))
+        engine.generate(QUESTION, max_tokens=8, on_text=lambda _: engine.score(QUESTION))
     assert engine.generate(QUESTION, max_tokens=8).finish_reason in ('stop', 'length')
 
 
@@ -173,5 +173,5 @@ def test_what_is_wrong_is_said(engine, error, message, call):
 
 
 def test_an_end_of_the_process_while_it_writes(model_dir):
-    code = f'from entropyinfer import Engine; next(Engine({str(model_dir)!r}).stream("x", max_tokens=100000, ignore_eos=True)); import os'
+    code = f'from entropyinfer import Engine; s = Engine({str(model_dir)!r}).stream("x", max_tokens=100000, ignore_eos=True); next(s)'
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=100).returncode == 0
