@@ -8,7 +8,8 @@
 
 Importing this registers the attention. Any decoder model of transformers' attention interface on the CPU, in float32 or
 bfloat16, any heads and groups of heads, padded batches; without `entropyinfer.policy` prompts are read by 'entropy'. What
-follows a prompt (a second turn, tokens that are written) is attended to densely. Refused, with what was found: training,
+follows a prompt (a second turn, tokens that are written) is attended to densely; `CompressedCache` keeps of it what an
+answer looks at. Refused, with what was found: training,
 windows shorter than the text, caps of logits, padding between tokens.
 """
 from __future__ import annotations
@@ -20,10 +21,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from entropyinfer import ops
+from entropyinfer._cache import CompressedCache, updated
 from entropyinfer._core import Policy
 from entropyinfer._policy import Reading, current
 
-__all__ = ['attention']
+__all__ = ['CompressedCache', 'attention']
 
 
 class _Usual(threading.local):
@@ -41,6 +43,8 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
     """transformers' attention function: query [batch, heads, m, d], key and value [batch, kv_heads, n, d], of which the
     queries are the last; attention_mask None or bool [batch, n], False for padding. Returns [batch, m, heads, d]."""
     _check(query, key, value, dropout, kwargs)
+    if (cache := updated.take(key)) is not None:
+        cache.saw(query)
     batch, heads, m, d = query.shape
     n = key.shape[2]
     spans = [(0, n)] * batch if attention_mask is None else [_span(row) for row in attention_mask.bool()]

@@ -7,6 +7,7 @@ transformers = pytest.importorskip('transformers')
 
 import entropyinfer  # noqa: E402
 import entropyinfer.transformers  # noqa: E402, F401
+from conftest import TOP  # noqa: E402
 from entropyinfer import Engine, ops, reference  # noqa: E402
 
 SIZES = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -98,7 +99,7 @@ def test_a_text_in_parts_is_the_text():
     with torch.inference_mode(), entropyinfer.policy('dense'):
         model.set_attn_implementation('entropyinfer')
         first = model(input_ids=ids[:, :70], use_cache=True)
-        second = model(input_ids=ids[:, 70:], past_key_values=first.past_key_values)
+        second = model(input_ids=ids[:, 70:], cache=first.cache)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -141,6 +142,35 @@ def test_it_is_the_engines_own_reading(model_dir, policy):
     same = [(torch.where(reading.layers[layer][0].count < 0, torch.arange(16) * 8, reading.layers[layer][0].count).numpy()
              == profile.blocks[layer]).mean() for layer in range(1, 8)] if policy != 'dense' else [1]
     assert min(same) > .97
+
+
+@pytest.mark.parametrize('decode', ['latent:budget=96', 'snapkv:budget=64:window=16', 'latent:budget=96:regrow=16:decode-gap=4'])
+def test_a_compressed_cache_is_the_engines(model_dir, decode):
+    """How likely every token is that follows a prompt, whatever is kept of that."""
+    n, n_prompt = 440, 400
+    engine = Engine(model_dir, device='cpu', kv_type='f32', math='f32')
+    tokens = engine.tokenize((TOP / 'LICENSE').read_text(encoding='utf-8'))[:n]
+    expected = engine.score(tokens, 'dense+' + decode, n_prefill=n_prompt).logprobs[n_prompt:]
+    full = engine.score(tokens, 'dense+full', n_prefill=n_prompt).logprobs[n_prompt:]
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation='entropyinfer').eval()
+    cache = entropyinfer.transformers.CompressedCache('dense+' + decode)
+    ids = torch.from_numpy(tokens.astype(np.int64))[None]
+    rows = []
+    with torch.inference_mode(), entropyinfer.policy('dense'):
+        for begin, end in [(0, n_prompt), *((i, i + 1) for i in range(n_prompt, n - 1))]:
+            rows.append(model(input_ids=ids[:, begin:end], cache=cache, logits_to_keep=1).logits[0, -1].double().log_softmax(-1))
+    got = np.array([row[token].item() for row, token in zip(rows, tokens[n_prompt:])])
+    assert np.abs(got - expected).max() < 2e-3 < np.abs(full - expected).max()
+    assert all(layer.compressed and layer.keys.shape[2] < 150 for layer in cache.layers) and cache.get_seq_length() == n - 1
+
+
+def test_caches_that_are_not_made():
+    for policy, message in ('dense+full', 'fixed number'), ('dense+adakv', 'split is adaptive, expected even'), ('dense+streaming', 'split'):
+        with pytest.raises(ValueError, match=message):
+            entropyinfer.transformers.CompressedCache(policy)
+    layer = torch.zeros(2, 1, 1, 8)
+    with pytest.raises(ValueError, match='a batch of 2'):
+        entropyinfer.transformers.CompressedCache().update(layer, layer, 0)
 
 
 def test_a_stage_of_ones_own():
