@@ -75,7 +75,7 @@ class CompressedCache(Cache):
     def __init__(self, policy: Policy | str = 'entropy+latent', **settings):
         policy = policy if isinstance(policy, Policy) else Policy(policy, **settings)
         settings = policy.settings
-        for name, only in {'split': 'even', 'kv_scope': 'kv', 'off_by_one': False}.items():
+        for name, only in {'voter': 'window', 'split': 'even', 'kv_scope': 'kv', 'off_by_one': False}.items():
             if settings.get(name, only) != only:
                 raise ValueError(f'{policy.name}: {name} is {settings[name]}, expected {only} in a cache of transformers')
         if settings.get('decode_gap') == 'auto' or 'budget' not in settings:

@@ -133,7 +133,8 @@ def vote(q: torch.Tensor, k: torch.Tensor, reduce: str = 'mean', scale: float | 
 
 
 def pool_votes(votes: torch.Tensor, pooling: str = 'max', kernel: int = 21) -> torch.Tensor:
-    """Votes smoothed along the keys: their maximum or mean ('avg', zeros beyond the ends) over `kernel`, odd. [kv_heads, n]."""
+    """Votes smoothed along the keys: their maximum or mean ('avg', zeros beyond the ends) over `kernel`, odd; 'both': the mean
+    of 5 or 0.3 of the maximum, whichever is more. [kv_heads, n]"""
     return torch.from_numpy(_core.pool_votes(_votes(votes), pooling, kernel))
 
 

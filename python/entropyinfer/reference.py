@@ -141,6 +141,8 @@ def vote(q: torch.Tensor, k: torch.Tensor, reduce: str = 'mean', scale: float | 
 def pool_votes(votes: torch.Tensor, pooling: str = 'max', kernel: int = 21) -> torch.Tensor:
     if pooling == 'none':
         return votes
+    if pooling == 'both':
+        return torch.maximum(pool_votes(votes, 'avg', 5), .3 * pool_votes(votes, 'max', kernel))
     pool = torch.nn.functional.max_pool1d if pooling == 'max' else torch.nn.functional.avg_pool1d
     return pool(votes, kernel, stride=1, padding=kernel // 2)
 

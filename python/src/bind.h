@@ -68,6 +68,18 @@ struct ArrayOf<T, 3> {
 template <class T, int N>
 using Array = typename ArrayOf<T, N>::type;
 
+// What one of a few names stands for. Throws ValueError that names them.
+template <class T>
+T choose(const char* what, const std::string& name,
+         const std::vector<std::pair<const char*, T>>& choices) {
+  std::string names;
+  for (const auto& [known, value] : choices) {
+    if (name == known) return value;
+    names += (names.empty() ? "" : ", ") + std::string(known);
+  }
+  throw nb::value_error((std::string(what) + " is '" + name + "', expected " + names).c_str());
+}
+
 void bind_policy(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_profile(nb::module_& m);

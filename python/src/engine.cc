@@ -12,18 +12,6 @@ namespace {
 
 using Tokens = Array<const int32_t, 1>;
 
-// One of a few names.
-template <class T>
-T choose(const char* what, const std::string& name,
-         const std::vector<std::pair<const char*, T>>& choices) {
-  std::string names;
-  for (const auto& [known, value] : choices) {
-    if (name == known) return value;
-    names += (names.empty() ? "" : ", ") + std::string(known);
-  }
-  throw nb::value_error(fmt::format("{} is '{}', expected {}", what, name, names).c_str());
-}
-
 // Tells the package's logger what is fetched, and looks for Ctrl-C.
 hub::Reporter reporter() {
   return {

@@ -378,8 +378,11 @@ View<const float, 2> view(const Array<const float, 2>& a) {
 }
 
 auto pool_votes(const Array<const float, 2>& votes, const std::string& pooling, int64_t kernel) {
-  require(pooling == "avg" || pooling == "max" || pooling == "none",
-          "pooling is '{}', expected avg, max or none", pooling);
+  const auto pool = choose<Pooling>("pooling", pooling,
+                                    {{"avg", Pooling::kAvg},
+                                     {"max", Pooling::kMax},
+                                     {"both", Pooling::kBoth},
+                                     {"none", Pooling::kNone}});
   std::vector<float> out(votes.size());
   const std::vector<int32_t> n_votes(votes.shape(0), static_cast<int32_t>(votes.shape(1)));
   {
@@ -387,9 +390,7 @@ auto pool_votes(const Array<const float, 2>& votes, const std::string& pooling, 
     const Cpu cpu(false);
     cpu.backend().run(PoolVotes{.votes = view(votes),
                                 .n_votes = {n_votes.data(), {std::ssize(n_votes)}},
-                                .pooling = pooling == "avg"   ? Pooling::kAvg
-                                           : pooling == "max" ? Pooling::kMax
-                                                              : Pooling::kNone,
+                                .pooling = pool,
                                 .kernel = kernel,
                                 .out = {out.data(), view(votes).dims}});
   }

@@ -148,7 +148,7 @@ def test_votes(reduce):
             torch.testing.assert_close(votes.double(), reference.vote(q[:, -w:], k, reduce), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize('pooling, kernel', [('max', 21), ('max', 3), ('avg', 5), ('none', 1)])
+@pytest.mark.parametrize('pooling, kernel', [('max', 21), ('max', 3), ('avg', 5), ('both', 9), ('none', 1)])
 def test_pools_and_what_is_kept(pooling, kernel):
     votes = torch.rand(3, 200, generator=torch.Generator().manual_seed(3))
     pooled = ops.pool_votes(votes, pooling, kernel)

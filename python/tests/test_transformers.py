@@ -165,7 +165,7 @@ def test_a_compressed_cache_is_the_engines(model_dir, decode):
 
 
 def test_caches_that_are_not_made():
-    for policy, message in ('dense+full', 'fixed number'), ('dense+adakv', 'split is adaptive, expected even'), ('dense+streaming', 'split'):
+    for policy, message in ('dense+full', 'fixed number'), ('dense+adakv', 'split is adaptive, expected even'), ('dense+streaming', 'split'), ('dense+expected', 'voter is expected, expected window'):
         with pytest.raises(ValueError, match=message):
             entropyinfer.transformers.CompressedCache(policy)
     layer = torch.zeros(2, 1, 1, 8)
