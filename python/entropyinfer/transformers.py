@@ -10,7 +10,7 @@ Importing this registers the attention. Any decoder model of transformers' atten
 bfloat16, any heads and groups of heads, padded batches; without `entropyinfer.policy` prompts are read by 'entropy'. What
 follows a prompt (a second turn, tokens that are written) is attended to densely; `CompressedCache` keeps of it what an
 answer looks at. Refused, with what was found: training,
-windows shorter than the text, caps of logits, padding between tokens.
+windows shorter than the text, caps of logits, padding between tokens, caches of a fixed size.
 """
 from __future__ import annotations
 
@@ -121,5 +121,12 @@ def _span(row: torch.Tensor) -> tuple[int, int]:
     return begin, end
 
 
+def _mask(*, q_length: int, kv_length: int, q_offset: int = 0, **kwargs) -> torch.Tensor | None:
+    """Which tokens are no padding, or None."""
+    if kv_length > q_offset + q_length:
+        raise ValueError(f'the cache has room for {kv_length} tokens of which {q_offset + q_length} are there, expected one that grows')
+    return flash_attention_mask(q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
+
+
 AttentionInterface.register('entropyinfer', attention)
-AttentionMaskInterface.register('entropyinfer', flash_attention_mask)
+AttentionMaskInterface.register('entropyinfer', _mask)

@@ -53,7 +53,7 @@ def test_pieces_add_up(engine):
     assert answer.text and ''.join(pieces) == answer.text
     assert read[-1] == (answer.prompt_tokens, answer.prompt_tokens)
     assert list(engine.stream(messages, max_tokens=20, temperature=0)) == pieces
-    assert next(engine.stream(messages, max_tokens=20, temperature=0)) == pieces[0]  # and it is left
+    assert next(engine.stream(messages, max_tokens=100000, ignore_eos=True, temperature=0)) == pieces[0]  # and it is left
     assert engine.generate(messages, max_tokens=20, temperature=0).tokens == answer.tokens
 
 

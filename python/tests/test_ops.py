@@ -60,6 +60,13 @@ def test_sparse_attention(size, dtype):
         close(ops.sparse_attention(q[:, -m:], k, v, scale=.3), reference.sparse_attention(q[:, -m:], k, v, scale=.3), TYPES[dtype])
 
 
+def test_a_scale_of_ones_own():
+    q, k, v = tensors(300, 4, 2, 32)
+    out, selection = ops.Reader('dense', 1, 4, 2, 32, 300, q.dtype).read(0, q, k, v, scale=.3)
+    close(out, reference.sparse_attention(q, k, v, scale=.3), 1e-9)
+    assert selection.density == 1
+
+
 def test_strides_do_not_matter():
     q, k, v = tensors(300, 4, 2, 32)
     expected = ops.sparse_attention(q, k, v)

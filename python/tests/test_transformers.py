@@ -173,6 +173,13 @@ def test_caches_that_are_not_made():
         entropyinfer.transformers.CompressedCache().update(layer, layer, 0)
 
 
+def test_a_cache_of_a_fixed_size_is_refused():
+    model = tiny(CONFIGS['llama']())
+    model.set_attn_implementation('entropyinfer')
+    with torch.inference_mode(), pytest.raises(ValueError, match='room for 64 tokens of which 20 are there'):
+        model(input_ids=tokens_of(20), cache=transformers.StaticCache(config=model.config, max_cache_len=64))
+
+
 def test_a_stage_of_ones_own():
     model = tiny(CONFIGS['llama']())
     ids = tokens_of(256)
