@@ -151,7 +151,7 @@ class EqualWork {
       request.decode = DecodePolicy::full();
       request.sampling = SamplingParams{};
       request.max_tokens = 0;  // a text may fill the model's context
-      session_->clear();  // nothing is known of the text
+      session_->clear();       // nothing is known of the text
       const Generation read =
           session_->generate(request,
                              {.on_text = {},

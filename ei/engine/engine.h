@@ -105,7 +105,7 @@ struct Request {
   std::vector<Message> messages;  // a conversation; or
   std::vector<int32_t> tokens;    // a prompt as ids, used as it is, when there are no messages
   bool thinking = true;           // for models that can do both
-  PrefillPolicy prefill;  // default_prefill() is the program's
+  PrefillPolicy prefill;          // default_prefill() is the program's
   DecodePolicy decode;
   std::optional<SamplingParams> sampling;  // nullopt: Engine::default_sampling()
   int64_t max_tokens = 512;
