@@ -1,5 +1,8 @@
 #include "ei/grammar/grammar.h"
 
+#include <algorithm>
+#include <array>
+
 #include "ei/base/fail.h"
 
 namespace ei::grammar {
@@ -83,41 +86,77 @@ void Grammar::edges(int32_t from, const std::bitset<128>& ascii, int32_t to) {
   }
 }
 
+// Nodes are found in the order of their depths, as in Dijkstra's algorithm: what a way needs is
+// never less than what its parts do.
 void Grammar::prune() {
   const auto index = [](int32_t node) { return static_cast<size_t>(node); };
   struct Use {
-    int32_t node, also;  // a call leads to an end if what follows it does as well
+    int32_t node;
+    Call call;  // or an edge: to `next`, of no rule
   };
   std::vector<std::vector<Use>> uses(nodes.size());
   for (size_t i = 0; i < nodes.size(); ++i) {
     const auto node = static_cast<int32_t>(i);
-    for (const Edge& edge : nodes[i].edges) uses[index(edge.next)].push_back({node, kEnd});
-    for (const int32_t next : nodes[i].free) uses[index(next)].push_back({node, kEnd});
+    const auto edge_to = [&](int32_t next) {
+      uses[index(next)].push_back({node, {kEnd, next, false}});
+    };
+    for (const Edge& edge : nodes[i].edges) edge_to(edge.next);
+    for (const int32_t next : nodes[i].free) edge_to(next);
     for (const Call& call : nodes[i].calls) {
-      uses[index(call.rule)].push_back({node, call.next});
-      uses[index(call.next)].push_back({node, call.rule});
+      uses[index(call.rule)].push_back({node, call});
+      uses[index(call.next)].push_back({node, call});
     }
   }
-  std::vector<bool> ends(nodes.size());
-  ends[kEnd] = true;
-  std::vector<int32_t> open = {kEnd};
+  constexpr int32_t kNone = -1;  // no end was found
+  std::vector<int32_t> depths(nodes.size(), kNone);
+  const auto needed = [&](const Call& call) -> int32_t {
+    const int32_t rule = depths[index(call.rule)], next = depths[index(call.next)];
+    if (rule == kNone || next == kNone) return kNone;
+    const int32_t below = rule > 0 && call.next != kEnd ? rule + 1 : rule;
+    return std::max({below, next, int32_t{call.shallow}});
+  };
+  std::array<std::vector<int32_t>, kMaxNesting + 1> open;  // by depth
+  open[0].push_back(kEnd);
+  for (size_t depth = 0; depth < open.size(); ++depth) {
+    while (!open[depth].empty()) {
+      const int32_t node = open[depth].back();
+      open[depth].pop_back();
+      if (depths[index(node)] != kNone) continue;
+      depths[index(node)] = static_cast<int32_t>(depth);
+      for (const Use& use : uses[index(node)]) {
+        const int32_t needs = needed(use.call);
+        if (needs == kNone || index(needs) >= open.size()) continue;
+        if (depths[index(use.node)] == kNone) open[index(needs)].push_back(use.node);
+      }
+    }
+  }
+  const auto ends = [&](int32_t node) { return depths[index(node)] != kNone; };
+  require(ends(start), "the schema allows no text that ends within {} levels", kMaxNesting);
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    Node& node = nodes[i];
+    node.depth = std::max(0, depths[i]);
+    std::erase_if(node.edges, [&](const Edge& edge) { return !ends(edge.next); });
+    std::erase_if(node.free, [&](int32_t next) { return !ends(next); });
+    std::erase_if(node.calls,
+                  [&](const Call& call) { return !ends(call.rule) || !ends(call.next); });
+  }
+}
+
+bool Grammar::begins_with(int32_t node, uint8_t byte) const {
+  std::vector<bool> seen(nodes.size());
+  std::vector<int32_t> open = {node};
   while (!open.empty()) {
-    const int32_t node = open.back();
+    const int32_t from = open.back();
     open.pop_back();
-    for (const Use& use : uses[index(node)]) {
-      if (ends[index(use.node)] || !ends[index(use.also)]) continue;
-      ends[index(use.node)] = true;
-      open.push_back(use.node);
-    }
+    if (seen[static_cast<size_t>(from)]) continue;
+    seen[static_cast<size_t>(from)] = true;
+    const Node& one = nodes[static_cast<size_t>(from)];
+    for (const Edge& edge : one.edges)
+      if (edge.low != byte || edge.high != byte) return false;
+    open.insert(open.end(), one.free.begin(), one.free.end());
+    for (const Call& call : one.calls) open.push_back(call.rule);
   }
-  require(ends[index(start)], "the schema allows no text that ends");
-  for (Node& node : nodes) {
-    std::erase_if(node.edges, [&](const Edge& edge) { return !ends[index(edge.next)]; });
-    std::erase_if(node.free, [&](int32_t next) { return !ends[index(next)]; });
-    std::erase_if(node.calls, [&](const Call& call) {
-      return !ends[index(call.rule)] || !ends[index(call.next)];
-    });
-  }
+  return true;
 }
 
 }  // namespace ei::grammar

@@ -28,8 +28,16 @@ struct Grammar {
     std::vector<Edge> edges;
     std::vector<int32_t> free;
     std::vector<Call> calls;
+    // Set by prune(): the shallowest way to the rule's end makes its deepest shallow call in so
+    // many levels, counted from the node's own; 0: it needs none.
+    int32_t depth = 0;
   };
   static constexpr size_t kMaxNesting = 64;
+  // Whether an end can be reached from a node, `level` nodes with it being in a thread.
+  bool can_end(int32_t node, size_t level) const {
+    const auto depth = static_cast<size_t>(nodes[static_cast<size_t>(node)].depth);
+    return depth == 0 || level + depth <= kMaxNesting + 1;
+  }
 
   std::vector<Node> nodes = std::vector<Node>(1);
   int32_t start = kEnd;
@@ -54,8 +62,11 @@ struct Grammar {
   void edges(int32_t from, const std::bitset<128>& ascii, int32_t to);
   void multibyte(int32_t from, int32_t to);  // a character beyond ASCII, as UTF-8 allows
 
-  // Takes away what no text's end can be reached from. Throws Error where that is everything.
+  // Takes away what no text's end can be reached from, and finds how deep the others must go for
+  // it. Throws Error where nothing is left.
   void prune();
+  // Whether all that a rule allows begins with this byte.
+  bool begins_with(int32_t rule, uint8_t byte) const;
 
  private:
   void spend();  // for an edge or call: their number is bounded as well

@@ -200,10 +200,8 @@ const OrderedJson& JsonRules::Schema::target(const std::string& reference) const
 }
 
 int32_t JsonRules::Schema::compiled(const OrderedJson& schema) {
-  if (schema.is_boolean()) {
-    require(schema.get<bool>(), "the schema false allows nothing");
-    return rules_.any_value();
-  }
+  if (schema.is_boolean())  // false: nothing leads on from there
+    return schema.get<bool>() ? rules_.any_value() : g_.node();
   require(schema.is_object(), "a schema is {}, expected an object or a boolean",
           schema.type_name());
   static constexpr std::string_view kNotes[] = {

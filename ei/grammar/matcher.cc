@@ -45,6 +45,7 @@ void TokenGrammar::close(Thread thread, std::set<Thread>& seen, Threads& out) co
     thread = std::move(open.back());
     open.pop_back();
     while (thread.back() == kEnd && thread.size() > 1) thread.pop_back();
+    if (!grammar_.can_end(thread.back(), thread.size())) continue;
     if (!seen.insert(thread).second) continue;
     if (seen.size() > kMaxThreads) return;
     const Grammar::Node& node = grammar_.nodes[static_cast<size_t>(thread.back())];
@@ -54,6 +55,7 @@ void TokenGrammar::close(Thread thread, std::set<Thread>& seen, Threads& out) co
     }
     for (const Grammar::Call& call : node.calls) {
       if (call.shallow && thread.size() > Grammar::kMaxNesting) continue;
+      if (!grammar_.can_end(call.next, thread.size())) continue;
       Thread& other = open.emplace_back(thread);
       other.back() = call.next;
       if (call.next == kEnd) other.pop_back();  // nothing of this rule is left

@@ -67,6 +67,9 @@ TEST(JsonSchema, TakesWhatItAllowsAndNothingElse) {
        {"[1,2]", "[1, 2,3]"},
        {"[]", "[1]", "[1,2,3,4]", "[1,2,]"}},
       {R"({"items":{"type":"null"},"maxItems":0})", {"[]"}, {"[null]"}},
+      {R"({"items":false})", {"[]"}, {"[null]", "[", "[[]]"}},
+      {R"({"anyOf":[false,{"type":"null"}]})", {"null"}, {"0"}},
+      {R"({"type":"object","properties":{}})", {"{}", R"({"a":1})"}, {"[]"}},
       {R"({"$defs":{"t":{"type":"object","properties":{"v":{"type":"integer"},
            "n":{"anyOf":[{"$ref":"#/$defs/t"},{"type":"null"}]}},"required":["v","n"]}},
            "$ref":"#/$defs/t"})",
@@ -108,7 +111,6 @@ TEST(JsonSchema, NamesWhatItCannotDo) {
       {R"({"type":"string","enum":[1]})", "enum"},
       {R"({"minItems":3,"maxItems":2})", "minItems"},
       {R"({"maxLength":100000})", "maxLength"},
-      {R"({"required":["a"],"additionalProperties":false})", "false"},
       {"3", "number"},
   };
   for (const auto& [schema, named] : cases) {
@@ -217,7 +219,8 @@ TEST(TokenGrammar, WhatCannotEndIsNotBegun) {
   const auto tokens = bytes_alone();
   for (const char* schema :
        {R"({"properties":{"n":{"$ref":"#"}},"required":["n"]})", R"_({"pattern":"^[^\\d\\D]$"})_",
-        R"({"items":{"$ref":"#"},"minItems":1})"}) {
+        R"({"items":{"$ref":"#"},"minItems":1})", R"({"items":false,"minItems":1})",
+        R"({"required":["a"],"additionalProperties":false})", "false"}) {
     try {
       compiled(schema, tokens);
       ADD_FAILURE() << schema;
@@ -243,6 +246,19 @@ TEST(TokenGrammar, NestingHasAnEndAtWhichTextsStillClose) {
     EXPECT_TRUE(matcher.accept(std::string(n, ']'))) << n;
     EXPECT_TRUE(matcher.must_end());
   }
+  // Three levels lie between one place where it may end and the next: the last is not begun where
+  // the limit lies between them.
+  Matcher matcher(compiled(R"({"$ref":"#/$defs/t","$defs":{"t":{"anyOf":[{"type":"null"},
+      {"type":"object","required":["a"],"additionalProperties":false,"properties":{"a":
+        {"type":"array","minItems":1,"maxItems":1,"items":
+          {"type":"object","required":["b"],"additionalProperties":false,"properties":
+            {"b":{"$ref":"#/$defs/t"}}}}}}]}}})",
+                           bytes_alone()));
+  std::string close;
+  for (; may_come(matcher.allowed(), '{'); close += "}]}")
+    ASSERT_TRUE(matcher.accept(R"({"a":[{"b":)")) << close.size();
+  EXPECT_GT(close.size(), 3U * 15);
+  EXPECT_TRUE(matcher.accept("null" + close) && matcher.must_end());
   OrderedJson chain = {{"$ref", "#/$defs/0"}, {"$defs", OrderedJson::object()}};
   for (int i = 0; i < 1000; ++i)
     chain["$defs"][std::to_string(i)] = {{"$ref", "#/$defs/" + std::to_string(i + 1)}};
