@@ -13,9 +13,29 @@ std::string dump(const OrderedJson& json) {
   return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
+Usage usage_of(const Outcome& outcome) {
+  const Generation& g = outcome.generation;
+  return {g.prompt_tokens, g.cached_tokens, std::ssize(g.tokens)};
+}
+
+bool is_object(std::string_view text) { return text.starts_with('{') && OrderedJson::accept(text); }
+
+std::string server_event(std::string_view name, std::string_view json) {
+  return fmt::format("event: {}\ndata: {}\n\n", name, json);
+}
+
+std::string with(std::string object, std::string_view key, std::string_view value) {
+  object.pop_back();
+  return object.append(object.size() > 1 ? ",\"" : "\"").append(key).append("\":").append(value) +
+         "}";
+}
+
 void append_parts(std::vector<AnswerPart>& parts, std::vector<AnswerPart> more) {
   for (AnswerPart& part : more) {
-    if (!parts.empty() && part.kind != AnswerPart::Kind::kCall && parts.back().kind == part.kind) {
+    if (part.kind == AnswerPart::Kind::kArguments) {
+      parts.back().call.arguments += part.text;
+    } else if (!parts.empty() && part.kind != AnswerPart::Kind::kCall &&
+               parts.back().kind == part.kind) {
       parts.back().text += part.text;
     } else {
       parts.push_back(std::move(part));
@@ -65,12 +85,16 @@ void append_deltas(std::vector<OrderedJson>& contents, AnswerPart part, const st
   if (part.kind == AnswerPart::Kind::kText) return add("content", std::move(part.text));
   if (part.kind == AnswerPart::Kind::kReasoning)
     return add("reasoning_content", std::move(part.text));
-  const int64_t index = n_calls++;
-  OrderedJson call = {{"index", index}};
-  call.update(call_json({part.call.name, ""}, call_id(answer, choice, index)));
-  OrderedJson rest = {{"index", index}, {"function", {{"arguments", part.call.arguments}}}};
-  add("tool_calls", OrderedJson::array({std::move(call)}));
-  add("tool_calls", OrderedJson::array({std::move(rest)}));
+  if (part.kind == AnswerPart::Kind::kCall) {
+    OrderedJson call = {{"index", n_calls}};
+    call.update(call_json({part.call.name, ""}, call_id(answer, choice, n_calls)));
+    add("tool_calls", OrderedJson::array({std::move(call)}));
+    ++n_calls;
+    part.text = std::move(part.call.arguments);
+  }
+  if (part.text.empty()) return;
+  OrderedJson more = {{"index", n_calls - 1}, {"function", {{"arguments", std::move(part.text)}}}};
+  add("tool_calls", OrderedJson::array({std::move(more)}));
 }
 
 const char* reason_name(FinishReason reason) {
@@ -122,6 +146,11 @@ OrderedJson sparsity_json(const Request& request, const Outcome& outcome) {
           {"kv_bytes", g.kv.bytes},
           {"kv_bytes_full", g.kv.bytes_full},
           {"compressed", g.kv.compressed}};
+}
+
+std::string with_measures(std::string object, const Request& request, const Outcome& outcome) {
+  object = with(std::move(object), "timings", dump(timings_json(outcome)));
+  return with(std::move(object), "sparsity", dump(sparsity_json(request, outcome)));
 }
 
 }  // namespace ei::server

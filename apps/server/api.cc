@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/cli/ascii.h"
+#include "apps/server/error_replies.h"
 #include "apps/server/log.h"
 #include "apps/server/page.h"
 #include "ei/engine/token_trie.h"
@@ -21,50 +22,6 @@ HttpReply json_reply(const OrderedJson& json) {
   HttpReply reply;
   reply.body = json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
   return reply;
-}
-
-HttpReply to_reply(const ApiError& error) {
-  return error_reply(error.status, error.type, error.what(), error.param, error.code);
-}
-
-int64_t mib(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
-
-// `param`: the field that the prompt came in.
-HttpReply to_reply(const Refusal& refusal, const std::string& param) {
-  switch (refusal.kind) {
-    case Refusal::Kind::kTooLong:
-      return error_reply(
-          400, "invalid_request_error",
-          fmt::format("This model's maximum context length is {} tokens. However, your prompt "
-                      "contains {} tokens and asks for {} of output. Please reduce the length of "
-                      "the prompt.",
-                      refusal.n_context, refusal.n_prompt, refusal.n_answer),
-          param, "context_length_exceeded",
-          {{"n_prompt_tokens", refusal.n_prompt}, {"n_ctx", refusal.n_context}});
-    case Refusal::Kind::kTooLarge:
-      return error_reply(
-          400, "invalid_request_error",
-          fmt::format(
-              "The KV cache of {} prompt tokens and {} of output needs {} MiB; this server "
-              "has {} MiB for it. Shorten the prompt, lower max_tokens, or start the server "
-              "with a larger --kv-memory.",
-              refusal.n_prompt, refusal.n_answer, mib(refusal.bytes), mib(refusal.bytes_max)),
-          param, "kv_memory_exceeded");
-    case Refusal::Kind::kBusy: {
-      HttpReply reply = error_reply(
-          429, "rate_limit_error",
-          fmt::format("The server is busy: {} requests with {} prompt tokens are waiting, at most "
-                      "{} with {} may. Try again in {} s.",
-                      refusal.n_waiting, refusal.n_tokens, refusal.n_waiting_max,
-                      refusal.n_tokens_max, refusal.retry_after_s),
-          "", "server_busy");
-      reply.headers.emplace_back("Retry-After", std::to_string(refusal.retry_after_s));
-      return reply;
-    }
-    case Refusal::Kind::kDraining:
-      break;
-  }
-  return error_reply(503, "unavailable_error", "The server is shutting down.");
 }
 
 constexpr int kThreads = 2;          // for reading requests, and as many for writing answers
@@ -118,12 +75,6 @@ bool listed(const std::vector<std::string>& list, const std::string& value) {
       list, [&](const auto& x) { return x == "*" || cli::lower_case(x) == value; });
 }
 
-HttpReply unavailable(const std::string& what, int retry_after_s) {
-  HttpReply reply = error_reply(503, "unavailable_error", what);
-  reply.headers.emplace_back("Retry-After", std::to_string(retry_after_s));
-  return reply;
-}
-
 }  // namespace
 
 struct Api::Endpoint {
@@ -132,8 +83,11 @@ struct Api::Endpoint {
 };
 
 // That take a body.
-const Api::Endpoint Api::kEndpoints[] = {{"/v1/chat/completions", &Api::chat},
+const Api::Endpoint Api::kEndpoints[] = {{"/v1/chat/completions", &Api::chat<parse_chat_request>},
                                          {"/v1/completions", &Api::completion},
+                                         {"/v1/messages", &Api::chat<parse_messages_request>},
+                                         {"/v1/messages/count_tokens", &Api::count_tokens},
+                                         {"/v1/responses", &Api::chat<parse_responses_request>},
                                          {"/tokenize", &Api::tokenize},
                                          {"/detokenize", &Api::detokenize},
                                          {"/apply-template", &Api::apply_template}};
@@ -200,6 +154,8 @@ void Api::answer(Exchange& exchange, F f) {
                                   {"status", reply->status},
                                   {"reason", reply->reason}});
   }
+  if (reply->status >= 400 && request.path.starts_with("/v1/messages"))
+    reply = messages_error(std::move(*reply));
   exchange.reply(std::move(*reply));
 }
 
@@ -281,10 +237,10 @@ Headers Api::cors(const HttpRequest& request) const {
 bool Api::authorized(const HttpRequest& request) const {
   if (options_.api_keys.empty()) return true;
   static constexpr std::string_view kBearer = "bearer ";
-  const std::string& given_all = request.authorization;
-  if (cli::lower_case(given_all.substr(0, kBearer.size())) != kBearer) return false;
-  const std::string given = given_all.substr(
-      std::min(given_all.find_first_not_of(' ', kBearer.size()), given_all.size()));
+  const std::string& bearer = request.authorization;
+  std::string given = request.api_key;
+  if (cli::lower_case(bearer.substr(0, kBearer.size())) == kBearer)
+    given = bearer.substr(std::min(bearer.find_first_not_of(' ', kBearer.size()), bearer.size()));
   bool ok = false;
   for (const std::string& key : options_.api_keys) ok |= same_secret(key, given);
   return ok;
@@ -312,7 +268,7 @@ std::optional<HttpReply> Api::from_head(const HttpRequest& request) const {
   if (!authorized(request)) {
     HttpReply reply = error_reply(401, "authentication_error",
                                   "The API key is missing or wrong; send it as 'Authorization: "
-                                  "Bearer KEY'.",
+                                  "Bearer KEY' or 'X-Api-Key: KEY'.",
                                   "", "invalid_api_key");
     reply.headers.emplace_back("WWW-Authenticate", "Bearer");
     return reply;
@@ -331,8 +287,8 @@ std::optional<HttpReply> Api::from_head(const HttpRequest& request) const {
   const std::string kModels = "/v1/models";
   if (get && path == kModels) return models("");
   if (get && path.starts_with(kModels + "/")) return models(path.substr(kModels.size() + 1));
-  if (is({"/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/images/generations",
-          "/v1/audio/transcriptions", "/v1/moderations"}))
+  if (is({"/v1/embeddings", "/v1/rerank", "/v1/images/generations", "/v1/audio/transcriptions",
+          "/v1/moderations"}))
     return error_reply(501, "not_supported_error", fmt::format("{} is not supported.", path));
   return error_reply(404, "not_found_error",
                      fmt::format("There is no {} {}.", request.method, path));
@@ -437,6 +393,13 @@ std::optional<HttpReply> Api::detokenize(const std::shared_ptr<Exchange>& exchan
   return json_reply({{"content", text}, {"prompt", text}});
 }
 
+std::optional<HttpReply> Api::count_tokens(const std::shared_ptr<Exchange>& exchange, Held body) {
+  const auto [conversation, unknown_fields] = parse_count_tokens_request(*body, defaults_);
+  body.reset();
+  tell_unknown(*exchange, unknown_fields);
+  return json_reply({{"input_tokens", encode(conversation).size()}});
+}
+
 std::optional<HttpReply> Api::apply_template(const std::shared_ptr<Exchange>& exchange, Held body) {
   const auto [conversation, unknown_fields] = parse_conversation_request(*body, defaults_);
   body.reset();
@@ -444,8 +407,9 @@ std::optional<HttpReply> Api::apply_template(const std::shared_ptr<Exchange>& ex
   return json_reply({{"prompt", rendered(conversation)}});
 }
 
+template <auto parse>
 std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, Held body) {
-  ApiRequest request = parse_chat_request(*body, defaults_);
+  ApiRequest request = parse(*body, defaults_);
   const bool is_long =
       body->size() / std::max<size_t>(1, max_token_bytes_) > static_cast<size_t>(info_.max_context);
   body.reset();
@@ -480,7 +444,7 @@ std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchan
 void Api::start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
                 std::vector<std::vector<int32_t>> prompts) {
   request.options.grammar = grammars_->of(request.form);
-  request.form = {};
+  request.form.schema = request.form.functions = nullptr;
   tell_unknown(*exchange, request.unknown_fields);
   log_event("request", {{"id", exchange->request().id},
                         {"path", exchange->request().path},

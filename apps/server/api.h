@@ -67,6 +67,8 @@ class Api final : public HttpHandler {
   std::optional<HttpReply> tokenize(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> detokenize(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> apply_template(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::optional<HttpReply> count_tokens(const std::shared_ptr<Exchange>& exchange, Held body);
+  template <auto parse>  // of a dialect that asks for chats
   std::optional<HttpReply> chat(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> completion(const std::shared_ptr<Exchange>& exchange, Held body);
   static void tell_unknown(Exchange& exchange, const std::vector<std::string>& fields);

@@ -10,8 +10,11 @@
 #include <numeric>
 
 #include "apps/server/answer_json.h"
+#include "apps/server/answer_writer.h"
+#include "apps/server/error_replies.h"
 #include "apps/server/log.h"
 #include "apps/server/scores.h"
+#include "apps/server/tools.h"
 #include "ei/io/json.h"
 
 namespace ei::server {
@@ -23,15 +26,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// What a chunk has without text.
-const OrderedJson kNothing = {{"delta", OrderedJson::object()}}, kNoText = {{"text", ""}};
-
-// `object` with one more field, whose value is JSON text already.
-std::string with(std::string object, std::string_view key, std::string_view value) {
-  object.pop_back();
-  return object.append(",\"").append(key).append("\":").append(value).append("}");
-}
-
 // One request on its way: all its choices, and what has come of them. The scheduler's thread leaves
 // news and goes on; a renderer makes of it what is sent, a little at a time, and not faster than
 // the client takes it.
@@ -39,10 +33,11 @@ class Completion : public std::enable_shared_from_this<Completion> {
  public:
   Completion(CompletionContext& context, std::shared_ptr<Exchange> exchange, ApiRequest request)
       : context_(context), exchange_(std::move(exchange)), request_(std::move(request)) {
-    id_ = (request_.chat ? "chatcmpl-" : "cmpl-") + exchange_->request().id.substr(4);
-    created_ = std::chrono::duration_cast<std::chrono::seconds>(
-                   std::chrono::system_clock::now().time_since_epoch())
-                   .count();
+    AnswerHead head{.id = exchange_->request().id.substr(4), .model = context_.model};
+    head.created = std::chrono::duration_cast<std::chrono::seconds>(
+                       std::chrono::system_clock::now().time_since_epoch())
+                       .count();
+    writer_ = make_writer(std::move(head), request_);
   }
 
   void start(std::vector<std::vector<int32_t>> prompts);
@@ -56,10 +51,13 @@ class Completion : public std::enable_shared_from_this<Completion> {
   };
   struct Choice {
     explicit Choice(Scores scores) : scores(std::move(scores)) {}
+    std::stop_source cancel;
     // The scheduler's.
     int64_t n_tokens = 0;
     Clock::time_point last_token;
-    News news;  // guarded by mutex_
+    // Guarded by mutex_.
+    News news;
+    bool is_enough = false;  // the answer was ended where it was: it has what is wanted
     // The renderer's.
     std::vector<int32_t> prompt;  // to be sent as well
     bool is_read = false;         // all of it
@@ -69,8 +67,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
     int64_t text_offset = 0;                          // of the next token reported
     std::optional<AnswerParser> parser;               // of a chat whose answer is taken apart
     bool is_parsed = false;                           // all of it
-    int64_t n_calls = 0;
-    std::vector<AnswerPart> parts;  // of a whole answer, with its scores
+    std::vector<AnswerPart> parts;                    // of a whole answer, with its scores
     Scores scores;
     double logprob = 0;  // of all its tokens, where the likeliest answers are wanted
     std::optional<Outcome> outcome;
@@ -88,8 +85,6 @@ class Completion : public std::enable_shared_from_this<Completion> {
   bool render_some(size_t i);
   void take(size_t i, News news);
   std::vector<AnswerPart> parts_of(Choice& choice, std::string text);
-  void send_parts(size_t i, std::vector<AnswerPart> parts, const std::string& scores);
-  void send_end(size_t i);
   void finish();
   void fail(const std::exception& error);
   void begin_stream();
@@ -97,25 +92,21 @@ class Completion : public std::enable_shared_from_this<Completion> {
   bool scored() const { return request_.options.top_logprobs >= 0; }
   std::vector<size_t> best() const;
   std::optional<HttpReply> failure(const Choice& choice) const;
-  void send(const std::string& json) { exchange_->write("data: " + json + "\n\n"); }
-
-  OrderedJson envelope(bool chunk) const;
-  std::string chunk(size_t i, OrderedJson content, const std::string& scores,
-                    const OrderedJson& finish_reason) const;
-  const char* finish_reason(const Choice& choice) const;
-  std::string whole(size_t i, size_t index);
-  OrderedJson usage() const;
+  void cancel();
+  void send(std::string events) {
+    if (!events.empty()) exchange_->write(std::move(events));
+  }
+  Usage usage() const;
 
   CompletionContext& context_;
   const std::shared_ptr<Exchange> exchange_;
-  ApiRequest request_;
-  std::string id_;
-  int64_t created_ = 0;
+  const ApiRequest request_;
+  std::unique_ptr<AnswerWriter> writer_;
+  int64_t n_prompt_ = 0;  // tokens, of the first
   const Clock::time_point start_ = Clock::now();
-  std::stop_source cancel_;
-  std::optional<std::stop_callback<std::function<void()>>> on_gone_;
   std::deque<Choice> choices_;
   size_t n_ended_ = 0;
+  std::optional<std::stop_callback<std::function<void()>>> on_gone_;  // before choices go
 
   std::mutex mutex_;       // guards news and these
   bool is_woken_ = false;  // render() is running or about to
@@ -131,6 +122,8 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
   AnswerFormat format = context_.format;
   if (request_.options.grammar) format.think_begin.clear();  // all of it is of the form
   const bool has_parts = !request_.parts.tools.empty() || !format.think_begin.empty();
+  const bool is_chat = request_.dialect != Dialect::kCompletions;
+  n_prompt_ = std::ssize(prompts[0]);
   std::vector<Job> jobs;
   for (const auto& prompt : prompts) {
     for (int64_t k = 0; k < request_.best_of; ++k) {
@@ -142,7 +135,6 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
       job.options = request_.options;
       if (request_.best_of > request_.n)
         job.options.top_logprobs = std::max<int64_t>(0, job.options.top_logprobs);
-      job.cancel = cancel_.get_token();
       if (timeout_ms > 0) job.deadline = start_ + std::chrono::milliseconds(timeout_ms);
       // Callbacks hold the completion, which lives until the last of them was called.
       const auto self = shared_from_this();
@@ -154,12 +146,13 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
       job.on_delta = [self, i](Delta delta) { self->on_delta(i, std::move(delta)); };
       job.on_end = [self, i](Outcome outcome) { self->on_end(i, std::move(outcome)); };
       jobs.push_back(std::move(job));
-      choices_.emplace_back(Scores(context_.tokenizer, request_.chat));
-      if (request_.chat && has_parts) choices_.back().parser.emplace(format, request_.parts);
-      if (request_.echo) choices_.back().prompt = prompt;
+      Choice& choice = choices_.emplace_back(Scores(context_.tokenizer, is_chat));
+      if (is_chat && has_parts) choice.parser.emplace(format, request_.parts);
+      if (request_.echo) choice.prompt = prompt;
+      jobs.back().cancel = choice.cancel.get_token();
     }
   }
-  on_gone_.emplace(exchange_->gone(), [cancel = cancel_]() mutable { cancel.request_stop(); });
+  on_gone_.emplace(exchange_->gone(), [this] { cancel(); });
   exchange_->on_room([weak = weak_from_this()] {
     const auto self = weak.lock();
     if (!self) return;
@@ -177,14 +170,12 @@ void Completion::begin_stream() {
   head.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
   context_.metrics.http_reply(head.status);
   exchange_->begin(head);
-  exchange_->keep_alive(": still working\n\n", context_.ping_interval);
-  if (!request_.chat) return;
-  const OrderedJson delta = {{"role", "assistant"}, {"content", ""}};
-  for (size_t i = 0; i < choices_.size(); ++i) {
-    const OrderedJson choice = {
-        {"index", i}, {"delta", delta}, {"logprobs", nullptr}, {"finish_reason", nullptr}};
-    send(with(dump(envelope(true)), "choices", "[" + dump(choice) + "]"));
-  }
+  exchange_->keep_alive(writer_->ping(), context_.ping_interval);
+  send(writer_->begin(choices_.size(), n_prompt_));
+}
+
+void Completion::cancel() {
+  for (Choice& choice : choices_) choice.cancel.request_stop();
 }
 
 // On the scheduler's thread: `f` adds to a choice's news. Whatever fails here fails this request.
@@ -196,7 +187,7 @@ void Completion::tell(size_t i, F f) {
     choices_[i].news.is_any = true;
     if (!is_woken_) wake();
   } catch (const std::exception&) {
-    cancel_.request_stop();
+    cancel();
   }
 }
 
@@ -237,6 +228,11 @@ void Completion::on_delta(size_t i, Delta delta) {
 }
 
 void Completion::on_end(size_t i, Outcome outcome) {
+  {
+    const std::lock_guard lock(mutex_);
+    FinishReason& reason = outcome.generation.finish_reason;
+    if (choices_[i].is_enough && reason == FinishReason::kCancelled) reason = FinishReason::kStop;
+  }
   context_.metrics.ended(outcome, seconds_since(start_), request_.request);
   log_outcome(exchange_->request().id, outcome);
   tell(i, [&](News& news) { news.outcome = std::move(outcome); });
@@ -266,9 +262,7 @@ void Completion::render() {
 
 void Completion::take(size_t i, News news) {
   Choice& choice = choices_[i];
-  if (news.progress)
-    send(with(chunk(i, request_.chat ? kNothing : kNoText, "null", nullptr), "prompt_progress",
-              dump(*news.progress)));
+  if (news.progress) send(writer_->progress(i, *news.progress));
   choice.is_read |= news.delta.n_tokens > 0;
   choice.new_text += news.delta.text;
   std::ranges::move(news.delta.reports, std::back_inserter(choice.reports));
@@ -283,7 +277,7 @@ bool Completion::render_some(size_t i) {
   if (choice.ended) return false;
   const bool is_done = choice.outcome && !failure(choice);
   std::string text;
-  Scores part(context_.tokenizer, request_.chat);
+  Scores part(context_.tokenizer, request_.dialect != Dialect::kCompletions);
   Scores& scores = request_.stream ? part : choice.scores;
   bool is_any = false;
   // The prompt, before the first of its scores.
@@ -307,11 +301,12 @@ bool Completion::render_some(size_t i) {
     reports.pop_front();
   }
   if (is_any && request_.stream) {
-    send_parts(i, std::move(parts), scored() ? scores.json() : "null");
+    send(writer_->add(i, std::move(parts), scored() ? scores.json() : "null"));
   } else if (is_any) {
     append_parts(choice.parts, std::move(parts));
   } else if (choice.outcome) {
-    if (request_.stream) send_end(i);
+    const auto error = failure(choice);
+    if (request_.stream) send(error ? writer_->fail(*error) : writer_->end(i, *choice.outcome));
     choice.ended = true;
     ++n_ended_;
   }
@@ -320,52 +315,38 @@ bool Completion::render_some(size_t i) {
 }
 
 std::vector<AnswerPart> Completion::parts_of(Choice& choice, std::string text) {
-  if (choice.parser) return choice.parser->push(text);
   std::vector<AnswerPart> parts;
+  if (choice.parser) {
+    parts = choice.parser->push(text);
+    if (choice.parser->is_done() && !choice.outcome) {
+      const std::lock_guard lock(mutex_);
+      choice.is_enough = true;
+      choice.cancel.request_stop();
+    }
+    return parts;
+  }
   if (!text.empty()) parts.push_back({.text = std::move(text), .call = {}});
   return parts;
 }
 
-// An event for each part, the scores with the last. What the parser keeps back needs none.
-void Completion::send_parts(size_t i, std::vector<AnswerPart> parts, const std::string& scores) {
-  std::vector<OrderedJson> contents;
-  for (AnswerPart& part : parts) {
-    if (!request_.chat) {
-      contents.push_back({{"text", std::move(part.text)}});
-    } else {
-      append_deltas(contents, std::move(part), id_, i, choices_[i].n_calls);
-    }
-  }
-  if (contents.empty() && scored()) contents.push_back(request_.chat ? kNothing : kNoText);
-  for (OrderedJson& content : contents) {
-    const bool is_last = &content == &contents.back();
-    send(chunk(i, std::move(content), is_last ? scores : "null", nullptr));
-  }
-}
-
-void Completion::send_end(size_t i) {
-  const Choice& choice = choices_[i];
-  if (const auto error = failure(choice)) return send(error->body);
-  std::string last = chunk(i, request_.chat ? kNothing : kNoText, "null", finish_reason(choice));
-  last = with(std::move(last), "timings", dump(timings_json(*choice.outcome)));
-  send(with(std::move(last), "sparsity", dump(sparsity_json(request_.request, *choice.outcome))));
-}
-
 // What could not be written, for want of memory say.
 void Completion::fail(const std::exception& error) {
-  cancel_.request_stop();
+  cancel();
   log_event("request_failed", {{"id", exchange_->request().id}, {"error", error.what()}});
   const HttpReply reply = error_reply(503, "unavailable_error",
                                       "The answer could not be written; see the server's log.");
   if (!request_.stream) return answer(reply);
-  send(reply.body);
+  send(writer_->fail(reply));
   exchange_->end();
 }
 
 // Why there is no whole answer, though the client waits for one.
 std::optional<HttpReply> Completion::failure(const Choice& choice) const {
-  if (choice.outcome->error) return error_reply(503, "unavailable_error", *choice.outcome->error);
-  if (choice.outcome->generation.finish_reason == FinishReason::kCancelled &&
+  const Outcome& outcome = *choice.outcome;
+  if (outcome.error && outcome.is_asked_for)
+    return error_reply(400, "invalid_request_error", *outcome.error, param_of(request_.form.kind));
+  if (outcome.error) return error_reply(503, "unavailable_error", *outcome.error);
+  if (outcome.generation.finish_reason == FinishReason::kCancelled &&
       !exchange_->gone().stop_requested())
     return error_reply(503, "unavailable_error",
                        "The request was cancelled: it timed out or the server shut down.");
@@ -375,27 +356,19 @@ std::optional<HttpReply> Completion::failure(const Choice& choice) const {
 void Completion::finish() {
   on_gone_.reset();
   if (request_.stream) {
-    if (request_.include_usage) {
-      OrderedJson last = envelope(true);
-      last["choices"] = OrderedJson::array();
-      last["usage"] = usage();
-      send(dump(last));
-    }
-    send("[DONE]");
+    send(writer_->finish(usage()));
     return exchange_->end();
   }
   for (const Choice& choice : choices_)
     if (auto error = failure(choice)) return answer(std::move(*error));
-  std::string list;
-  size_t index = 0;
-  for (const size_t i : best()) list += (index > 0 ? "," : "") + whole(i, index), ++index;
-  HttpReply out;
-  out.body = with(dump(envelope(false)), "choices", "[" + list + "]");
-  out.body = with(std::move(out.body), "usage", dump(usage()));
-  out.body = with(std::move(out.body), "timings", dump(timings_json(*choices_[0].outcome)));
-  out.body = with(std::move(out.body), "sparsity",
-                  dump(sparsity_json(request_.request, *choices_[0].outcome)));
-  answer(std::move(out));
+  std::vector<WholeAnswer> answers;
+  for (const size_t i : best()) {
+    Choice& choice = choices_[i];
+    answers.push_back({.parts = std::move(choice.parts),
+                       .scores = scored() ? choice.scores.json() : "null",
+                       .outcome = &*choice.outcome});
+  }
+  answer({.body = writer_->whole(std::move(answers), usage())});
 }
 
 // Of every prompt's answers the n that are likeliest, by the mean of their tokens'
@@ -417,63 +390,24 @@ std::vector<size_t> Completion::best() const {
   return all;
 }
 
-// A choice of an answer that is not streamed.
-std::string Completion::whole(size_t i, size_t index) {
-  Choice& choice = choices_[i];
-  OrderedJson json = {{"index", index}};
-  if (request_.chat) {
-    json["message"] = message_json(choice.parts, id_, i);
-  } else {
-    json["text"] = choice.parts.empty() ? "" : std::move(choice.parts[0].text);
-  }
-  json["finish_reason"] = finish_reason(choice);
-  return with(dump(json), "logprobs", scored() ? choice.scores.json() : "null");
-}
-
 void Completion::answer(HttpReply reply) {
+  if (reply.status >= 400 && request_.dialect == Dialect::kMessages)
+    reply = messages_error(std::move(reply));
   context_.metrics.http_reply(reply.status);
   exchange_->reply(std::move(reply));
 }
 
-OrderedJson Completion::envelope(bool chunk) const {
-  const char* object =
-      request_.chat ? (chunk ? "chat.completion.chunk" : "chat.completion") : "text_completion";
-  OrderedJson json = {
-      {"id", id_}, {"object", object}, {"created", created_}, {"model", context_.model}};
-  if (chunk && request_.include_usage) json["usage"] = nullptr;  // until the last
-  return json;
-}
-
-// One event of a stream, with a choice whose scores are JSON text.
-std::string Completion::chunk(size_t i, OrderedJson content, const std::string& scores,
-                              const OrderedJson& finish_reason) const {
-  OrderedJson choice = {{"index", i}};
-  choice.update(content);
-  choice["finish_reason"] = finish_reason;
-  return with(dump(envelope(true)), "choices", "[" + with(dump(choice), "logprobs", scores) + "]");
-}
-
-OrderedJson Completion::usage() const {
-  int64_t n_prompt = 0, n_cached = 0, n_generated = 0;
+Usage Completion::usage() const {
+  Usage usage;
   for (size_t i = 0; i < choices_.size(); ++i) {
     const Generation& g = choices_[i].outcome->generation;
     if (i % static_cast<size_t>(request_.best_of) == 0) {
-      n_prompt += g.prompt_tokens;
-      n_cached += g.cached_tokens;
+      usage.n_prompt += g.prompt_tokens;
+      usage.n_cached += g.cached_tokens;
     }
-    n_generated += static_cast<int64_t>(g.tokens.size());
+    usage.n_generated += static_cast<int64_t>(g.tokens.size());
   }
-  return {{"prompt_tokens", n_prompt},
-          {"completion_tokens", n_generated},
-          {"total_tokens", n_prompt + n_generated},
-          {"prompt_tokens_details", {{"cached_tokens", n_cached}}}};
-}
-
-const char* Completion::finish_reason(const Choice& choice) const {
-  const auto is_call = [](const AnswerPart& part) { return part.kind == AnswerPart::Kind::kCall; };
-  const FinishReason reason = choice.outcome->generation.finish_reason;
-  const bool calls = choice.n_calls > 0 || std::ranges::any_of(choice.parts, is_call);
-  return calls && reason == FinishReason::kStop ? "tool_calls" : reason_name(reason);
+  return usage;
 }
 
 }  // namespace

@@ -15,7 +15,10 @@ enum Endpoint : unsigned {
   kCompletions = 2,
   kTokenize = 4,
   kDetokenize = 8,
-  kTemplate = 16
+  kTemplate = 16,
+  kMessages = 32,
+  kCountTokens = 64,
+  kResponses = 128
 };
 
 // What becomes of a field. docs/API.md shows the same table; a test compares the two.

@@ -231,6 +231,7 @@ void HttpReader::header(std::string name, std::string_view value) {
                                                  "content-type",
                                                  "origin",
                                                  "authorization",
+                                                 "x-api-key",
                                                  "expect",
                                                  "access-control-request-headers"};
   if (name == "connection") {
@@ -249,6 +250,7 @@ void HttpReader::end_of_head() {
   head_.host = !target_host_.empty() ? target_host_ : lower_case(fields_["host"]);
   head_.origin = lower_case(fields_["origin"]);
   head_.authorization = fields_["authorization"];
+  head_.api_key = fields_["x-api-key"];
   head_.content_type = fields_["content-type"];
   head_.requested_headers = fields_["access-control-request-headers"];
   const std::string& connection = fields_["connection"];

@@ -12,11 +12,12 @@ namespace ei::server {
 
 // What a request says before its body. Values of headers that are not there are empty.
 struct HttpHead {
-  std::string method;  // "GET"
-  std::string path;    // without the query, percent-decoded
-  std::string host;    // in lower case, with the port if it has one
-  std::string origin;  // in lower case
-  std::string authorization, content_type;
+  std::string method;                  // "GET"
+  std::string path;                    // without the query, percent-decoded
+  std::string host;                    // in lower case, with the port if it has one
+  std::string origin;                  // in lower case
+  std::string authorization, api_key;  // X-Api-Key
+  std::string content_type;
   std::string requested_headers;  // those that a CORS preflight asks for
   bool is_http_1_0 = false;
   bool keeps_alive = false;       // the client wants the connection for another request

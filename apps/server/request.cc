@@ -5,9 +5,8 @@
 #include <cmath>
 #include <random>
 
-#include "apps/server/fields.h"
+#include "apps/server/read_request.h"
 #include "apps/server/tools.h"
-#include "ei/base/fail.h"
 #include "ei/io/json.h"
 #include "ei/policy/named.h"
 
@@ -16,9 +15,6 @@ namespace {
 
 constexpr int kMaxDepth = 256;
 constexpr size_t kMaxValueBytes = 128 << 20;  // a million token ids take a quarter of it
-constexpr size_t kMaxMessages = 16384;
-constexpr size_t kMaxParts = 16384;  // of a message
-constexpr size_t kMaxCalls = 4096;   // of a message
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxLogitBias = 1024;
@@ -27,35 +23,6 @@ constexpr int64_t kMaxTokens = int64_t{1} << 30;
 // What two fields say must not contradict each other.
 void exclude(const std::string& param, bool both, const char* what) {
   if (both) bad(param, fmt::format("'{}' {}.", param, what));
-}
-
-// Runs `f`; what it throws is a client's mistake.
-template <class F>
-auto checked(F f) {
-  try {
-    return f();
-  } catch (const ApiError&) {
-    throw;
-  } catch (const Error& error) {
-    throw ApiError(400, "invalid_request_error", error.what());
-  }
-}
-
-// The request, in the client's order; `unknown`: the fields that nobody knows.
-OrderedJson parse(std::string_view body, const RequestDefaults& defaults, Endpoint endpoint,
-                  std::vector<std::string>& unknown) {
-  OrderedJson json = parse_ordered_json(body, "request",
-                                        {.max_bytes = defaults.max_json_bytes,
-                                         .max_depth = kMaxDepth,
-                                         .max_value_bytes = kMaxValueBytes});
-  if (!json.is_object()) bad("", "The request must be a JSON object.");
-  unknown = check_fields(json, endpoint);
-  return json;
-}
-
-std::string text_of(const OrderedJson& json, const std::string& param) {
-  if (!json.is_string()) bad(param, fmt::format("'{}' must be a string.", param));
-  return json.get<std::string>();
 }
 
 std::vector<int32_t> ids_of(const OrderedJson& json, const std::string& param) {
@@ -146,31 +113,6 @@ OrderedJson message_of(const OrderedJson& json, const std::string& param, bool t
     message["content"] = "";
   }
   return message;
-}
-
-Conversation conversation_of(const OrderedJson& json, const RequestDefaults& defaults) {
-  if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
-    bad("messages", "'messages' must be an array of at least one message.");
-  if (json["messages"].size() > kMaxMessages)
-    bad("messages", fmt::format("'messages' has {} entries, at most {} are allowed.",
-                                json["messages"].size(), kMaxMessages));
-  Conversation out{.messages = OrderedJson::array(), .variables = OrderedJson::object()};
-  for (const OrderedJson& message : json["messages"])
-    out.messages.push_back(
-        message_of(message, fmt::format("messages[{}]", out.messages.size()), defaults.tools));
-  const OrderedFields fields(json, "request");
-  if (fields.has("chat_template_kwargs")) {
-    out.variables = fields.at("chat_template_kwargs");
-    if (!out.variables.is_object())
-      bad("chat_template_kwargs", "'chat_template_kwargs' must be an object.");
-  }
-  out.add_generation_prompt = fields.boolean("add_generation_prompt", true);
-  if (const auto tools = tools_of(json, defaults); !tools.empty()) {
-    exclude("tools", out.variables.contains("tools"),
-            "and those of 'chat_template_kwargs' are too many");
-    out.variables["tools"] = tools;
-  }
-  return out;
 }
 
 std::vector<std::string> stops_of(const OrderedJson& json) {
@@ -307,30 +249,95 @@ ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
 
 }  // namespace
 
+OrderedJson parse_body(std::string_view body, const RequestDefaults& defaults, Endpoint endpoint,
+                       std::vector<std::string>& unknown) {
+  OrderedJson json = parse_ordered_json(body, "request",
+                                        {.max_bytes = defaults.max_json_bytes,
+                                         .max_depth = kMaxDepth,
+                                         .max_value_bytes = kMaxValueBytes});
+  if (!json.is_object()) bad("", "The request must be a JSON object.");
+  unknown = check_fields(json, endpoint);
+  return json;
+}
+
+std::string text_of(const OrderedJson& json, const std::string& param) {
+  if (!json.is_string()) bad(param, fmt::format("'{}' must be a string.", param));
+  return json.get<std::string>();
+}
+
+Conversation read_conversation(const OrderedJson& json, const RequestDefaults& defaults) {
+  if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
+    bad("messages", "'messages' must be an array of at least one message.");
+  if (json["messages"].size() > kMaxMessages)
+    bad("messages", fmt::format("'messages' has {} entries, at most {} are allowed.",
+                                json["messages"].size(), kMaxMessages));
+  Conversation out{.messages = OrderedJson::array(), .variables = OrderedJson::object()};
+  for (const OrderedJson& message : json["messages"])
+    out.messages.push_back(
+        message_of(message, fmt::format("messages[{}]", out.messages.size()), defaults.tools));
+  const OrderedFields fields(json, "request");
+  if (fields.has("chat_template_kwargs")) {
+    out.variables = fields.at("chat_template_kwargs");
+    if (!out.variables.is_object())
+      bad("chat_template_kwargs", "'chat_template_kwargs' must be an object.");
+  }
+  out.add_generation_prompt = fields.boolean("add_generation_prompt", true);
+  if (const auto tools = tools_of(json, defaults); !tools.empty()) {
+    exclude("tools", out.variables.contains("tools"),
+            "and those of 'chat_template_kwargs' are too many");
+    out.variables["tools"] = tools;
+  }
+  return out;
+}
+
+std::string string_at(const OrderedJson& json, const char* key, const std::string& param) {
+  if (!json.is_object() || !json.contains(key))
+    bad(param, fmt::format("'{}.{}' is missing.", param, key));
+  return text_of(json[key], fmt::format("{}.{}", param, key));
+}
+
+std::string type_of(const OrderedJson& json) {
+  const bool has_type = json.is_object() && json.contains("type") && json["type"].is_string();
+  return has_type ? json["type"].get<std::string>() : "";
+}
+
+OrderedJson shared_fields(const OrderedJson& json, Endpoint endpoint) {
+  OrderedJson shared = OrderedJson::object();
+  const unsigned both = endpoint | kChat;
+  for (const FieldRule& rule : field_rules())
+    if ((rule.endpoints & both) == both && rule.use == FieldRule::Use::kObeyed &&
+        rule.name != "messages" && given(json, rule.name))
+      shared[std::string(rule.name)] = json[std::string(rule.name)];
+  return shared;
+}
+
+ApiRequest read_chat(const OrderedJson& json, const RequestDefaults& defaults) {
+  const OrderedFields fields(json, "request");
+  ApiRequest out = read_common(json, fields, defaults);
+  out.conversation = read_conversation(json, defaults);
+  read_tool_choice(json, out);
+  check_form(out);
+  out.request.max_tokens = fields.integer("max_tokens", 1, kMaxTokens, defaults.chat_max_tokens);
+  const int64_t most =
+      fields.integer("max_completion_tokens", 1, kMaxTokens, out.request.max_tokens);
+  exclude("max_tokens", fields.has("max_tokens") && most != out.request.max_tokens,
+          "and 'max_completion_tokens' differ");
+  out.request.max_tokens = most;
+  check_min_tokens(out);
+  const int64_t top = fields.integer("top_logprobs", 0, 20, 0);
+  if (fields.boolean("logprobs", false)) {
+    out.options.top_logprobs = top;
+  } else if (top > 0) {
+    bad("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.");
+  }
+  return out;
+}
+
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
     std::vector<std::string> unknown;
-    const OrderedJson json = parse(body, defaults, kChat, unknown);
-    const OrderedFields fields(json, "request");
-    ApiRequest out = read_common(json, fields, defaults);
-    out.chat = true;
+    ApiRequest out = read_chat(parse_body(body, defaults, kChat, unknown), defaults);
     out.unknown_fields = std::move(unknown);
-    out.conversation = conversation_of(json, defaults);
-    read_tool_choice(json, out);
-    check_form(out);
-    out.request.max_tokens = fields.integer("max_tokens", 1, kMaxTokens, defaults.chat_max_tokens);
-    const int64_t most =
-        fields.integer("max_completion_tokens", 1, kMaxTokens, out.request.max_tokens);
-    exclude("max_tokens", fields.has("max_tokens") && most != out.request.max_tokens,
-            "and 'max_completion_tokens' differ");
-    out.request.max_tokens = most;
-    check_min_tokens(out);
-    const int64_t top = fields.integer("top_logprobs", 0, 20, 0);
-    if (fields.boolean("logprobs", false)) {
-      out.options.top_logprobs = top;
-    } else if (top > 0) {
-      bad("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.");
-    }
     return out;
   });
 }
@@ -338,9 +345,10 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults) {
   return checked([&] {
     std::vector<std::string> unknown;
-    const OrderedJson json = parse(body, defaults, kCompletions, unknown);
+    const OrderedJson json = parse_body(body, defaults, kCompletions, unknown);
     const OrderedFields fields(json, "request");
     ApiRequest out = read_common(json, fields, defaults);
+    out.dialect = Dialect::kCompletions;
     out.unknown_fields = std::move(unknown);
     out.request.max_tokens = fields.integer("max_tokens", 0, kMaxTokens, 16);
     check_min_tokens(out);
@@ -388,7 +396,8 @@ Given<Conversation> parse_conversation_request(std::string_view body,
                                                const RequestDefaults& defaults) {
   return checked([&] {
     Given<Conversation> out;
-    out.value = conversation_of(parse(body, defaults, kTemplate, out.unknown_fields), defaults);
+    out.value =
+        read_conversation(parse_body(body, defaults, kTemplate, out.unknown_fields), defaults);
     return out;
   });
 }
@@ -397,7 +406,7 @@ Given<std::variant<Text, Conversation>> parse_text_request(std::string_view body
                                                            const RequestDefaults& defaults) {
   return checked([&] {
     Given<std::variant<Text, Conversation>> out;
-    const OrderedJson json = parse(body, defaults, kTokenize, out.unknown_fields);
+    const OrderedJson json = parse_body(body, defaults, kTokenize, out.unknown_fields);
     const OrderedFields fields(json, "request");
     const char* source = nullptr;
     for (const char* key : {"messages", "content", "prompt", "text"}) {
@@ -414,7 +423,7 @@ Given<std::variant<Text, Conversation>> parse_text_request(std::string_view body
       for (const char* key : {"add_special_tokens", "add_special"})
         exclude(key, fields.boolean(key, false),
                 "is of no use with 'messages': the template adds them");
-      out.value = conversation_of(json, defaults);
+      out.value = read_conversation(json, defaults);
       return out;
     }
     for (const char* key :
@@ -429,7 +438,7 @@ Given<std::vector<int32_t>> parse_tokens_request(std::string_view body,
                                                  const RequestDefaults& defaults) {
   return checked([&] {
     Given<std::vector<int32_t>> out;
-    const OrderedJson json = parse(body, defaults, kDetokenize, out.unknown_fields);
+    const OrderedJson json = parse_body(body, defaults, kDetokenize, out.unknown_fields);
     if (!json.contains("tokens") || !json["tokens"].is_array())
       bad("tokens", "'tokens' must be an array of token ids.");
     out.value = ids_of(json["tokens"], "tokens");

@@ -44,13 +44,18 @@ using Prompt = std::variant<std::string, std::vector<int32_t>>;
 // The form that an answer must have.
 struct AnswerForm {
   enum class Kind { kAny, kObject, kSchema, kCalls } kind = Kind::kAny;
-  OrderedJson schema;  // kSchema: the schema; kCalls: the functions that may be called, a list
+  OrderedJson schema;  // of kSchema
+  // Functions that are called, a list: of kCalls; of kObject and kSchema those that may be instead.
+  OrderedJson functions;
   bool one_call = false;
 };
 
-// A request to /v1/chat/completions or /v1/completions, checked.
+// The API that a request for answers is of.
+enum class Dialect { kChat, kCompletions, kMessages, kResponses };
+
+// A request for answers, checked: whichever API it is of, it asks for a chat or a completion.
 struct ApiRequest {
-  bool chat = false;
+  Dialect dialect = Dialect::kChat;
   Conversation conversation;    // of a chat
   std::vector<Prompt> prompts;  // of a completion, at least one
 
@@ -67,6 +72,7 @@ struct ApiRequest {
   bool include_usage = false;
   bool return_progress = false;
   int64_t timeout_ms = 0;  // 0: none of its own
+  OrderedJson echoed;      // of kResponses: what the answer repeats
   std::vector<std::string> unknown_fields;
 };
 
@@ -81,8 +87,13 @@ struct Given {
 // field is said in fields.h.
 ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defaults);
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults);
+ApiRequest parse_messages_request(std::string_view body, const RequestDefaults& defaults);
+ApiRequest parse_responses_request(std::string_view body, const RequestDefaults& defaults);
 // {"messages": [...]} with what templates take beside them, for /apply-template.
 Given<Conversation> parse_conversation_request(std::string_view body,
+                                               const RequestDefaults& defaults);
+// The like of /v1/messages, for /v1/messages/count_tokens.
+Given<Conversation> parse_count_tokens_request(std::string_view body,
                                                const RequestDefaults& defaults);
 // {"content" or "prompt" or "text": "..."}, or the like of /apply-template; and {"tokens": [...]}.
 Given<std::variant<Text, Conversation>> parse_text_request(std::string_view body,

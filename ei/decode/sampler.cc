@@ -67,9 +67,10 @@ void check_drawn(int32_t token) {
   require(token != Sample::kNotFinite,
           "the model's logits are NaN or infinite, no token can be drawn: a weight or the input is "
           "beyond its number type");
-  require(token != Sample::kNoneLeft,
-          "logit_bias, min_tokens and the answer's form ban every token; leave one that can be "
-          "drawn");
+  if (token == Sample::kNoneLeft)
+    throw NothingLeft(
+        "logit_bias, min_tokens and the answer's form ban every token; leave one that can be "
+        "drawn");
 }
 
 }  // namespace ei

@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "ei/base/error.h"
 #include "ei/ops/backend.h"
 #include "ei/ops/buffer.h"
 #include "ei/policy/sampling.h"
@@ -62,7 +63,14 @@ class Sampler {
   DeviceArray<int32_t, 1> tokens_;
 };
 
-// Throws Error when what was drawn is no token: a matter of that one answer.
+// What is asked of an answer leaves no token that could be written.
+class NothingLeft : public Error {
+ public:
+  using Error::Error;
+};
+
+// Throws Error when what was drawn is no token, a matter of that one answer: NothingLeft if it is
+// for what was asked.
 void check_drawn(int32_t token);
 
 }  // namespace ei

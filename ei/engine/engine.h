@@ -152,7 +152,7 @@ struct KvStats {
 };
 
 struct Generation {
-  std::string text;
+  std::string text, stop;  // stop: which of Request::stop ended it, if one did
   std::vector<int32_t> tokens;
   FinishReason finish_reason = FinishReason::kStop;
   int64_t prompt_tokens = 0;

@@ -39,15 +39,18 @@ SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& eng
   return options;
 }
 
-std::string what(const std::exception_ptr& error) {
+void tell_failure(Outcome& outcome, const std::exception_ptr& failure) {
   try {
-    std::rethrow_exception(error);
+    std::rethrow_exception(failure);
   } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
+    outcome.error = kOutOfMemory;
+  } catch (const NothingLeft& e) {
+    outcome.error = e.what();
+    outcome.is_asked_for = true;
   } catch (const std::exception& e) {
-    return e.what();
+    outcome.error = e.what();
   } catch (...) {
-    return "unknown error";
+    outcome.error = "unknown error";
   }
 }
 
@@ -100,7 +103,7 @@ Outcome Scheduler::Active::outcome() const noexcept try {
   outcome.queue_ms = ms_between(since, started.value_or(Clock::now()));
   if (context) outcome.lost_prefix = context->lost_prefix();
   if (const std::exception_ptr failure = sequence ? sequence->error() : error) {
-    outcome.error = what(failure);
+    tell_failure(outcome, failure);
   } else if (sequence) {
     outcome.generation = sequence->result();
   } else {

@@ -52,6 +52,7 @@ class Refusal : public Error {
 struct Outcome {
   Generation generation;
   std::optional<std::string> error;  // what went wrong after the request was taken
+  bool is_asked_for = false;         // it did for what the request asks: NothingLeft
   double queue_ms = 0;
   std::string lost_prefix;  // why not more of the prompt was found in the prefix cache
 };

@@ -90,7 +90,15 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
 }
 
 void Sequence::constrain() {
-  if (matcher_) sampling_->allow(*engine_.backend, matcher_->allowed());
+  if (!matcher_) return;
+  const std::span<const uint32_t> allowed = [&] {
+    try {
+      return matcher_->allowed();
+    } catch (const Error& error) {
+      throw NothingLeft(error.what());
+    }
+  }();
+  sampling_->allow(*engine_.backend, allowed);
 }
 
 void Sequence::accept(int32_t token, const Act& logits) {
@@ -111,7 +119,10 @@ void Sequence::accept(int32_t token, const Act& logits) {
     delta_.reports.push_back(LogitRows(*engine_.backend, logits)
                                  .report(0, token, options_.top_logprobs, engine_.n_ids()));
   if (!is_given) emit(filter_.push(text_.push(token)));
-  if (filter_.stopped()) return finish(FinishReason::kStop);
+  if (filter_.stopped()) {
+    result_.stop = filter_.stop();
+    return finish(FinishReason::kStop);
+  }
   if (matcher_ && (!matcher_->accept(token) || matcher_->must_end()))
     return finish(FinishReason::kStop);
   if (n_drawn + 1 == max_new_) finish(FinishReason::kLength);

@@ -17,12 +17,12 @@ class StopFilter {
   std::string push(std::string_view piece);
   // What is still held back, at the end of the text.
   std::string finish();
-  bool stopped() const { return stopped_; }
+  bool stopped() const { return !stop_.empty(); }
+  const std::string& stop() const { return stop_; }  // that appeared
 
  private:
   std::vector<std::string> stops_;
-  std::string held_;
-  bool stopped_ = false;
+  std::string held_, stop_;
 };
 
 }  // namespace ei

@@ -173,7 +173,75 @@ OrderedJson parsed(std::string_view json) {
   return parse_ordered_json(json, "a call", {.max_depth = kMaxDepth});
 }
 
+// Reads the beginning of a call as far as there is text.
+class HeadReader {
+ public:
+  using Is = CallHead::Is;
+  explicit HeadReader(std::string_view text) : text_(text) {}
+
+  Is is() const { return is_; }
+  size_t size() const { return at_; }
+  void expect(std::string_view token) {
+    if (!take(token) && is_ == Is::kHead) is_ = Is::kNone;
+  }
+  // Whether the token follows; nothing is taken from where the text ends.
+  bool take(std::string_view token) {
+    if (!peek(token)) return false;
+    at_ += token.size();
+    return true;
+  }
+  bool peek(std::string_view token) {
+    while (at_ < text_.size() && std::isspace(static_cast<unsigned char>(text_[at_])) != 0) ++at_;
+    const std::string_view rest = text_.substr(at_);
+    if (is_ != Is::kHead) return false;
+    if (rest.size() < token.size() && token.starts_with(rest)) is_ = Is::kCut;
+    return rest.starts_with(token);
+  }
+  // All up to one of these; not all of it if the text ends before.
+  std::string until(std::string_view ends, std::string_view never) {
+    if (is_ != Is::kHead) return {};
+    const size_t end = text_.find_first_of(ends, at_);
+    const std::string found(text_.substr(at_, end == text_.npos ? end : end - at_));
+    if (end == text_.npos) is_ = Is::kCut;
+    if (found.find_first_of(never) != found.npos) is_ = Is::kNone;
+    at_ += found.size();
+    return found;
+  }
+
+ private:
+  std::string_view text_;
+  size_t at_ = 0;
+  Is is_ = Is::kHead;
+};
+
 }  // namespace
+
+CallHead read_call_head(std::string_view text, bool named) {
+  constexpr size_t kMaxHead = 1024;  // it is read anew whenever there is more text
+  HeadReader reader(text.substr(0, kMaxHead));
+  CallHead head;
+  head.in_list = reader.take("[");
+  if (reader.is() == CallHead::Is::kHead && named && !head.in_list && !reader.peek("{")) {
+    head.name = reader.until("[{", " \t\r\n\"':,<");
+    if (reader.peek("[")) reader.expect("[ARGS]");
+  } else {
+    reader.expect("{");
+    reader.expect("\"name\"");
+    reader.expect(":");
+    reader.expect("\"");
+    head.name = reader.until("\"", "\\");
+    reader.expect("\"");
+    reader.expect(",");
+    if (!reader.take("\"parameters\"")) reader.expect("\"arguments\"");
+    reader.expect(":");
+  }
+  const bool has_object = reader.peek("{");
+  head.is = reader.is();
+  if (head.is == CallHead::Is::kHead && !has_object) head.is = CallHead::Is::kNone;
+  if (head.is == CallHead::Is::kCut && text.size() >= kMaxHead) head.is = CallHead::Is::kNone;
+  head.size = reader.size();
+  return head;
+}
 
 std::vector<ToolCall> parse_json_calls(std::string_view text) {
   return attempted(text, [](CallReader& reader, std::vector<ToolCall>& calls) {

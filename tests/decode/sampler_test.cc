@@ -102,7 +102,7 @@ TEST_P(SamplerTest, AFailureLeavesEveryAnswerAsItWas) {
   const DeviceAct broken = act(values);
   const auto drawn = answers.draw(broken);
   EXPECT_THROW(check_drawn(drawn[2]), Error);
-  EXPECT_THROW(check_drawn(Sample::kNoneLeft), Error);
+  EXPECT_THROW(check_drawn(Sample::kNoneLeft), NothingLeft);
   EXPECT_EQ(answers.states[2].n_drawn(), 1);
   for (const size_t i : {0u, 1u, 3u}) {
     EXPECT_NO_THROW(check_drawn(drawn[i]));

@@ -13,6 +13,7 @@ TEST(StopFilterTest, StopsAcrossPieces) {
   EXPECT_EQ(filter.push("TO"), "");
   EXPECT_EQ(filter.push("P two"), "");
   EXPECT_TRUE(filter.stopped());
+  EXPECT_EQ(filter.stop(), "STOP");
   EXPECT_EQ(filter.finish(), "");
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdint>
 
 #include "ei/text/answer_parser.h"
@@ -12,12 +13,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ei::AnswerParser::Options options;
   options.tools = {"f"};
   options.in_thought = (data[0] & 0xC0) == 0xC0;
+  options.is_form = (data[0] & 0x20) != 0;
   const auto taken = [&](size_t piece) {
     ei::AnswerParser parser(format, options);
     std::string text[3];
     const auto add = [&](const std::vector<ei::AnswerPart>& parts) {
       for (const ei::AnswerPart& part : parts)
-        text[static_cast<int>(part.kind)] += part.text + part.call.arguments;
+        text[std::min(static_cast<int>(part.kind), 2)] +=
+            part.text + part.call.name + part.call.arguments;
     };
     for (size_t i = 0; i < answer.size(); i += piece) add(parser.push(answer.substr(i, piece)));
     add(parser.finish());

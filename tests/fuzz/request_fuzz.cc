@@ -14,6 +14,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   };
   read(ei::server::parse_chat_request);
   read(ei::server::parse_completion_request);
+  read(ei::server::parse_messages_request);
+  read(ei::server::parse_count_tokens_request);
+  read(ei::server::parse_responses_request);
   read(ei::server::parse_conversation_request);
   read(ei::server::parse_text_request);
   read(ei::server::parse_tokens_request);

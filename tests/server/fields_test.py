@@ -7,11 +7,14 @@ import pytest
 from conftest import ROOT
 
 PATHS = {'chat': '/v1/chat/completions', 'completions': '/v1/completions', 'tokenize': '/tokenize',
-         'detokenize': '/detokenize', 'apply-template': '/apply-template'}
+         'detokenize': '/detokenize', 'apply-template': '/apply-template',
+         'messages': '/v1/messages', 'count-tokens': '/v1/messages/count_tokens', 'responses': '/v1/responses'}
 MESSAGES = [{'role': 'user', 'content': 'Once upon a time'}]
 LEAST = {'chat': {'messages': MESSAGES, 'max_tokens': 4, 'temperature': 0},
          'completions': {'prompt': 'Once upon', 'max_tokens': 4, 'temperature': 0},
-         'tokenize': {'prompt': 'Once upon'}, 'detokenize': {'tokens': [5, 6]}, 'apply-template': {'messages': MESSAGES}}
+         'tokenize': {'prompt': 'Once upon'}, 'detokenize': {'tokens': [5, 6]}, 'apply-template': {'messages': MESSAGES},
+         'messages': {'messages': MESSAGES, 'max_tokens': 4, 'temperature': 0}, 'count-tokens': {'messages': MESSAGES},
+         'responses': {'input': 'Once upon a time', 'max_output_tokens': 4, 'temperature': 0}}
 # What a field needs beside it to make sense.
 WITH = {'stream_options': {'stream': True}, 'return_progress': {'stream': True}, 'top_logprobs': {'logprobs': True},
         'max_completion_tokens': {'max_tokens': 2}}
@@ -37,11 +40,13 @@ def test_field(server, field, endpoint, becomes, example):
     with_field = {**least, **WITH.get(field, {}), field: json.loads(example)}
     if with_field.get('stream'):
         text = raw(server, PATHS[endpoint], with_field)
-        assert text.startswith('data: ') and text.rstrip().endswith('data: [DONE]')
+        last = {'messages': 'data: {"type":"message_stop"}', 'responses': '}'}.get(endpoint, 'data: [DONE]')
+        assert text.startswith(('data: ', 'event: ')) and text.rstrip().endswith(last)
         return
     status, reply = server.post(PATHS[endpoint], with_field)
     if becomes.startswith('refused') or field == 'tools':  # the demo model's template knows no tools
-        assert status == 400 and reply['error']['param'] == field, reply
+        named = f"'{field}'" in reply['error']['message'] if endpoint in ('messages', 'count-tokens') else reply['error']['param'] == field
+        assert status == 400 and named, reply
         return
     assert status == 200, reply
     if becomes == 'no effect':
@@ -56,6 +61,10 @@ def raw(server, path, body):
 
 def meaning(reply):
     """What of an answer does not differ from one time to the next."""
+    if reply.get('object') == 'response':
+        return [item['content'] for item in reply['output']], reply['usage']['output_tokens']
+    if reply.get('type') == 'message':
+        return reply['content'], reply['usage']['output_tokens']
     if 'choices' not in reply:
         return reply
     return reply['choices'], reply['usage']['completion_tokens']

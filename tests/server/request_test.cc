@@ -17,7 +17,10 @@ constexpr std::pair<Endpoint, const char*> kEndpoints[] = {{kChat, "chat"},
                                                            {kCompletions, "completions"},
                                                            {kTokenize, "tokenize"},
                                                            {kDetokenize, "detokenize"},
-                                                           {kTemplate, "apply-template"}};
+                                                           {kTemplate, "apply-template"},
+                                                           {kMessages, "messages"},
+                                                           {kCountTokens, "count-tokens"},
+                                                           {kResponses, "responses"}};
 
 RequestDefaults defaults() {
   RequestDefaults defaults;
@@ -30,10 +33,15 @@ OrderedJson least(Endpoint endpoint) {
   switch (endpoint) {
     case kChat:
     case kTemplate:
+    case kCountTokens:
       return {{"messages", {{{"role", "user"}, {"content", "a"}}}}};
     case kCompletions:
     case kTokenize:
       return {{"prompt", "a"}};
+    case kMessages:
+      return {{"messages", {{{"role", "user"}, {"content", "a"}}}}, {"max_tokens", 2}};
+    case kResponses:
+      return {{"input", "a"}};
     case kDetokenize:
       break;
   }
@@ -61,6 +69,15 @@ void parse(Endpoint endpoint, const OrderedJson& request) {
       return;
     case kDetokenize:
       parse_tokens_request(body, defaults());
+      return;
+    case kMessages:
+      parse_messages_request(body, defaults());
+      return;
+    case kCountTokens:
+      parse_count_tokens_request(body, defaults());
+      return;
+    case kResponses:
+      parse_responses_request(body, defaults());
       return;
     case kTemplate:
       parse_conversation_request(body, defaults());
@@ -94,7 +111,7 @@ TEST(Fields, EachDoesWhatItsRuleSays) {
       if ((rule.endpoints & endpoint) == 0) continue;
       SCOPED_TRACE(std::string(name) + " " + std::string(rule.name));
       OrderedJson request = least(endpoint);
-      if ((rule.endpoints & kTokenize) != 0) request = least_of(endpoint, rule.name);
+      if (endpoint == kTokenize) request = least_of(endpoint, rule.name);
       if (rule.name == "stream_options" || rule.name == "return_progress") request["stream"] = true;
       if (rule.name == "top_logprobs") request["logprobs"] = true;
       if (rule.name == "add_special") request["add_special_tokens"] = false;
@@ -103,7 +120,9 @@ TEST(Fields, EachDoesWhatItsRuleSays) {
       const bool is_refused = rule.use == FieldRule::Use::kUnsupported;
       EXPECT_EQ(refused(endpoint, request), is_refused ? rule.name : "");
       if (rule.name != "messages" && rule.name != "prompt" && rule.name != "tokens" &&
-          rule.name != "content" && rule.name != "text") {
+          rule.name != "content" && rule.name != "input" &&
+          !(rule.name == "text" && endpoint == kTokenize) &&
+          !(rule.name == "max_tokens" && endpoint == kMessages)) {
         request[std::string(rule.name)] = nullptr;
         EXPECT_EQ(refused(endpoint, request), "");
       }
