@@ -217,9 +217,9 @@ def test_what_is_written_is_what_the_schema_allows(server):
 
 @pytest.mark.parametrize('file, n', [('README.md', 1), ('docs/API.md', 2)])
 def test_the_examples_run(hermes, capsys, file, n):
-    examples = re.findall(r'^```python\n(.*?)^```', (ROOT / file).read_text(), re.M | re.S)
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / file).read_text(), re.M | re.S)
+    examples = [code for code in blocks if 'http://127.0.0.1:8000' in code]
     assert len(examples) == n
     for code in examples:
-        assert 'http://127.0.0.1:8000' in code
         exec(code.replace('http://127.0.0.1:8000', hermes.url), {})  # noqa: S102
         assert capsys.readouterr().out.strip()
