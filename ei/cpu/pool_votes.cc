@@ -35,7 +35,7 @@ void CpuBackend::run(const PoolVotes& op) {
   parallel_for(n_threads_, n_heads, [&](int64_t h) {
     const float* votes = op.votes[h].data;
     const int64_t n = op.n_votes[h];
-    float *out = op.out[h].data, *of_few = narrow + h * m;
+    float* out = op.out[h].data;
     switch (op.pooling) {
       case Pooling::kNone:
         std::copy_n(votes, n, out);
@@ -47,9 +47,9 @@ void CpuBackend::run(const PoolVotes& op) {
         highest(votes, n, op.kernel, out);
         break;
       case Pooling::kBoth:
-        average(votes, n, kNarrowPool, of_few);
+        average(votes, n, kNarrowPool, narrow + h * m);
         highest(votes, n, op.kernel, out);
-        for (int64_t j = 0; j < n; ++j) out[j] = both_pools(of_few[j], out[j]);
+        for (int64_t j = 0; j < n; ++j) out[j] = both_pools(narrow[h * m + j], out[j]);
     }
   });
 }
