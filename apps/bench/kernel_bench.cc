@@ -90,6 +90,7 @@ KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgre
     bench_matmul(*backend, bench);
     bench_prefill_attention(*backend, bench);
     bench_decode_attention(*backend, bench);
+    bench_votes(*backend, bench);
     bench_elementwise(*backend, bench);
     bench_steps(*backend, bench);
   }

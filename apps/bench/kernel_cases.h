@@ -52,6 +52,7 @@ class KernelBench {
 void bench_matmul(Backend& backend, KernelBench& bench);
 void bench_prefill_attention(Backend& backend, KernelBench& bench);
 void bench_decode_attention(Backend& backend, KernelBench& bench);
+void bench_votes(Backend& backend, KernelBench& bench);
 void bench_elementwise(Backend& backend, KernelBench& bench);
 void bench_steps(Backend& backend, KernelBench& bench);
 

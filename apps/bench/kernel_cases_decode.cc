@@ -9,6 +9,8 @@ namespace ei::bench {
 namespace {
 
 constexpr const char* kName = "decode attention";
+constexpr const char* kVotes = "votes";
+constexpr const char* kPooled = "votes, pooled by 21";
 constexpr int64_t kHeads = 32;  // of Llama-3.2-1B
 constexpr int64_t kKvHeads = 8;
 constexpr int64_t kHeadDim = 64;
@@ -78,6 +80,43 @@ void bench_decode_attention(Backend& backend, KernelBench& bench) {
   KvCache cache = data.cache(pool, shape(128, 2048), 2048);
   compact(backend, cache);
   bench_layers(backend, bench, data, cache, "compacted to 512..1536 rows, 32/8 heads, d 64");
+}
+
+// As the default policy has it, of one layer.
+void bench_votes(Backend& backend, KernelBench& bench) {
+  if (!bench.wants(kVotes) && !bench.wants(kPooled)) return;
+  constexpr int64_t kRows = 32768, kWindow = 32;
+  BenchData data(backend);
+  PagePool pool(backend, shape(1, kRows).layout.bytes());
+  const KvCache cache = data.cache(pool, shape(1, kRows), kRows);
+  const ActArray window = data.act(kWindow, kHeads * kHeadDim);
+  const DeviceArray<float, 2> votes(backend, {kKvHeads, kRows}), pooled(backend, {kKvHeads, kRows});
+  const DeviceArray<int32_t, 1> n_votes(
+      backend, std::vector<int32_t>(kKvHeads, static_cast<int32_t>(kRows - kWindow)));
+  const auto vote = [&] {
+    backend.run(Vote{.window = window.act(),
+                     .n_queries = kWindow,
+                     .kv = cache.layer(0),
+                     .scale = 0.125f,
+                     .votes = votes.view()});
+  };
+  vote();  // there is something to pool
+  const std::string size = "32768 rows, 32/8 heads, d 64";
+  if (bench.wants(kVotes))
+    bench.measure(
+        {.kernel = kVotes, .size = size, .flops = 2.0 * kHeads * kWindow * kHeadDim * kRows}, vote);
+  if (bench.wants(kPooled))
+    bench.measure({.kernel = kPooled,
+                   .size = size,
+                   .bytes = 4.0 * kKvHeads * kRows,
+                   .limit = KernelResult::Limit::kMemory},
+                  [&] {
+                    backend.run(PoolVotes{.votes = votes.view(),
+                                          .n_votes = n_votes.view(),
+                                          .pooling = Pooling::kMax,
+                                          .kernel = 21,
+                                          .out = pooled.view()});
+                  });
 }
 
 }  // namespace ei::bench

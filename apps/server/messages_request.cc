@@ -35,7 +35,7 @@ void append_user(OrderedJson& chat, const OrderedJson& content, const std::strin
         texts.push_back(std::move(text));
       continue;
     }
-    if (!tools) bad(param, "This model's chat template knows no tools.");
+    require_tools(tools, param);
     flush();
     OrderedJson message = {{"role", "tool"},
                            {"tool_call_id", string_at(block, "tool_use_id", param)},
@@ -55,7 +55,7 @@ void append_assistant(OrderedJson& chat, const OrderedJson& content, const std::
     if (type == "thinking") {
       thoughts += string_at(block, "thinking", param);
     } else if (type == "tool_use") {
-      if (!tools) bad(param, "This model's chat template knows no tools.");
+      require_tools(tools, param);
       if (!given(block, "input") || !block["input"].is_object())
         bad(param, fmt::format("'{}': a tool_use's 'input' must be an object.", param));
       calls.push_back(

@@ -36,6 +36,8 @@ OrderedJson parse_body(std::string_view body, const RequestDefaults& defaults, E
 std::string text_of(const OrderedJson& json, const std::string& param);  // a string
 std::string string_at(const OrderedJson& json, const char* key, const std::string& param);
 std::string type_of(const OrderedJson& json);  // its "type", if that is a string
+// Refuses calls, and what came of them, where the model's chat template knows no tools.
+void require_tools(bool tools, const std::string& param);
 
 // The fields that a chat obeys as well, by the same name.
 OrderedJson shared_fields(const OrderedJson& json, Endpoint endpoint);

@@ -100,7 +100,7 @@ OrderedJson message_of(const OrderedJson& json, const std::string& param, bool t
       continue;
     }
     if (key == "tool_calls") {
-      if (!tools) bad(param + ".tool_calls", "This model's chat template knows no tools.");
+      require_tools(tools, param + ".tool_calls");
       check_calls(value, param + ".tool_calls");
     }
     message[key] = key == "name" || key == "reasoning_content" || key == "tool_call_id"
@@ -299,6 +299,10 @@ std::string string_at(const OrderedJson& json, const char* key, const std::strin
 std::string type_of(const OrderedJson& json) {
   const bool has_type = json.is_object() && json.contains("type") && json["type"].is_string();
   return has_type ? json["type"].get<std::string>() : "";
+}
+
+void require_tools(bool tools, const std::string& param) {
+  if (!tools) bad(param, "This model's chat template knows no tools.");
 }
 
 OrderedJson shared_fields(const OrderedJson& json, Endpoint endpoint) {

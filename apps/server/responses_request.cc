@@ -48,7 +48,7 @@ class Items {
                            {"content", nullptr},
                            {"reasoning_content", thoughts_of(item, param)}});
     } else if (type == "function_call") {
-      check_tools(param);
+      require_tools(tools_, param);
       OrderedJson call = {{"id", string_at(item, "call_id", param)},
                           {"type", "function"},
                           {"function",
@@ -56,7 +56,7 @@ class Items {
                             {"arguments", string_at(item, "arguments", param)}}}};
       assistant(/*has_said=*/true)["tool_calls"].push_back(std::move(call));
     } else if (type == "function_call_output") {
-      check_tools(param);
+      require_tools(tools_, param);
       if (!given(item, "output")) bad(param, fmt::format("'{}.output' is missing.", param));
       messages_.push_back({{"role", "tool"},
                            {"tool_call_id", string_at(item, "call_id", param)},
@@ -82,9 +82,6 @@ class Items {
   OrderedJson take() { return std::move(messages_); }
 
  private:
-  void check_tools(const std::string& param) const {
-    if (!tools_) bad(param, "This model's chat template knows no tools.");
-  }
   // The assistant's last message if it goes on, be it that something was said, or a new one.
   OrderedJson& assistant(bool has_said) {
     const bool goes_on = !messages_.empty() && messages_.back()["role"] == "assistant" &&

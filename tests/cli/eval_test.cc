@@ -144,12 +144,18 @@ TEST_F(EvalTest, AnUnchangedPolicyDivergesNowhere) {
   EXPECT_NEAR(same["kld_minus_against"]["value"].get<double>(), -off, 1e-12);
 }
 
+// Of a text that fills the model's context.
 TEST_F(EvalTest, EqualWork) {
+  const std::filesystem::path model = dir_ / "model";
+  std::filesystem::copy(test::kNeedle, model);
+  Json config = parse_json(read_file(model / "config.json"), "config.json");
+  config["max_position_embeddings"] = 1600;
+  test::write_file(model / "config.json", config.dump());
   std::string text;
   for (int i = 0; i < 400; ++i)
     text += "The " + std::to_string(i) + " of them came to the harbor. ";
   test::write_file(dir_ / "text.txt", text);
-  const std::string work = "eval equal-work " + test::kNeedle + " -t 1 --file " + in("text.txt") +
+  const std::string work = "eval equal-work " + in("model") + " -t 1 --file " + in("text.txt") +
                            " --tokens 1600 --policies paper:segment=64,dense -o ";
   const Finished got = run_program(work + "json --densities .7");
   ASSERT_EQ(got.exit_code, 0) << got.err;

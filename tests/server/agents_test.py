@@ -3,44 +3,15 @@ it gets the template of a model that does, and is held to a form."""
 import json
 import random
 import re
-import shutil
 
 import jsonschema
 import openai
 import pytest
 
-from conftest import MODEL, ROOT
+from conftest import HELLO, HERMES, MODEL, ROOT, WEATHER, model_with_tools
 
-HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
-WEATHER = {'type': 'function', 'function': {
-    'name': 'weather', 'description': 'The weather of a place.',
-    'parameters': {'type': 'object', 'properties': {'place': {'type': 'string', 'maxLength': 12}, 'days': {'type': 'integer'}},
-                   'required': ['place'], 'additionalProperties': False}}}
 CLOCK = {'type': 'function', 'function': {'name': 'clock', 'parameters': {'type': 'object', 'properties': {}, 'additionalProperties': False}}}
-HERMES = '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
 LLAMA = '<|start_header_id|>{"name": ..., "parameters": ...}'
-
-
-def model_with_tools(folder, form, begin=''):
-    """The demo model with a template that writes tools, calls and results."""
-    for file in MODEL.iterdir():
-        shutil.copy(file, folder)
-    config = json.loads((MODEL / 'tokenizer_config.json').read_text())
-    config['chat_template'] = (
-        "{{ bos_token }}{% if tools %}" + form + "{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
-        "{% for m in messages %}{{ ('<|assistant|>' if m.role == 'assistant' else '<|user|>') ~ (m.content or '') }}"
-        "{% for c in m.tool_calls or [] %}{{ c.function.name ~ (c.function.arguments | tojson) }}{% endfor %}"
-        "{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>" + begin + "{% endif %}")
-    (folder / 'tokenizer_config.json').write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope='module')
-def hermes(tmp_path_factory):
-    from conftest import Server
-    server = Server(model=model_with_tools(tmp_path_factory.mktemp('hermes'), HERMES))
-    yield server
-    assert server.stop() == 0, ''.join(server.log[-20:])
 
 
 @pytest.fixture

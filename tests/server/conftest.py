@@ -1,8 +1,10 @@
 """Starts `entropyinfer serve` on the demo model. ENTROPYINFER names the program."""
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import threading
 import urllib.error
@@ -13,6 +15,14 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAM = os.environ.get('ENTROPYINFER', ROOT / 'build/release/apps/entropyinfer')
 MODEL = ROOT / 'models/needle-8m'
+
+# What agents' tests ask, and a model's form of calls.
+HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
+WEATHER = {'type': 'function', 'function': {
+    'name': 'weather', 'description': 'The weather of a place.',
+    'parameters': {'type': 'object', 'properties': {'place': {'type': 'string', 'maxLength': 12}, 'days': {'type': 'integer'}},
+                   'required': ['place'], 'additionalProperties': False}}}
+HERMES = '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
 
 
 def pytest_addoption(parser):
@@ -73,12 +83,38 @@ class Server:
         return [json.loads(line) for line in self.log if line.startswith('{')]
 
 
+@contextlib.contextmanager
+def serving(*flags, **more):
+    server = Server(*flags, **more)
+    yield server
+    assert server.stop() == 0, ''.join(server.log[-20:])
+
+
+def model_with_tools(folder, form, begin=''):
+    """The demo model with a template that writes tools, calls and results."""
+    for file in MODEL.iterdir():
+        shutil.copy(file, folder)
+    config = json.loads((MODEL / 'tokenizer_config.json').read_text())
+    config['chat_template'] = (
+        "{{ bos_token }}{% if tools %}" + form + "{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+        "{% for m in messages %}{{ ('<|assistant|>' if m.role == 'assistant' else '<|user|>') ~ (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name ~ (c.function.arguments | tojson) }}{% endfor %}"
+        "{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>" + begin + "{% endif %}")
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config))
+    return folder
+
+
 @pytest.fixture(scope='session')
 def server():
     # Prompts are read in several chunks, whoever hangs up is noticed soon, and nobody who does not say so waits for 2048 tokens.
-    server = Server('--chunk', '512', '--default-max-tokens', '64')
-    yield server
-    assert server.stop() == 0, ''.join(server.log[-20:])
+    with serving('--chunk', '512', '--default-max-tokens', '64') as server:
+        yield server
+
+
+@pytest.fixture(scope='session')
+def hermes(tmp_path_factory):
+    with serving(model=model_with_tools(tmp_path_factory.mktemp('hermes'), HERMES)) as server:
+        yield server
 
 
 @pytest.fixture

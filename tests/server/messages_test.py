@@ -5,19 +5,16 @@ import anthropic
 import jsonschema
 import pytest
 
-from agents_test import HELLO, HERMES, model_with_tools
+from conftest import HELLO, HERMES, WEATHER as FUNCTION, model_with_tools, serving
 
-SCHEMA = {'type': 'object', 'properties': {'place': {'type': 'string', 'maxLength': 12}, 'days': {'type': 'integer'}},
-          'required': ['place'], 'additionalProperties': False}
+SCHEMA = FUNCTION['function']['parameters']
 WEATHER = {'name': 'weather', 'description': 'The weather of a place.', 'input_schema': SCHEMA, 'cache_control': {'type': 'ephemeral'}}
 
 
 @pytest.fixture(scope='module')
 def hermes(tmp_path_factory):
-    from conftest import Server
-    server = Server('--api-key', 'secret', model=model_with_tools(tmp_path_factory.mktemp('hermes'), HERMES + '</think>'))
-    yield server
-    assert server.stop() == 0, ''.join(server.log[-20:])
+    with serving('--api-key', 'secret', model=model_with_tools(tmp_path_factory.mktemp('hermes'), HERMES + '</think>')) as server:
+        yield server
 
 
 @pytest.fixture

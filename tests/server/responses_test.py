@@ -5,18 +5,10 @@ import jsonschema
 import openai
 import pytest
 
-from agents_test import HELLO, HERMES, WEATHER, model_with_tools
+from conftest import HELLO, HERMES, WEATHER, model_with_tools
 
 SCHEMA = WEATHER['function']['parameters']
 TOOL = {'type': 'function', 'strict': True, **WEATHER['function']}
-
-
-@pytest.fixture(scope='module')
-def hermes(tmp_path_factory):
-    from conftest import Server
-    server = Server(model=model_with_tools(tmp_path_factory.mktemp('hermes'), HERMES))
-    yield server
-    assert server.stop() == 0, ''.join(server.log[-20:])
 
 
 @pytest.fixture
