@@ -5,7 +5,8 @@
 namespace ei {
 
 // What goes into products of more than 8 rows, and into attention of a prompt: rounded to bf16
-// where the device has a unit that multiplies such numbers, or floats in any case.
+// where the device has a unit that multiplies such numbers, or floats in any case. Beside quantized
+// weights activations are whole numbers of 16 bits, or floats.
 enum class Math : uint8_t { kBF16, kF32 };
 
 }  // namespace ei

@@ -55,6 +55,8 @@ class CpuBackend final : public Backend {
  private:
   // x for the parts whose weights are of an integer format; parts of one order share it.
   std::array<IntegerRows, 3> integer_rows(const MatMul& op);
+  // Products by weights that are made floats first, whatever their format.
+  void run_in_floats(const MatMul& op);
 
   // Products of more than a few rows in the tile unit, where there is one.
   bool fits_tiles(const MatMul& op) const;
@@ -64,6 +66,7 @@ class CpuBackend final : public Backend {
                     int64_t most_rows);
 
   int n_threads_;
+  Math math_;
   Tiles tiles_;
   Scratch scratch_;
   Scratch integers_;            // of integer_rows()

