@@ -206,7 +206,7 @@ def equal(name):
         setting = next(((k, r[k]) for k in ['mass', 'share', 'base_budget'] if k in r), None)
         table.append([r['policy'], r.get('wanted_density', ''), f'{setting[0]} {setting[1]:.4g}' if setting else '', f"{r['density']:.3f}",
                       pair(r['kl'], r['kl_se']), pair(r['echo']['kl'], r['echo']['kl_se']), f"{r['same_top']:.1%}",
-                      pair(r['nll_delta'], r['nll_delta_se']), f"{r['prefill_ms'] / 1000:.1f}"])
+                      pair(r['nll_delta'], r['nll_delta_se']), f"{r['prefill_ms'] / 1000:.2f}"])
     return markdown(['policy', 'wanted density', 'setting', 'density', 'KL ± SE', 'KL in echo', 'same top', 'NLL ± SE', 'prefill, s'], table)
 
 
