@@ -1,9 +1,9 @@
 #pragma once
 
-#include <omp.h>
-
 #include <cstdint>
 #include <type_traits>
+
+#include "ei/cpu/team.h"
 
 namespace ei::cpu {
 
@@ -11,19 +11,18 @@ namespace ei::cpu {
 // not throw.
 template <class F>
 void parallel_for(int n_threads, int64_t n, const F& f) {
-  const auto call = [&f](int64_t i, int thread) {
+  const auto call = [](const void* f, int64_t i, int thread) {
     if constexpr (std::is_invocable_v<F, int64_t, int>) {
-      f(i, thread);
+      (*static_cast<const F*>(f))(i, thread);
     } else {
-      f(i);
+      (*static_cast<const F*>(f))(i);
     }
   };
-  if (n_threads == 1 || n <= 1) {  // for a team of one, OpenMP would allocate memory every time
-    for (int64_t i = 0; i < n; ++i) call(i, 0);
+  if (n_threads == 1 || n <= 1) {
+    for (int64_t i = 0; i < n; ++i) call(&f, i, 0);
     return;
   }
-#pragma omp parallel for num_threads(n_threads) schedule(dynamic)
-  for (int64_t i = 0; i < n; ++i) call(i, omp_get_thread_num());
+  Team::mine().run(n_threads, n, call, &f);
 }
 
 }  // namespace ei::cpu
