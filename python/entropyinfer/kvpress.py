@@ -1,0 +1,41 @@
+"""Our votes as a press of kvpress, beside those that its evaluations compare:
+
+    from entropyinfer.kvpress import LatentPress
+    with LatentPress(compression_ratio=.7)(model): ...
+
+kvpress compresses when the prompt has been read, so that the queries that vote are the prompt's last; the engine itself also
+asks those of the first generated tokens.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from kvpress import ScorerPress
+from kvpress.utils import get_prerope_query_states
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from entropyinfer import ops
+
+
+@dataclass
+class LatentPress(ScorerPress):
+    """The attention of the last `window` queries to each key, its mean over them and the heads of a KV head, smoothed along the
+    keys by a pool. The window's own keys stay. compression_ratio: the share of keys that goes, in [0, 1)."""
+    compression_ratio: float = 0.0
+    window: int = 32
+    pooling: str = 'max'  # or avg, both: ops.pool_votes
+    kernel: int = 21
+
+    def score(self, module: torch.nn.Module, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+              attentions: torch.Tensor | None, kwargs: dict) -> torch.Tensor:
+        """[batch, kv_heads, n] float32: votes, those of the window above all others."""
+        n = hidden_states.shape[1]
+        if n <= self.window:
+            raise ValueError(f'the prompt has {n} tokens, expected more than the window, {self.window}')
+        queries = get_prerope_query_states(module, hidden_states[:, -self.window:])
+        cos, sin = (x[:, -self.window:] for x in kwargs['position_embeddings'])
+        queries, _ = apply_rotary_pos_emb(queries, queries, cos, sin)
+        votes = torch.stack([ops.pool_votes(ops.vote(q, k, scale=module.scaling), self.pooling, self.kernel)
+                             for q, k in zip(queries, keys)])
+        return torch.nn.functional.pad(votes, (0, self.window), value=float(votes.max()) + 1)
