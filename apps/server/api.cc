@@ -24,6 +24,28 @@ HttpReply json_reply(const OrderedJson& json) {
   return reply;
 }
 
+// Of the chat page: "/", and what it asks for itself.
+std::optional<HttpReply> page_file(std::string_view path) {
+  static constexpr std::string_view kFolder = "/page/";
+  if (path == "/") path = "/page/index.html";
+  if (!path.starts_with(kFolder)) return {};
+  const auto file = std::ranges::find(kPageFiles, path.substr(kFolder.size()), &PageFile::name);
+  if (file == kPageFiles.end()) return {};
+  const std::string_view type = path.ends_with(".html")  ? "text/html"
+                                : path.ends_with(".css") ? "text/css"
+                                : path.ends_with(".svg") ? "image/svg+xml"
+                                                         : "text/javascript";
+  // Only its own scripts run, and nothing is fetched from elsewhere, whatever an answer says.
+  return HttpReply{.body = std::string(file->text),
+                   .content_type = fmt::format("{}; charset=utf-8", type),
+                   .headers = {{"Cache-Control", "no-cache"},
+                               {"Referrer-Policy", "no-referrer"},
+                               {"Content-Security-Policy",
+                                "default-src 'none'; script-src 'self'; style-src 'self'; "
+                                "img-src 'self'; connect-src 'self'; worker-src 'self'; "
+                                "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"}}};
+}
+
 constexpr int kThreads = 2;          // for reading requests, and as many for writing answers
 constexpr size_t kMaxUnread = 1024;  // requests whose turn to be read has not come
 
@@ -257,14 +279,8 @@ std::optional<HttpReply> Api::from_head(const HttpRequest& request) const {
   if (get && is({"/health", "/v1/health", "/ping"})) return health();
   if (request.method == "OPTIONS") return HttpReply{.status = 204, .body = ""};
   // The page holds nothing secret, and asks for the key.
-  if (get && path == "/") {
-    return HttpReply{.body = std::string(kPage),
-                     .content_type = "text/html; charset=utf-8",
-                     .headers = {{"Content-Security-Policy",
-                                  "default-src 'none'; style-src 'unsafe-inline'; script-src "
-                                  "'unsafe-inline'; connect-src 'self'; img-src data:; "
-                                  "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"}}};
-  }
+  if (get)
+    if (auto file = page_file(path)) return file;
   if (!authorized(request)) {
     HttpReply reply = error_reply(401, "authentication_error",
                                   "The API key is missing or wrong; send it as 'Authorization: "

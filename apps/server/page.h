@@ -1,10 +1,16 @@
 #pragma once
 
+#include <span>
 #include <string_view>
 
 namespace ei::server {
 
-// page.html, which the build turns into a constant.
-extern const std::string_view kPage;
+// A file of the chat page, which the build turns into a constant.
+struct PageFile {
+  std::string_view name, text;
+};
+
+// What lies in page/, and the libraries that it uses.
+extern const std::span<const PageFile> kPageFiles;
 
 }  // namespace ei::server

@@ -225,6 +225,7 @@ ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
   out.request.ignore_eos = fields.boolean("ignore_eos", false);
   out.options.logit_bias = bias_of(json);
   out.options.min_tokens = fields.integer("min_tokens", 0, kMaxTokens, 0);
+  out.options.reuse = fields.boolean("cache_prompt", true);
   if (fields.has("stop_token_ids")) {
     if (!json["stop_token_ids"].is_array() || json["stop_token_ids"].size() > kMaxStops * 8)
       bad("stop_token_ids", "'stop_token_ids' must be an array of at most 128 token ids.");

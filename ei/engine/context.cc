@@ -60,7 +60,7 @@ std::unique_ptr<QueryWindow> Context::make_window(int64_t n_rows) const {
 }
 
 void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
-                    const DecodePolicy& decode, Hidden wanted) {
+                    const DecodePolicy& decode, Hidden wanted, bool reuse) {
   Backend& backend = *engine_.backend;
   const int64_t window_rows = Compressor::window_rows(decode);
   if (!plan_ || !(plan_->policy() == prefill)) {
@@ -76,7 +76,7 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   stats_.reset();
   const int64_t n = n_prompt();
   // The window's queries and the last token's logits are made anew.
-  limit_ = wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
+  limit_ = reuse && wanted == Hidden::kLast ? n - std::max<int64_t>(1, window_rows) : 0;
   const int64_t own = std::max<int64_t>(0, std::min(own_prefix(window_rows), limit_));
   const int64_t page = cache_->shape().layout.rows;
   n_cached_ = own / page * page;

@@ -30,10 +30,11 @@ class Context {
   void check(int64_t n_prompt, int64_t n_total, const Request& request) const;
 
   // Readies everything for a prompt, to be read in chunks; how many of its first tokens are there
-  // already is n_read() then. Hidden::kAll: all of it is to be read, whatever is known; else what
-  // `prefixes` has of it is looked up before every chunk.
+  // already is n_read() then. All of it is to be read, whatever is known, if Hidden::kAll are
+  // wanted or nothing is to be reused; else what `prefixes` has of it is looked up before every
+  // chunk.
   void begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill, const DecodePolicy& decode,
-             Hidden wanted);
+             Hidden wanted, bool reuse = true);
   // The same for a prompt that another context has just read: goes on from a copy of its cache,
   // which shares all full pages, and of its window, which must be no smaller.
   void fork(Context& read, const DecodePolicy& decode);

@@ -92,7 +92,7 @@ struct Scheduler::Active {
   bool can_follow(const Active& other) const {
     const Request &mine = job.request, &theirs = other.job.request;
     return hash == other.hash && mine.tokens == theirs.tokens && mine.prefill == theirs.prefill &&
-           !job.options.score_prompt &&
+           !job.options.score_prompt && job.options.reuse &&
            Compressor::window_rows(mine.decode) <= Compressor::window_rows(theirs.decode);
   }
   Outcome outcome() const noexcept;

@@ -49,7 +49,8 @@ Sequence::Sequence(Engine::Impl& engine, Context& context, const Request& reques
 
 void Sequence::begin() {
   if (begun_) return;
-  context_.begin(std::move(prompt_), prefill_, decode_, all_rows() ? Hidden::kAll : Hidden::kLast);
+  context_.begin(std::move(prompt_), prefill_, decode_, all_rows() ? Hidden::kAll : Hidden::kLast,
+                 options_.reuse);
   begun_ = true;
 }
 

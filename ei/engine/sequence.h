@@ -25,6 +25,7 @@ namespace ei {
 struct SequenceOptions {
   int64_t top_logprobs = -1;  // report so many likeliest tokens beside each token; -1: no report
   bool score_prompt = false;  // report the prompt's tokens as well; all of it is read then
+  bool reuse = true;          // false: all of the prompt is read, whatever is known of it
   std::vector<LogitBias> logit_bias;
   std::vector<int32_t> stop_tokens;                // end the answer as the model's own do
   int64_t min_tokens = 0;                          // no end before so many tokens

@@ -1,0 +1,402 @@
+// The page: which conversation is open, what is asked, what becomes of it.
+
+import * as api from './api.js';
+import {fileChip, read as readFile} from './attach.js';
+import * as chat from './chat.js';
+import {$, announce, count, el, hideTip, iconButton, plural, remembered, save as saveFile} from './dom.js';
+import * as figures from './figures.js';
+import * as list from './list.js';
+import * as settings from './settings.js';
+import * as store from './store.js';
+import * as tree from './tree.js';
+
+let server = {prefill: 'entropy', decode: 'latent'};  // what it does by default
+let conversation = null;                              // {id, title, updated, root}; the open one
+let run = null;                                       // {controller, conversation, node} of the turn that is on its way
+let files = [];                                       // that go with the next question
+
+// Conversations.
+
+function newConversation() {
+  const id = Date.now().toString(36) + Math.random().toString(36).slice(2, 8);
+  open({id, title: '', updated: Date.now(), root: tree.makeRoot()});
+}
+
+function open(it) {
+  conversation = it;
+  const isKept = it.root.children.length > 0;
+  history.replaceState(null, '', isKept ? '#' + it.id : location.pathname);
+  chat.toEnd();
+  show();
+  list.show(it.id);
+  closeDrawers();
+}
+
+async function openHead(head) {
+  if (run?.conversation.id === head.id) return open(run.conversation);
+  const body = await store.load(head.id);
+  if (!body) return newConversation();
+  forEachAnswer(body.root, answer => {
+    if (answer.state === 'done') return;
+    answer.state = 'done';
+    answer.finish = answer.text ? 'lost' : 'failed';
+    if (!answer.text) answer.error = {message: 'The page was closed before the answer began.'};
+  });
+  open({...head, root: body.root});
+}
+
+function forEachAnswer(node, f) {
+  node.answers?.forEach(f);
+  node.children.forEach(child => forEachAnswer(child, f));
+}
+
+async function keep(it) {
+  if (it.isDeleted) return;
+  it.updated = Date.now();
+  it.title ||= tree.title(it.root);
+  await store.save(it).catch(error => notice('This conversation is not kept: ' + error.message));
+  if (it === conversation) history.replaceState(null, '', '#' + it.id);
+}
+
+async function remove(head) {
+  const body = await store.load(head.id);
+  if (run?.conversation.id === head.id) {
+    run.conversation.isDeleted = true;
+    run.controller.abort();
+  }
+  await store.remove(head.id);
+  if (conversation.id === head.id) newConversation();
+  else await list.show();
+  notice(`\u201c${head.title}\u201d is deleted.`, 'Undo', async () => {
+    await store.save({...head, root: body.root});
+    await openHead(head);
+  });
+}
+
+list.use({
+  open: openHead,
+  remove,
+  async rename(head, title) {
+    if (head.id === conversation.id) conversation.title = title;
+    const body = head.id === conversation.id ? conversation : await store.load(head.id);
+    await store.save({...head, title, root: body.root});
+    show();
+  },
+  async exportIt(head) {
+    const name = head.title.replace(/[^\p{L}\p{N} _-]+/gu, '').trim().slice(0, 60) || 'conversation';
+    saveFile(name + '.md', 'text/markdown', tree.markdown(head.title, (await store.load(head.id)).root));
+  },
+});
+
+// What is shown.
+
+function show() {
+  const nodes = tree.path(conversation.root);
+  const busy = run !== null;
+  $('title').textContent = conversation.title || tree.title(conversation.root);
+  document.title = nodes.length > 1 ? $('title').textContent + ' \u2013 entropyinfer' : 'entropyinfer';
+  chat.show(nodes, busy);
+  figures.show(nodes.findLast(node => node.answers));
+  $('send').hidden = busy;
+  $('stop').hidden = !busy;
+  $('chat').setAttribute('aria-busy', busy);
+}
+
+function notice(text, label, action) {
+  const hide = () => { $('notice').hidden = true; };
+  $('notice').replaceChildren(el('span', {}, text),
+    label && el('button', {type: 'button', class: 'small', onclick: () => { hide(); action(); }}, label) || '',
+    iconButton('close', 'Dismiss', hide));
+  $('notice').hidden = !text;
+}
+
+// Questions and answers.
+
+const modes = () => {
+  const mode = document.querySelector('#mode input:checked').value;
+  return mode === 'compare' ? ['entropy', 'dense'] : [mode];
+};
+
+function askAbout(parent, text, attached) {
+  if (run || (!text && !attached.length)) return;
+  const question = tree.add(parent, {role: 'user', text, files: attached});
+  answerTo(question, true);
+}
+
+function answerTo(question, isNew = false) {
+  const node = tree.add(question, {role: 'assistant', answers: modes().map(api.makeAnswer), kept: 0});
+  chat.toEnd();
+  perform(question, node, node.answers, isNew);
+}
+
+// Has answers of a turn written, one after the other. `isNew`: so is the question, which is asked again from the
+// composer if nothing comes of it.
+async function perform(question, node, answers, isNew = false) {
+  const it = conversation, controller = new AbortController();
+  run = {controller, conversation: it, node};
+  const nodes = tree.path(it.root);
+  const messages = tree.messages(nodes.slice(0, nodes.indexOf(question) + 1), settings.system());
+  for (const answer of answers) Object.assign(answer, {state: 'queued', finish: null, error: null});
+  show();
+  notice('');
+  announce('Reading');
+  await keep(it);
+  list.show();
+  let saved = Date.now();
+  const changed = () => {
+    if (it === conversation) chat.update(node);
+    if (Date.now() - saved > 3000) {
+      saved = Date.now();
+      keep(it);
+    }
+  };
+  const clock = setInterval(changed, 250);  // until the first progress comes
+  for (const answer of answers) {
+    const options = {messages, thinking: settings.thinking(), settings: settings.request(answer.mode, server), fresh: node.answers.length > 1};
+    await api.write(answer, options, controller.signal, changed);
+    if (controller.signal.aborted) break;
+  }
+  clearInterval(clock);
+  for (const answer of answers)
+    if (answer.state !== 'done') Object.assign(answer, {state: 'done', finish: 'stopped'});
+  run = null;
+  await settle(it, question, node, isNew);
+}
+
+async function settle(it, question, node, isNew) {
+  const [first] = node.answers, error = node.answers.find(a => a.error)?.error;
+  const isEmpty = node.answers.every(a => !a.text && !a.thoughts);
+  if (isEmpty && (first.finish === 'stopped' || error?.isTooLong)) {
+    tree.remove(question, node);
+    if (isNew && it === conversation) takeBack(it, question);
+    if (error) tooLong(error, isNew ? files : []);
+  }
+  await keep(it);
+  if (!it.root.children.length) {
+    await store.remove(it.id);
+    it.title = '';
+  }
+  if (it === conversation) {
+    show();
+    list.show();
+  }
+  if (error?.isKey) askKey(() => it === conversation && actions.retry(node));
+  if (error?.code === 'unreachable') connect();
+  announce(error ? error.message : first.finish === 'stopped' ? 'Stopped' : 'Answer: ' + first.text.slice(0, 600));
+}
+
+// The question to the composer, where it can be changed.
+function takeBack(it, question) {
+  tree.remove(tree.parentOf(it.root, question), question);
+  $('input').value = [question.text, $('input').value].filter(Boolean).join('\n');
+  files = [...question.files, ...files];
+  showFiles();
+  grow();
+}
+
+// Removes the longest of the files, without which the question may be short enough.
+function tooLong(error, attached) {
+  const size = error.nPrompt && error.nContext
+    ? `With it there are ${plural(error.nPrompt, 'token')}; the model reads ${count(error.nContext)}.` : error.message;
+  if (!attached.length) return notice(`This is too long. ${size}`);
+  const longest = attached.reduce((a, b) => a.text.length >= b.text.length ? a : b);
+  files = files.filter(f => f !== longest);
+  showFiles();
+  notice(`${longest.name} is too long and was removed. ${size}`);
+}
+
+const questionOf = node => tree.parentOf(conversation.root, node);
+const actions = {
+  edit: (node, text) => askAbout(tree.parentOf(conversation.root, node), text, node.files),
+  again: node => node.answers.some(a => a.finish === 'failed') ? actions.retry(node) : answerTo(questionOf(node)),
+  goOn: node => perform(questionOf(node), node, node.answers),
+  retry(node) {
+    if (!run) perform(questionOf(node), node, node.answers.filter(a => a.finish === 'failed'));
+  },
+  choose(parent, i) {
+    parent.chosen = i;
+    keep(conversation);
+    show();
+  },
+  keep(node, i) {
+    node.kept = i;
+    keep(conversation);
+    show();
+  },
+  figures(node) {
+    figures.show(node);
+    figures.toggle(true);
+  },
+};
+chat.use(actions);
+
+// The composer.
+
+function grow() {
+  const box = $('input');
+  box.style.height = 'auto';
+  box.style.height = box.scrollHeight + 'px';
+}
+
+function showFiles() {
+  $('files').replaceChildren(...files.map(file => fileChip(file, () => {
+    files = files.filter(f => f !== file);
+    showFiles();
+    $('input').focus();
+  })));
+}
+
+async function attach(chosen) {
+  const errors = [];
+  $('attach').setAttribute('aria-busy', 'true');
+  for (const file of chosen) {
+    try {
+      files.push(await readFile(file));
+      announce(file.name + ' is attached');
+    } catch (error) {
+      errors.push(error.message);
+    }
+  }
+  $('attach').removeAttribute('aria-busy');
+  notice(errors.join(' '));
+  showFiles();
+  $('input').focus();
+}
+
+$('form').addEventListener('submit', event => {
+  event.preventDefault();
+  if (run) return;
+  const text = $('input').value.trim(), attached = files;
+  if (!text && !attached.length) return;
+  files = [];
+  showFiles();
+  $('input').value = '';
+  grow();
+  askAbout(tree.path(conversation.root).at(-1), text, attached);
+});
+$('input').addEventListener('input', grow);
+$('input').addEventListener('keydown', event => {
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $('form').requestSubmit();
+});
+$('stop').onclick = () => {
+  run?.controller.abort();
+  $('input').focus();
+};
+$('attach').onclick = () => $('picker').click();
+$('picker').onchange = async event => {
+  await attach([...event.target.files]);
+  event.target.value = '';
+};
+document.addEventListener('dragover', event => event.preventDefault());
+document.addEventListener('drop', event => {
+  event.preventDefault();
+  attach([...event.dataTransfer.files]);
+});
+$('mode').onchange = () => remembered.set('mode', document.querySelector('#mode input:checked').value);
+
+// Around it.
+
+const isWide = () => matchMedia('(min-width: 761px)').matches;
+function toggleSide(on = !document.body.classList.contains('side')) {
+  document.body.classList.toggle('side', on);
+  $('open-side').setAttribute('aria-expanded', on);
+  if (isWide()) remembered.set('side', on ? '' : 'hidden');
+  else $(on ? 'new' : 'open-side').focus();
+}
+function closeDrawers() {
+  if (isWide()) return;
+  document.body.classList.remove('side', 'figures');
+  $('open-side').setAttribute('aria-expanded', false);
+}
+function startChat() {
+  newConversation();
+  notice('');
+  $('input').focus();
+}
+$('open-side').onclick = () => toggleSide();
+$('close-side').onclick = () => toggleSide(false);
+$('open-figures').onclick = () => figures.toggle();
+$('shade').onclick = closeDrawers;
+$('new').onclick = $('new-here').onclick = startChat;
+$('open-settings').onclick = () => {
+  $('forget-key').hidden = !api.hasKey();
+  settings.open();
+};
+$('forget-key').onclick = () => {
+  api.useKey('');
+  $('settings').close();
+  connect();
+};
+document.addEventListener('keydown', event => {
+  if (event.key === 'Escape' && !document.querySelector('dialog[open]')) {
+    if (!$('tip').hidden) hideTip();
+    else if (!isWide() && document.body.matches('.side, .figures')) closeDrawers();
+    else run?.controller.abort();
+  } else if (event.key === 'k' && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (!document.body.classList.contains('side')) toggleSide(true);
+    $('search').focus();
+  } else if (event.key === 'n' && event.altKey) {
+    event.preventDefault();
+    startChat();
+  }
+});
+
+// The server.
+
+let thenRetry = null;
+function askKey(then) {
+  thenRetry = then;
+  if ($('ask-key').open) return;
+  $('key-why').textContent = api.hasKey() ? 'That key is wrong: the server does not accept it.' : 'This server wants a key. It is kept in this browser.';
+  $('key-why').classList.toggle('error', api.hasKey());
+  $('key').value = '';
+  $('ask-key').showModal();
+}
+$('ask-key').addEventListener('close', async () => {
+  if (!$('key').value) return void ($('model').textContent = 'No key');
+  api.useKey($('key').value);
+  if (await connect()) thenRetry?.();
+});
+
+let trying = null;
+async function connect() {
+  clearTimeout(trying);
+  try {
+    const model = await api.model();
+    server = model.meta;
+    $('model').textContent = `${model.id}, ${plural(model.max_model_len, 'token')}, ${model.meta.device}`;
+    return true;
+  } catch (error) {
+    if (error.isKey) {
+      $('model').textContent = 'No key';
+      askKey(thenRetry);
+      return false;
+    }
+    $('model').textContent = error.code === 'unreachable' ? 'The server cannot be reached' : 'The model is being loaded';
+    trying = setTimeout(connect, 1500);
+    return false;
+  }
+}
+
+async function start() {
+  document.body.classList.toggle('side', isWide() && !remembered.get('side'));
+  document.body.classList.toggle('figures', matchMedia('(min-width: 1100px)').matches);
+  for (const [button, name] of [['open-side', 'side'], ['open-figures', 'figures']])
+    $(button).setAttribute('aria-expanded', document.body.classList.contains(name));
+  const isKept = await store.open();
+  const id = location.hash.slice(1);
+  const head = id && (await store.heads()).find(h => h.id === id);
+  if (head) await openHead(head);
+  else newConversation();
+  if (!isKept) notice('This browser keeps no conversations: they are gone when the page is.');
+  const mode = remembered.get('mode');
+  choose(mode ?? 'entropy');
+  if (await connect() && !mode && server.prefill === 'dense') choose('dense');
+}
+function choose(mode) {
+  for (const input of $('mode').querySelectorAll('input')) input.checked = input.value === mode;
+}
+start();
