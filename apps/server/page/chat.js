@@ -23,9 +23,21 @@ export function show(nodes, busy) {
     views.set(node, view);
     return view.element;
   });
+  const focused = place(document.activeElement);
   log.replaceChildren(...(parts.length ? parts : [welcome()]));
+  focused?.();
   log.classList.toggle('compares', nodes.some(node => node.answers?.length > 1));
   stick();
+}
+
+// What finds the button again that was in the same place of the conversation.
+function place(button) {
+  const label = button.ariaLabel, i = [...log.children].findIndex(article => article.contains(button));
+  if (i < 0 || !label) return null;
+  return () => {
+    const buttons = [...log.children[i]?.querySelectorAll('button:enabled') ?? []];
+    (buttons.find(b => b.ariaLabel === label) ?? buttons[0])?.focus({preventScroll: true});
+  };
 }
 
 function welcome() {

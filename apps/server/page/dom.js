@@ -101,9 +101,11 @@ export const remembered = {
 
 // A word with an explanation, shown when it is hovered, focused or tapped.
 export function term(word, explanation) {
-  const e = el('button', {type: 'button', class: 'term', 'aria-describedby': 'tip'}, word);
+  const e = el('button', {type: 'button', class: 'term'}, word);
   const show = () => {
     const tip = $('tip'), box = e.getBoundingClientRect();
+    hideTip();
+    e.setAttribute('aria-describedby', 'tip');
     tip.textContent = explanation;
     tip.hidden = false;
     const left = Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8));
@@ -118,5 +120,6 @@ export function term(word, explanation) {
   return e;
 }
 export function hideTip() {
+  document.querySelector('[aria-describedby=tip]')?.removeAttribute('aria-describedby');
   $('tip').hidden = true;
 }

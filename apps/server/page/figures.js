@@ -47,7 +47,7 @@ export function show(node) {
 }
 
 function table(answers, rows) {
-  const t = el('table');
+  const t = el('table', {class: answers.length > 1 && 'pair'});
   if (answers.length > 1) t.append(el('tr', {}, el('td'), ...answers.map(a => el('th', {scope: 'col'}, modeName(a)))));
   for (const [name, value, share] of rows) {
     t.append(el('tr', {}, el('th', {scope: 'row'}, name), ...answers.map(a => el('td', {}, value(a)))));

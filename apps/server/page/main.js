@@ -138,6 +138,7 @@ async function perform(question, node, answers, isNew = false) {
   const messages = tree.messages(nodes.slice(0, nodes.indexOf(question) + 1), settings.system());
   for (const answer of answers) Object.assign(answer, {state: 'queued', finish: null, error: null});
   show();
+  if (isWide()) $('input').focus();
   notice('');
   announce('Reading');
   await keep(it);
@@ -145,7 +146,7 @@ async function perform(question, node, answers, isNew = false) {
   let saved = Date.now();
   const changed = () => {
     if (it === conversation) chat.update(node);
-    if (Date.now() - saved > 3000) {
+    if (Date.now() - saved > 10000) {
       saved = Date.now();
       keep(it);
     }
@@ -176,10 +177,8 @@ async function settle(it, question, node, isNew) {
     await store.remove(it.id);
     it.title = '';
   }
-  if (it === conversation) {
-    show();
-    list.show();
-  }
+  show();
+  list.show();
   if (error?.isKey) askKey(() => it === conversation && actions.retry(node));
   if (error?.code === 'unreachable') connect();
   announce(error ? error.message : first.finish === 'stopped' ? 'Stopped' : 'Answer: ' + first.text.slice(0, 600));
@@ -330,7 +329,7 @@ $('forget-key').onclick = () => {
   connect();
 };
 document.addEventListener('keydown', event => {
-  if (event.key === 'Escape' && !document.querySelector('dialog[open]')) {
+  if (event.key === 'Escape' && !document.querySelector('dialog[open]') && event.target !== $('search')) {
     if (!$('tip').hidden) hideTip();
     else if (!isWide() && document.body.matches('.side, .figures')) closeDrawers();
     else run?.controller.abort();
