@@ -134,6 +134,17 @@ TEST_F(SchedulerTest, APrefixReadBeforeChangesNothingButTheTime) {
   EXPECT_GT(again.generation.cached_tokens, outcome.generation.cached_tokens);
   EXPECT_EQ(again.generation.tokens, expected.tokens);
   EXPECT_GT(scheduler.stats().prefix_hits, 0);
+
+  // But for those who want all of it read, though another reads it at the same time.
+  SequenceOptions measured;
+  measured.reuse = false;
+  const auto one = submit(scheduler, longer, {}, measured);
+  const auto two = submit(scheduler, longer, {}, measured);
+  for (Heard* heard : {one.get(), two.get()}) {
+    const Generation got = heard->future.get().generation;
+    EXPECT_EQ(got.cached_tokens, 0);
+    EXPECT_EQ(got.tokens, expected.tokens);
+  }
 }
 
 TEST_F(SchedulerTest, SaysWhyAPrefixWasLost) {

@@ -123,6 +123,8 @@ def test_the_next_turn_reuses_what_was_read(client):
     more = first + [{'role': 'assistant', 'content': one.choices[0].message.content}, {'role': 'user', 'content': 'And 9?'}]
     two = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8)
     assert two.usage.prompt_tokens_details.cached_tokens >= one.usage.prompt_tokens - 1024
+    fresh = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8, extra_body={'cache_prompt': False})
+    assert fresh.usage.prompt_tokens_details.cached_tokens == 0 and fresh.choices == two.choices
     dense = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8, extra_body={'prefill': 'dense', 'decode': 'full'})
     assert dense.usage.prompt_tokens_details.cached_tokens == 0 and dense.sparsity['density'] == 1
 

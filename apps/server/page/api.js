@@ -50,7 +50,7 @@ export const makeAnswer = mode => ({mode, text: '', thoughts: '', state: 'waitin
 // `finish`: stop, length, tool_calls, stopped (by the signal) or failed, with the error in `error`. What is there
 // already is gone on with. Throws nothing.
 export async function write(answer, {messages, thinking, settings, fresh}, signal, changed) {
-  Object.assign(answer, {state: 'waiting', finish: null, error: null, progress: null, since: Date.now()});
+  Object.assign(answer, {state: 'waiting', finish: null, error: null, progress: null, told: 0, since: Date.now()});
   changed();
   try {
     const shared = {...settings, model: 'default', stream: true, return_progress: true};
@@ -63,6 +63,7 @@ export async function write(answer, {messages, thinking, settings, fresh}, signa
       shared.max_tokens ??= 2048;
       await follow(answer, await ask('/v1/completions', {...shared, prompt}, signal), changed);
     } else {
+      answer.thoughts = '';
       await follow(answer, await ask('/v1/chat/completions', {...shared, ...template, messages}, signal), changed);
     }
   } catch (error) {

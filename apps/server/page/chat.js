@@ -198,7 +198,7 @@ function showReading(box, answer) {
     bar.max = p.total;
     bar.value = p.processed;
     const quarter = Math.floor(4 * p.processed / p.total);
-    if (quarter > (answer.told ?? 0) && quarter < 4) announce(`Reading, ${25 * (answer.told = quarter)} percent`);
+    if (quarter > answer.told && quarter < 4) announce(`Reading, ${25 * (answer.told = quarter)} percent`);
   } else if (passed > 1000 && answer.state !== 'queued') {
     text += `, ${duration(passed)}`;
   }

@@ -1,6 +1,7 @@
 // What reading and writing cost: of one answer, or of two side by side.
 
 import {$, bytes, count, duration, el, iconButton, percent, term} from './dom.js';
+import {toggle} from './frame.js';
 
 const kWords = {
   density: 'The share of dense attention\u2019s work that was done while reading: pairs of tokens attended to, of all pairs. Of what this turn read, not of what was known from before.',
@@ -35,7 +36,7 @@ const modeName = answer => answer.mode === 'dense' ? 'Dense' : 'Entropy';
 // The panel, of a turn or of none.
 export function show(node) {
   const answers = node?.answers.filter(a => a.sparsity) ?? [];
-  const head = el('div', {class: 'bar'}, el('h2', {}, 'This turn'), iconButton('close', 'Close the figures', close, {id: 'close-figures'}));
+  const head = el('div', {class: 'bar'}, el('h2', {}, 'This turn'), iconButton('close', 'Close the figures', () => toggle('figures', false), {id: 'close-figures'}));
   if (!answers.length) {
     $('figures').replaceChildren(head, el('p', {class: 'dim'}, 'What reading and writing cost is shown here after an answer.'));
     return;
@@ -77,15 +78,4 @@ export function comparison(answers) {
       return el('tr', {}, el('th', {scope: 'row'}, name), ...known.map(x => el('td', {}, x === null ? '\u2013' : unit(x))),
         el('td', {class: 'dim'}, known.includes(null) ? '' : times(...known)));
     })));
-}
-
-const isWide = () => matchMedia('(min-width: 1100px)').matches;
-export function toggle(on = !document.body.classList.contains('figures')) {
-  document.body.classList.toggle('figures', on);
-  $('open-figures').setAttribute('aria-expanded', on);
-  if (on && !isWide()) $('close-figures')?.focus();
-}
-function close() {
-  toggle(false);
-  $('open-figures').focus();
 }

@@ -1,10 +1,11 @@
 // The page: which conversation is open, what is asked, what becomes of it.
 
 import * as api from './api.js';
-import {fileChip, read as readFile} from './attach.js';
 import * as chat from './chat.js';
-import {$, announce, count, el, hideTip, iconButton, plural, remembered, save as saveFile} from './dom.js';
+import * as composer from './composer.js';
+import {$, announce, count, plural, save as saveFile} from './dom.js';
 import * as figures from './figures.js';
+import * as frame from './frame.js';
 import * as list from './list.js';
 import * as settings from './settings.js';
 import * as store from './store.js';
@@ -13,7 +14,7 @@ import * as tree from './tree.js';
 let server = {prefill: 'entropy', decode: 'latent'};  // what it does by default
 let conversation = null;                              // {id, title, updated, root}; the open one
 let run = null;                                       // {controller, conversation, node} of the turn that is on its way
-let files = [];                                       // that go with the next question
+const notice = composer.notice;
 
 // Conversations.
 
@@ -29,7 +30,7 @@ function open(it) {
   chat.toEnd();
   show();
   list.show(it.id);
-  closeDrawers();
+  frame.uncover();
 }
 
 async function openHead(head) {
@@ -102,29 +103,16 @@ function show() {
   $('chat').setAttribute('aria-busy', busy);
 }
 
-function notice(text, label, action) {
-  const hide = () => { $('notice').hidden = true; };
-  $('notice').replaceChildren(el('span', {}, text),
-    label && el('button', {type: 'button', class: 'small', onclick: () => { hide(); action(); }}, label) || '',
-    iconButton('close', 'Dismiss', hide));
-  $('notice').hidden = !text;
-}
-
 // Questions and answers.
 
-const modes = () => {
-  const mode = document.querySelector('#mode input:checked').value;
-  return mode === 'compare' ? ['entropy', 'dense'] : [mode];
-};
-
-function askAbout(parent, text, attached) {
-  if (run || (!text && !attached.length)) return;
-  const question = tree.add(parent, {role: 'user', text, files: attached});
-  answerTo(question, true);
+function askAbout(parent, text, files) {
+  if (run) return false;
+  answerTo(tree.add(parent, {role: 'user', text, files}), true);
+  return true;
 }
 
 function answerTo(question, isNew = false) {
-  const node = tree.add(question, {role: 'assistant', answers: modes().map(api.makeAnswer), kept: 0});
+  const node = tree.add(question, {role: 'assistant', answers: composer.modes().map(api.makeAnswer), kept: 0});
   chat.toEnd();
   perform(question, node, node.answers, isNew);
 }
@@ -138,7 +126,7 @@ async function perform(question, node, answers, isNew = false) {
   const messages = tree.messages(nodes.slice(0, nodes.indexOf(question) + 1), settings.system());
   for (const answer of answers) Object.assign(answer, {state: 'queued', finish: null, error: null});
   show();
-  if (isWide()) $('input').focus();
+  if (frame.isWide()) $('input').focus();
   notice('');
   announce('Reading');
   await keep(it);
@@ -169,8 +157,12 @@ async function settle(it, question, node, isNew) {
   const isEmpty = node.answers.every(a => !a.text && !a.thoughts);
   if (isEmpty && (first.finish === 'stopped' || error?.isTooLong)) {
     tree.remove(question, node);
-    if (isNew && it === conversation) takeBack(it, question);
-    if (error) tooLong(error, isNew ? files : []);
+    const isBack = isNew && it === conversation;
+    if (isBack) {
+      tree.remove(tree.parentOf(it.root, question), question);
+      composer.giveBack(question);
+    }
+    if (error) tooLong(error, isBack ? composer.dropLongest() : null);
   }
   await keep(it);
   if (!it.root.children.length) {
@@ -184,24 +176,11 @@ async function settle(it, question, node, isNew) {
   announce(error ? error.message : first.finish === 'stopped' ? 'Stopped' : 'Answer: ' + first.text.slice(0, 600));
 }
 
-// The question to the composer, where it can be changed.
-function takeBack(it, question) {
-  tree.remove(tree.parentOf(it.root, question), question);
-  $('input').value = [question.text, $('input').value].filter(Boolean).join('\n');
-  files = [...question.files, ...files];
-  showFiles();
-  grow();
-}
-
-// Removes the longest of the files, without which the question may be short enough.
-function tooLong(error, attached) {
+// Without the longest file, if there was one, the question may be short enough.
+function tooLong(error, file) {
   const size = error.nPrompt && error.nContext
     ? `With it there are ${plural(error.nPrompt, 'token')}; the model reads ${count(error.nContext)}.` : error.message;
-  if (!attached.length) return notice(`This is too long. ${size}`);
-  const longest = attached.reduce((a, b) => a.text.length >= b.text.length ? a : b);
-  files = files.filter(f => f !== longest);
-  showFiles();
-  notice(`${longest.name} is too long and was removed. ${size}`);
+  notice(file ? `${file.name} is too long and was removed. ${size}` : `This is too long. ${size}`);
 }
 
 const questionOf = node => tree.parentOf(conversation.root, node);
@@ -224,101 +203,25 @@ const actions = {
   },
   figures(node) {
     figures.show(node);
-    figures.toggle(true);
+    frame.toggle('figures', true);
   },
 };
 chat.use(actions);
 
-// The composer.
+composer.use((text, files) => askAbout(tree.path(conversation.root).at(-1), text, files));
 
-function grow() {
-  const box = $('input');
-  box.style.height = 'auto';
-  box.style.height = box.scrollHeight + 'px';
-}
-
-function showFiles() {
-  $('files').replaceChildren(...files.map(file => fileChip(file, () => {
-    files = files.filter(f => f !== file);
-    showFiles();
-    $('input').focus();
-  })));
-}
-
-async function attach(chosen) {
-  const errors = [];
-  $('attach').setAttribute('aria-busy', 'true');
-  for (const file of chosen) {
-    try {
-      files.push(await readFile(file));
-      announce(file.name + ' is attached');
-    } catch (error) {
-      errors.push(error.message);
-    }
-  }
-  $('attach').removeAttribute('aria-busy');
-  notice(errors.join(' '));
-  showFiles();
-  $('input').focus();
-}
-
-$('form').addEventListener('submit', event => {
-  event.preventDefault();
-  if (run) return;
-  const text = $('input').value.trim(), attached = files;
-  if (!text && !attached.length) return;
-  files = [];
-  showFiles();
-  $('input').value = '';
-  grow();
-  askAbout(tree.path(conversation.root).at(-1), text, attached);
-});
-$('input').addEventListener('input', grow);
-$('input').addEventListener('keydown', event => {
-  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  $('form').requestSubmit();
-});
-$('stop').onclick = () => {
-  run?.controller.abort();
-  $('input').focus();
-};
-$('attach').onclick = () => $('picker').click();
-$('picker').onchange = async event => {
-  await attach([...event.target.files]);
-  event.target.value = '';
-};
-document.addEventListener('dragover', event => event.preventDefault());
-document.addEventListener('drop', event => {
-  event.preventDefault();
-  attach([...event.dataTransfer.files]);
-});
-$('mode').onchange = () => remembered.set('mode', document.querySelector('#mode input:checked').value);
-
-// Around it.
-
-const isWide = () => matchMedia('(min-width: 761px)').matches;
-function toggleSide(on = !document.body.classList.contains('side')) {
-  document.body.classList.toggle('side', on);
-  $('open-side').setAttribute('aria-expanded', on);
-  if (isWide()) remembered.set('side', on ? '' : 'hidden');
-  else $(on ? 'new' : 'open-side').focus();
-}
-function closeDrawers() {
-  if (isWide()) return;
-  document.body.classList.remove('side', 'figures');
-  $('open-side').setAttribute('aria-expanded', false);
-}
 function startChat() {
   newConversation();
   notice('');
   $('input').focus();
 }
-$('open-side').onclick = () => toggleSide();
-$('close-side').onclick = () => toggleSide(false);
-$('open-figures').onclick = () => figures.toggle();
-$('shade').onclick = closeDrawers;
-$('new').onclick = $('new-here').onclick = startChat;
+function stop() {
+  run?.controller.abort();
+}
+$('stop').onclick = () => {
+  stop();
+  $('input').focus();
+};
 $('open-settings').onclick = () => {
   $('forget-key').hidden = !api.hasKey();
   settings.open();
@@ -328,20 +231,6 @@ $('forget-key').onclick = () => {
   $('settings').close();
   connect();
 };
-document.addEventListener('keydown', event => {
-  if (event.key === 'Escape' && !document.querySelector('dialog[open]') && event.target !== $('search')) {
-    if (!$('tip').hidden) hideTip();
-    else if (!isWide() && document.body.matches('.side, .figures')) closeDrawers();
-    else run?.controller.abort();
-  } else if (event.key === 'k' && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    if (!document.body.classList.contains('side')) toggleSide(true);
-    $('search').focus();
-  } else if (event.key === 'n' && event.altKey) {
-    event.preventDefault();
-    startChat();
-  }
-});
 
 // The server.
 
@@ -357,7 +246,9 @@ function askKey(then) {
 $('ask-key').addEventListener('close', async () => {
   if (!$('key').value) return void ($('model').textContent = 'No key');
   api.useKey($('key').value);
-  if (await connect()) thenRetry?.();
+  if (!await connect()) return;
+  thenRetry?.();
+  thenRetry = null;
 });
 
 let trying = null;
@@ -381,21 +272,14 @@ async function connect() {
 }
 
 async function start() {
-  document.body.classList.toggle('side', isWide() && !remembered.get('side'));
-  document.body.classList.toggle('figures', matchMedia('(min-width: 1100px)').matches);
-  for (const [button, name] of [['open-side', 'side'], ['open-figures', 'figures']])
-    $(button).setAttribute('aria-expanded', document.body.classList.contains(name));
+  frame.start({startChat, stop});
+  composer.choose(composer.chosen() ?? 'entropy');
   const isKept = await store.open();
   const id = location.hash.slice(1);
   const head = id && (await store.heads()).find(h => h.id === id);
   if (head) await openHead(head);
   else newConversation();
   if (!isKept) notice('This browser keeps no conversations: they are gone when the page is.');
-  const mode = remembered.get('mode');
-  choose(mode ?? 'entropy');
-  if (await connect() && !mode && server.prefill === 'dense') choose('dense');
-}
-function choose(mode) {
-  for (const input of $('mode').querySelectorAll('input')) input.checked = input.value === mode;
+  if (await connect() && !composer.chosen() && server.prefill === 'dense') composer.choose('dense');
 }
 start();
