@@ -440,6 +440,18 @@ def test_stop(page, server):
     assert page.text('.note') == 'Stopped.' and page.text('.md').strip() == 'Once'
 
 
+def test_a_page_that_goes_while_it_reads(page, server):
+    page.open(server, [{'events': [progress(500, 1000), 'hold']}])
+    page.say('Tell me')
+    page.until('$(".reading").textContent.startsWith("Reading 500")')
+    page.ask('POST', '/refresh', {})
+    page.until('$(".error")?.textContent.includes("closed before the answer began")')
+    page.run(SCRIPTED, [says('Once')])
+    page.tap('Retry')
+    page.answered()
+    assert page.text('.md').strip() == 'Once'
+
+
 def test_scrolling_up_stays(each, server):
     line = delta(content='A line of text.\n\n')
     each.open(server, [{'events': [line] * 60 + ['hold'] + [line] * 60 + ['hold', ending()]}])

@@ -134,7 +134,7 @@ async function perform(question, node, answers, isNew = false) {
   let saved = Date.now();
   const changed = () => {
     if (it === conversation) chat.update(node);
-    if (Date.now() - saved > 10000) {
+    if (Date.now() - saved > 2000) {
       saved = Date.now();
       keep(it);
     }
