@@ -6,6 +6,11 @@
 #include <bit>
 #include <type_traits>
 
+#include "ei/base/fail.h"
+#include "ei/io/checksum.h"
+#include "ei/io/json.h"
+#include "ei/policy/settings.h"
+
 namespace ei {
 namespace {
 
@@ -27,17 +32,23 @@ uint64_t bits_of(T value) {
   }
 }
 
-// Of every setting: one that is added and not named here does not compile.
 uint64_t hash_of(const PrefillPolicy& policy) {
-  const auto& [estimate, segment, block, budget, mass, by_entropy, share, stride, threshold_len,
-               dense_layers, dense_tail, rank, fusion, scale_scores, sink, local] = policy;
-  const auto& [base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads] = budget;
   uint64_t hash = 0;
-  const auto add = [&](auto... values) { ((hash = mix(hash ^ bits_of(values))), ...); };
-  add(estimate, segment, block, mass, by_entropy, share, stride, threshold_len, dense_layers,
-      dense_tail, rank, fusion, scale_scores, sink, local);
-  add(base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads);
+  for_each_setting(policy, [&](const char*, auto value) { hash = mix(hash ^ bits_of(value)); });
   return hash;
+}
+
+// Every setting, as a file tells it.
+std::string text_of(const PrefillPolicy& policy) {
+  OrderedJson settings;
+  for_each_setting(policy, [&](const char* name, auto value) {
+    if constexpr (std::is_same_v<decltype(value), float>) {
+      settings[name] = OrderedJson::parse(fmt::format("{}", value));  // 0.86, not its neighbours
+    } else {
+      settings[name] = value;
+    }
+  });
+  return settings.dump();
 }
 
 uint64_t chain(uint64_t parent, std::span<const int32_t> tokens) {
@@ -52,6 +63,10 @@ std::span<const int32_t> page_of(std::span<const int32_t> prompt, int64_t i, int
 
 }  // namespace
 
+PrefixCache::Key PrefixCache::root(const PrefillPolicy& policy) const {
+  return hash_of(policy) ^ checksum(std::as_bytes(std::span(model_)));
+}
+
 PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& policy,
                                       std::span<const int32_t> tokens) {
   const auto it = entries_.find(key);
@@ -64,10 +79,11 @@ PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& 
 
 PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t limit,
                                       const PrefillPolicy& policy, KvCache& cache,
-                                      const View<float, 2>& entropies) {
+                                      const View<float, 2>& entropies, int64_t max_loads) {
   const int64_t page = cache.shape().layout.rows;
+  const int64_t n_entropies = page / policy.segment * entropies.dim(1);
   Hit hit;
-  Key key = hash_of(policy);
+  Key key = root(policy);
   std::vector<Entry*> found;
   const int64_t n_there = cache.n_tokens();
   while (hit.n_tokens + page <= limit) {
@@ -79,6 +95,12 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
       continue;
     }
     Entry* entry = find(key, next, policy, tokens);
+    if (entry == nullptr && store_ != nullptr && store_->has(next)) {
+      hit.more = max_loads-- <= 0;
+      if (hit.more) break;
+      entry = load(key, next, policy, tokens, cache, n_entropies);
+      if (entry != nullptr) hit.n_loaded += page;
+    }
     if (entry == nullptr) {
       hit.stopped_by = why_not(key, next, tokens, hit.n_tokens);
       break;
@@ -99,6 +121,7 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
   backend_.copy_in(to, all.data(), std::ssize(all) * int64_t{sizeof(float)});
   cache.adopt(pages);
   for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i]->use);
+  shrink();  // what was loaded
   return hit;
 }
 
@@ -108,7 +131,8 @@ void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const Pre
   const int64_t page = shape.layout.rows, n_pages = n / page;
   const auto width = static_cast<size_t>(page / policy.segment * entropies.dim(1));
   std::vector<float> all;  // once there is something new
-  Key parent = hash_of(policy);
+  Key parent = root(policy);
+  std::vector<Key> keys;
   std::vector<Entry*> path;
   for (int64_t i = 0; i < n_pages; ++i) {
     const auto tokens = page_of(prompt, i, page);
@@ -128,21 +152,70 @@ void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const Pre
         for (int64_t h = 0; h < shape.n_kv_heads; ++h) fresh.pages.push_back(cache.page(l, h, i));
       const auto of_page = all.begin() + i * std::ssize(all) / n_pages;
       fresh.entropies.assign(of_page, of_page + static_cast<int64_t>(width));
-      fresh.bytes = std::ssize(fresh.pages) * cache.page_bytes() +
-                    std::ssize(fresh.entropies) * int64_t{sizeof(float)} +
-                    std::ssize(fresh.tokens) * int64_t{sizeof(int32_t)};
-      std::list<Key> use(1, key);
-      fresh.use = use.begin();
-      entry = &entries_.emplace(key, std::move(fresh)).first->second;
-      uses_.splice(uses_.begin(), use);
-      bytes_ += entry->bytes;
-      evicted_.erase(key);
+      entry = &insert(key, std::move(fresh), cache.page_bytes());
     }
+    if (store_ != nullptr && !entry->stored) save(key, *entry, shape);
     path.push_back(entry);
+    keys.push_back(key);
     parent = key;
   }
   for (size_t i = path.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, path[i]->use);
+  if (store_ != nullptr) store_->touch(keys);
   shrink();
+}
+
+PrefixCache::Entry& PrefixCache::insert(Key key, Entry entry, int64_t page_bytes) {
+  entry.bytes = std::ssize(entry.pages) * page_bytes +
+                std::ssize(entry.entropies) * int64_t{sizeof(float)} +
+                std::ssize(entry.tokens) * int64_t{sizeof(int32_t)};
+  std::list<Key> use(1, key);
+  entry.use = use.begin();
+  Entry& there = entries_.emplace(key, std::move(entry)).first->second;
+  uses_.splice(uses_.begin(), use);
+  bytes_ += there.bytes;
+  evicted_.erase(key);
+  return there;
+}
+
+PrefixCache::Entry* PrefixCache::load(Key parent, Key key, const PrefillPolicy& policy,
+                                      std::span<const int32_t> tokens, const KvCache& cache,
+                                      int64_t n_entropies) {
+  const std::vector<std::byte> bytes = store_->get(key);
+  if (bytes.empty() || entries_.contains(key)) return nullptr;
+  const std::string where = store_->path(key).string();
+  PageImage image;
+  try {
+    image = parse_image(bytes, where);
+    require(image.model == model_ && image.policy == text_of(policy) && image.parent == parent &&
+                std::ranges::equal(image.tokens, tokens) &&
+                std::ssize(image.entropies) == n_entropies,
+            "{}: is of another text, model or policy", where);
+    check_pages(image, cache.shape(), where);
+  } catch (const Error& error) {
+    store_->discard(key, error.what());
+    return nullptr;
+  }
+  Entry entry;
+  entry.parent = parent;
+  entry.policy = policy;
+  entry.pages = take_pages(image, backend_, cache.shape(), cache.pool());
+  entry.tokens = std::move(image.tokens);
+  entry.entropies = std::move(image.entropies);
+  entry.stored = true;
+  return &insert(key, std::move(entry), cache.page_bytes());
+}
+
+void PrefixCache::save(Key key, Entry& entry, const KvShape& shape) {
+  if (!store_->has(key)) {
+    if (!store_->has_room(std::ssize(entry.pages) * shape.layout.bytes())) return;
+    const PageImage image = {.model = model_,
+                             .policy = text_of(entry.policy),
+                             .parent = entry.parent,
+                             .tokens = entry.tokens,
+                             .entropies = entry.entropies};
+    store_->put(key, entry.parent, make_image(image, backend_, shape, entry.pages));
+  }
+  entry.stored = true;
 }
 
 std::string PrefixCache::why_not(Key parent, Key key, std::span<const int32_t> tokens,

@@ -44,8 +44,9 @@ void Batch::execute(const StepPlan& plan) noexcept {
   }
 }
 
-void Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
+bool Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
   sequence.begin();
+  if (!sequence.context_.find_prefix(max_rows)) return false;
   const int64_t rows = sequence.context_.chunk_rows();
   const int64_t logit_rows = sequence.all_rows() ? Sequence::kScoreRows : 1;
   if (!chunk_act_ || chunk_act_->max_rows() < rows || chunk_act_->max_logit_rows() < logit_rows) {
@@ -55,12 +56,13 @@ void Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
   }
   chunk_.emplace(sequence.context_.next_chunk(*chunk_act_, max_rows));
   reading_ = &sequence;
+  return true;
 }
 
 void Batch::read(const StepPlan::Read& plan) {
   Sequence& sequence = *plan.sequence;
   require(!chunk_ || reading_ == &sequence, "a prompt is read while another's chunk is under way");
-  if (!chunk_) begin_chunk(sequence, plan.max_rows);
+  if (!chunk_ && !begin_chunk(sequence, plan.max_rows)) return;
   if (!chunk_->read(plan.n_layers)) return;
   const Chunk chunk = chunk_->chunk();
   chunk_.reset();

@@ -88,20 +88,23 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
     cache_->clear();
   }
   lost_ = {};
+  n_loaded_ = 0;
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_cached_);
   reusable_ = n_cached_;
   plan_->begin(n, n_cached_);
   if (plan_->wants_sketch()) plan_->use(&engine_.sketch());
 }
 
-// Others may have read on since the last chunk.
-void Context::find_prefix() {
-  const int64_t before = n_read();
-  if (prefixes_ == nullptr || before + cache_->shape().layout.rows > limit_) return;
+bool Context::find_prefix(int64_t max_rows) {
+  const int64_t before = n_read(), page = cache_->shape().layout.rows;
+  if (prefixes_ == nullptr || before + page > limit_) return true;
   const PrefixCache::Hit hit =
-      prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies());
+      prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies(),
+                         std::max<int64_t>(1, max_rows / page));
   if (before == n_cached_) lost_ = hit.stopped_by;
   n_cached_ += n_read() - before;
+  n_loaded_ += hit.n_loaded;
+  return !hit.more;
 }
 
 void Context::fork(Context& read, const DecodePolicy& decode) {
@@ -116,7 +119,6 @@ void Context::fork(Context& read, const DecodePolicy& decode) {
 }
 
 ChunkReader Context::next_chunk(Activations& act, int64_t max_rows) {
-  find_prefix();
   return {*engine_.backend, *engine_.model, act,     *cache_, *window_,
           *plan_,           prompt_,        wanted_, max_rows};
 }

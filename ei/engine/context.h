@@ -38,6 +38,10 @@ class Context {
   // which shares all full pages, and of its window, which must be no smaller.
   void fork(Context& read, const DecodePolicy& decode);
 
+  // Looks for more of the prompt among what is known, to be done before every chunk: others may
+  // have read on since the last. False: it has loaded max_rows tokens from files, a page at least,
+  // and there are more; to be called again before anything is read.
+  bool find_prefix(int64_t max_rows);
   // The next chunk, of max_rows tokens if it can; whole pages. Its hidden states, if they are
   // wanted, stay in `act`. Once its layers are read, end_chunk().
   ChunkReader next_chunk(Activations& act, int64_t max_rows);
@@ -56,6 +60,7 @@ class Context {
   int64_t n_read() const { return cache_ ? cache_->n_tokens() : 0; }
   const std::vector<int32_t>& prompt() const { return prompt_; }
   int64_t n_cached() const { return n_cached_; }  // of n_read(), not read for this prompt
+  int64_t n_loaded() const { return n_loaded_; }  // of n_cached(), from files
   // Why no more of the prompt was found before its first chunk; empty if nothing was wanted.
   const std::string& lost_prefix() const { return lost_; }
   // Rows that Activations need for this prompt's chunks.
@@ -73,7 +78,6 @@ class Context {
  private:
   KvShape kv_shape(const PrefillPolicy& prefill) const;
   int64_t own_prefix(int64_t window_rows) const;
-  void find_prefix();
   std::unique_ptr<QueryWindow> make_window(int64_t n_rows) const;
 
   Engine::Impl& engine_;
@@ -84,7 +88,7 @@ class Context {
 
   std::vector<int32_t> prompt_;
   int64_t limit_ = 0;  // so many of its tokens need not be read if they are known
-  int64_t n_cached_ = 0;
+  int64_t n_cached_ = 0, n_loaded_ = 0;
   Hidden wanted_ = Hidden::kLast;
   std::vector<int32_t> tokens_;  // that the cache has read
   int64_t reusable_ = 0;         // of them, by a prompt that starts with them

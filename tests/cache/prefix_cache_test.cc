@@ -7,6 +7,7 @@
 
 #include "ei/cpu/backend.h"
 #include "ei/prefill/prefill.h"
+#include "tests/support/files.h"
 #include "tests/support/probed_backend.h"
 
 namespace ei::test {
@@ -72,9 +73,10 @@ class PrefixCacheTest : public testing::Test {
                 .page = kSegment,
                 .chunk = kSegment}) {}
 
-    PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
+    PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes,
+                             int64_t max_loads = INT64_MAX) {
       return prefixes.restore(prompt, std::ssize(prompt) - 1, plan.policy(), cache,
-                              plan.entropies());
+                              plan.entropies(), max_loads);
     }
     // The logits of the last token.
     std::vector<float> read(const std::vector<int32_t>& prompt) {
@@ -215,6 +217,90 @@ TEST_F(PrefixCacheTest, EvictsWhatWasUsedLongestAgoAndItsEndsFirst) {
   prefixes.clear();
   of_c.cache.clear();
   EXPECT_EQ(pool.bytes_in_use(), 0);
+}
+
+// What another process read: the same files, another cache.
+TEST_F(PrefixCacheTest, RestoresFromFilesAsIfAllHadBeenRead) {
+  const auto prompt = random_tokens(9 * kSegment + 30, 8);
+  const TempDir dir;
+  std::vector<std::string> warnings;
+  const auto options = [&] {
+    return PageStore::Options{.directory = dir.path(),
+                              .max_bytes = int64_t{1} << 30,
+                              .warn = [&](const std::string& what) { warnings.push_back(what); }};
+  };
+  for (const PrefillPolicy& policy : {sparse(), dense()}) {
+    Reader anew(*this, policy);
+    const auto want = anew.read(prompt);
+    {
+      PageStore store(options());
+      PrefixCache prefixes(backend, 0, &store, "this model");  // no memory of its own
+      anew.remember(prompt, prefixes);
+      EXPECT_EQ(prefixes.n_pages(), 0);
+    }
+    PageStore store(options());
+    {
+      PrefixCache prefixes(backend, int64_t{1} << 30, &store, "this model");
+      Reader restored(*this, policy);
+      const PrefixCache::Hit hit = restored.restore(prompt, prefixes);
+      EXPECT_EQ(hit.n_tokens, 9 * kSegment);
+      EXPECT_EQ(hit.n_loaded, 9 * kSegment);
+      EXPECT_EQ(restored.read(prompt), want);
+      Reader again(*this, policy);
+      EXPECT_EQ(again.restore(prompt, prefixes).n_loaded, 0);  // they are in memory now
+    }
+    {
+      PrefixCache prefixes(backend, 0, &store, "this model");
+      Reader restored(*this, policy);
+      for (int64_t n = 1; n <= 9; ++n) {
+        const PrefixCache::Hit hit = restored.restore(prompt, prefixes, 1);
+        EXPECT_EQ(hit.n_tokens, n * kSegment);
+        EXPECT_EQ(hit.more, n < 9);
+      }
+      EXPECT_EQ(restored.read(prompt), want);
+      PrefixCache others(backend, 0, &store, "another model");
+      EXPECT_EQ(Reader(*this, policy).restore(prompt, others).n_tokens, 0);
+    }
+  }
+  EXPECT_EQ(warnings, std::vector<std::string>());
+}
+
+TEST_F(PrefixCacheTest, DamagedFilesAreMisses) {
+  const auto prompt = random_tokens(5 * kSegment + 10, 9);
+  const TempDir dir;
+  std::vector<std::string> warnings;
+  PageStore store({.directory = dir.path(),
+                   .max_bytes = int64_t{1} << 30,
+                   .warn = [&](const std::string& what) { warnings.push_back(what); }});
+  Reader reader(*this, dense());
+  const auto want = reader.read(prompt);
+  const auto remember = [&] {
+    PrefixCache prefixes(backend, 0, &store);
+    reader.remember(prompt, prefixes);
+    store.flush();
+  };
+  remember();
+  // One file after the other takes another's place, loses its end, or goes.
+  std::vector<std::filesystem::path> files;
+  for (const auto& file : std::filesystem::directory_iterator(dir.path()))
+    if (file.path().extension() == ".safetensors") files.push_back(file.path());
+  ASSERT_EQ(files.size(), 5u);
+  for (size_t i = 0; i < files.size(); ++i) {
+    if (i % 3 == 0)
+      std::filesystem::copy_file(files[(i + 1) % 5], files[i],
+                                 std::filesystem::copy_options::overwrite_existing);
+    if (i % 3 == 1) std::filesystem::resize_file(files[i], 1000);
+    if (i % 3 == 2) std::filesystem::remove(files[i]);
+    const size_t n_said = warnings.size();
+    PrefixCache prefixes(backend, 0, &store);
+    Reader restored(*this, dense());
+    EXPECT_LT(restored.restore(prompt, prefixes).n_tokens, 5 * kSegment);
+    EXPECT_EQ(warnings.size(), n_said + 1);
+    EXPECT_EQ(restored.read(prompt), want);
+    remember();  // writes it again
+    EXPECT_TRUE(std::filesystem::exists(files[i]));
+    EXPECT_EQ(Reader(*this, dense()).restore(prompt, prefixes).n_tokens, 5 * kSegment);
+  }
 }
 
 // A restore that fails leaves an empty cache, which can be read into or restored again.
