@@ -56,7 +56,8 @@ std::vector<std::byte> make_image(const PageImage& image, Backend& backend, cons
       {"pages", {"U8", {n_pages, shape.layout.bytes()}, room(nullptr, pages.size() * page_bytes)}},
       {"checksum", {"U64", {1}, room(nullptr, sizeof(uint64_t))}}};
   const std::string header =
-      safetensors_header(tensors, {{"format", kFormat},
+      safetensors_header(tensors, {{"asked", fmt::format("{:x}", image.asked)},
+                                   {"format", kFormat},
                                    {"model", image.model},
                                    {"parent", fmt::format("{:016x}", image.parent)},
                                    {"policy", image.policy}});
@@ -104,11 +105,16 @@ PageImage parse_image(std::span<const std::byte> bytes, std::string_view where) 
   PageImage image;
   image.model = text("model");
   image.policy = text("policy");
-  const std::string& parent = text("parent");
-  const auto [end, error] =
-      std::from_chars(parent.data(), parent.data() + parent.size(), image.parent, 16);
-  require(error == std::errc() && end == parent.data() + parent.size(),
-          "{}: \"parent\" is \"{}\", expected a number", where, parent);
+  const auto number = [&](std::string_view name, auto& value) {
+    const std::string& digits = text(name);
+    const char* const last = digits.data() + digits.size();
+    const auto [end, error] = std::from_chars(digits.data(), last, value, 16);
+    require(error == std::errc() && end == last, "{}: \"{}\" is \"{}\", expected a number", where,
+            name, digits);
+  };
+  number("parent", image.parent);
+  number("asked", image.asked);
+  require(image.asked >= 0, "{}: \"asked\" is {}, expected 0 or more", where, image.asked);
   image.tokens = values_of<int32_t>(tensors, "tokens", "I32", where);
   image.entropies = values_of<float>(tensors, "entropies", "F32", where);
   const auto pages = tensors.find("pages");

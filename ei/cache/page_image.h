@@ -18,6 +18,7 @@ struct PageImage {
   std::string model;    // whose they are, and how its cache stores them: any text
   std::string policy;   // that they were read under
   uint64_t parent = 0;  // key of the entry before
+  int64_t asked = 0;    // see PrefixCache::remember()
   std::vector<int32_t> tokens;
   std::vector<float> entropies;
   std::span<const std::byte> pages;  // in the bytes that it was parsed from

@@ -111,10 +111,10 @@ bool PageStore::has_room(int64_t bytes) const {
          (waiting_.empty() || waiting_bytes_ + bytes <= kMaxWaitingBytes);
 }
 
-void PageStore::put(Key key, Key parent, std::vector<std::byte> image) {
+void PageStore::put(Key key, Key before, std::vector<std::byte> image) {
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += std::ssize(image);
-  waiting_.push_back({key, parent, std::move(image)});
+  waiting_.push_back({key, before, std::move(image)});
   changed_.notify_all();
 }
 
@@ -192,20 +192,19 @@ void PageStore::run(const std::stop_token& stop) {
 }
 
 void PageStore::write(Waiting& waiting) {
-  const auto& [key, parent, image] = waiting;
+  const auto& [key, before, image] = waiting;
   try {
     seal(waiting.image);
     NewFile file(path(key));
     file.write(image);
     file.commit();
     const std::lock_guard lock(mutex_);
-    const auto before = files_.find(parent);
-    const bool follows = before != files_.end();
-    const int64_t ns = follows ? before->second.used_ns - 1 : now_ns();
-    files_[key] = {
-        .bytes = std::ssize(image),
-        .used_ns = ns,
-        .use = uses_.insert(follows ? std::next(before->second.use) : uses_.begin(), key)};
+    const auto one = files_.find(before);
+    const bool follows = one != files_.end();
+    const int64_t ns = follows ? one->second.used_ns - 1 : now_ns();
+    files_[key] = {.bytes = std::ssize(image),
+                   .used_ns = ns,
+                   .use = uses_.insert(follows ? std::next(one->second.use) : uses_.begin(), key)};
     set_time(key, ns);
     bytes_ += std::ssize(image);
     shrink();

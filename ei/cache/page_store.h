@@ -38,9 +38,9 @@ class PageStore {
   bool has(Key key) const;
   // Whether an image of so many bytes would be taken now: what waits to be written is bounded.
   bool has_room(int64_t bytes) const;
-  // Takes an image that has() not, not sealed yet, to be written. It was used as the one of its
-  // parent was, and goes before that.
-  void put(Key key, Key parent, std::vector<std::byte> image);
+  // Takes an image that has() not, not sealed yet, to be written. It was used when the one `before`
+  // it was, and goes first.
+  void put(Key key, Key before, std::vector<std::byte> image);
   // The bytes of a file, as they are; empty: there is none, or it cannot be read.
   std::vector<std::byte> get(Key key);
   // Forgets a file that is of no use, and says why.
@@ -59,7 +59,7 @@ class PageStore {
     std::list<Key>::iterator use;
   };
   struct Waiting {
-    Key key, parent;
+    Key key, before;
     std::vector<std::byte> image;
   };
   void find_files();

@@ -100,8 +100,7 @@ void Batch::write(std::span<Sequence* const> sequences) noexcept {
   try {
     return try_write(sequences);
   } catch (...) {
-    for (Sequence* sequence : sequences)
-      contained(*sequence, [&] { sequence->context_.cache().rewind(); });
+    for (Sequence* sequence : sequences) contained(*sequence, [&] { sequence->context_.rewind(); });
     if (sequences.size() == 1 && !sequences[0]->finished())
       return sequences[0]->fail(std::current_exception());
   }
@@ -112,12 +111,14 @@ void Batch::write(std::span<Sequence* const> sequences) noexcept {
 void Batch::try_write(std::span<Sequence* const> sequences) {
   running_.clear();
   for (Sequence* s : sequences)
-    running_.push_back({&s->context_.cache(), &s->context_.window(), s->token_});
+    running_.push_back({.cache = &s->context_.cache(),
+                        .window = &s->context_.window(),
+                        .token = s->token_,
+                        .whole = s->context_.whole()});
   const Act logits = decoder_.step(step_act_, running_);
   const std::span<const int32_t> tokens = draw(logits, sequences);
   for (size_t i = 0; i < sequences.size(); ++i) {
     Sequence& s = *sequences[i];
-    s.context_.cache().advance(1);
     contained(s, [&] {
       s.context_.wrote(s.token_);
       s.accept(tokens[i], logits.slice(static_cast<int64_t>(i), 1));

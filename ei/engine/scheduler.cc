@@ -155,7 +155,7 @@ int64_t Scheduler::planned_bytes(const Request& request) const {
       std::min(n_prompt + request.max_tokens, engine_.model->config().max_positions);
   return plan_memory(engine_, request.prefill, request.decode,
                      engine_.kv_shape(request.prefill, n_total), pool_.page_bytes(), n_prompt,
-                     n_total)
+                     n_total, prefixes_.keeps_anything())
       .sequence();
 }
 

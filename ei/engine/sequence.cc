@@ -68,9 +68,11 @@ void Sequence::end_chunk(Activations& act, const Chunk& chunk) {
 }
 
 void Sequence::compress() {
-  compressor_.run(*engine_.backend, context_.cache(), context_.window(),
-                  engine_.model->config().n_heads,
-                  make_votes(engine_, prefill_, decode_, context_));
+  context_.compress([&] {
+    compressor_.run(*engine_.backend, context_.cache(), context_.window(),
+                    engine_.model->config().n_heads,
+                    make_votes(engine_, prefill_, decode_, context_));
+  });
 }
 
 // What the chunk's rows say of the tokens that follow them.

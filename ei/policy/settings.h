@@ -4,6 +4,11 @@
 
 namespace ei {
 
+// A prompt can go on from what was read before under such a policy at multiples of so many tokens.
+inline int64_t unit_of(const PrefillPolicy& policy) {
+  return policy.is_dense() ? policy.block : policy.segment;
+}
+
 // Calls f(name, value) for every setting, in a fixed order: one that is added and not named here
 // does not compile.
 template <class F>

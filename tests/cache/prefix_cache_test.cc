@@ -75,8 +75,9 @@ class PrefixCacheTest : public testing::Test {
 
     PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes,
                              int64_t max_loads = INT64_MAX) {
+      asked.resize(size_t(cache.n_tokens() / kSegment));
       return prefixes.restore(prompt, std::ssize(prompt) - 1, plan.policy(), cache,
-                              plan.entropies(), max_loads);
+                              plan.entropies(), asked, max_loads);
     }
     // The logits of the last token.
     std::vector<float> read(const std::vector<int32_t>& prompt) {
@@ -91,13 +92,21 @@ class PrefixCacheTest : public testing::Test {
       return {values, values + logits.cols};
     }
     void remember(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
-      prefixes.remember(prompt, plan.reusable(std::ssize(prompt)), plan.policy(), cache,
-                        plan.entropies());
+      const int64_t n = plan.reusable(std::ssize(prompt));
+      prefixes.remember(prompt, n, n, plan.policy(), cache, plan.entropies(), asked);
+    }
+    // A prompt of n_prompt tokens, and an answer behind it.
+    void remember(const std::vector<int32_t>& text, int64_t n_prompt, PrefixCache& prefixes) {
+      asked.resize(size_t(plan.reusable(n_prompt) / kSegment));
+      asked.resize(text.size() / kSegment + 1, n_prompt);
+      prefixes.remember(text, std::ssize(text), n_prompt, plan.policy(), cache, plan.entropies(),
+                        asked);
     }
 
     PrefixCacheTest& test;
     KvCache cache;
     PrefillPlan plan;
+    std::vector<int64_t> asked;
   };
 
   ProbedBackend backend{make_cpu_backend(2)};
@@ -263,6 +272,49 @@ TEST_F(PrefixCacheTest, RestoresFromFilesAsIfAllHadBeenRead) {
     }
   }
   EXPECT_EQ(warnings, std::vector<std::string>());
+}
+
+// The dense tail of a prompt and its answer are found by those who go on from there, and by no
+// others: in memory, and in another process' files.
+TEST_F(PrefixCacheTest, AConversationsOwnPagesAreItsOwn) {
+  constexpr int64_t kPrompt = 9 * kSegment + 10, kText = kPrompt + 50;
+  PrefillPolicy policy = sparse();
+  policy.dense_tail = 100;  // two pages before the last
+  const auto text = random_tokens(kText, 10);
+  const TempDir dir;
+  for (const bool from_files : {false, true}) {
+    PageStore store({.directory = dir.path(), .max_bytes = int64_t{1} << 30, .warn = {}});
+    PrefixCache prefixes(backend, from_files ? 0 : int64_t{1} << 30, &store);
+    const int64_t n_exact = 7 * kSegment;
+    if (!from_files) {
+      Reader reader(*this, policy);
+      reader.read(text);
+      ASSERT_EQ(reader.plan.reusable(kPrompt), n_exact);
+      reader.remember(std::vector(text.begin(), text.begin() + n_exact + 130), prefixes);
+      reader.remember(text, kPrompt, prefixes);
+      store.flush();
+    }
+    // Of a prompt that has n_equal tokens in common.
+    const auto found = [&](int64_t n_equal) {
+      auto prompt = random_tokens(kText + 200, 11);
+      std::copy_n(text.begin(), n_equal, prompt.begin());
+      if (n_equal < kText) prompt[size_t(n_equal)] = (text[size_t(n_equal)] + 1) % 97;
+      Reader reader(*this, policy);
+      const PrefixCache::Hit hit = reader.restore(prompt, prefixes);
+      EXPECT_EQ(hit.n_loaded, from_files ? hit.n_tokens : 0);
+      reader.read(prompt);  // goes on in the middle of a page
+      return hit.n_tokens;
+    };
+    EXPECT_EQ(found(kText), kText / kSegment * kSegment);
+    if (!from_files) {  // parts of a page are found in memory alone
+      EXPECT_EQ(found(kPrompt + 10), 9 * kSegment);
+      EXPECT_EQ(found(kPrompt - 16), 8 * kSegment);  // a template's marks may go
+    }
+    EXPECT_EQ(found(kPrompt - 17), n_exact);
+    EXPECT_EQ(found(n_exact + kSegment), n_exact);
+    EXPECT_EQ(found(n_exact + 1), n_exact);
+    EXPECT_EQ(found(n_exact - 1), n_exact - kSegment);
+  }
 }
 
 TEST_F(PrefixCacheTest, DamagedFilesAreMisses) {
