@@ -21,7 +21,7 @@ MAY_INCLUDE = {
     'text': ['io', 'jinja', 'base'],
     'grammar': ['io', 'base'],
     'model': ['ops', 'io'],
-    'cache': ['ops'],
+    'cache': ['ops', 'io'],
     'prefill': ['model', 'cache', 'ops', 'policy'],
     'decode': ['model', 'cache', 'ops', 'policy'],
     'engine': ['text', 'grammar', 'prefill', 'decode'],

@@ -11,6 +11,7 @@
 #include "apps/cli/line_editor.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
+#include "apps/cli/saved_session.h"
 #include "apps/cli/suggest.h"
 #include "apps/cli/terminal.h"
 #include "apps/cli/units.h"
@@ -22,11 +23,13 @@ namespace fs = std::filesystem;
 
 constexpr const char* kHelp =
     "/read FILE  puts a file before your next question\n"
+    "/save FILE  saves the conversation and what was read of it\n"
+    "/load FILE  goes on with one that was saved\n"
     "/clear      forgets the conversation, but not the files of --file\n"
     "/help       shows this\n"
     "/exit       ends the program, as does Ctrl-D on an empty line\n"
     "Ctrl-C stops an answer. A line that ends in a backslash goes on in the next.\n";
-const std::vector<std::string> kCommands = {"/read", "/clear", "/help", "/exit"};
+const std::vector<std::string> kCommands = {"/read", "/save", "/load", "/clear", "/help", "/exit"};
 
 fs::path home() {
   const char* home = std::getenv("HOME");
@@ -43,17 +46,22 @@ fs::path typed_path(std::string_view text) {
   return text.starts_with("~/") ? home() / text.substr(2) : fs::path(text);
 }
 
-// Of a command or, after /read, of a file: the lines it can become.
+bool takes_file(std::string_view command) {
+  return command == "/read" || command == "/save" || command == "/load";
+}
+
+// Of a command or, after one that takes a file, of that: the lines it can become.
 std::vector<std::string> completions(std::string_view line) {
-  constexpr std::string_view kRead = "/read ";
+  constexpr size_t kFileAt = 6;  // in "/read FILE"
   std::vector<std::string> lines;
-  if (!line.starts_with(kRead)) {
+  if (line.size() < kFileAt || line[kFileAt - 1] != ' ' ||
+      !takes_file(line.substr(0, kFileAt - 1))) {
     for (const std::string& command : kCommands)
-      if (command.starts_with(line)) lines.push_back(command == "/read" ? "/read " : command);
+      if (command.starts_with(line)) lines.push_back(command + (takes_file(command) ? " " : ""));
     return lines;
   }
-  const size_t name_at = std::max(line.rfind('/') + 1, kRead.size());  // the first '/' is /read's
-  const fs::path folder = typed_path(line.substr(kRead.size(), name_at - kRead.size()));
+  const size_t name_at = std::max(line.rfind('/') + 1, kFileAt);  // the first '/' is the command's
+  const fs::path folder = typed_path(line.substr(kFileAt, name_at - kFileAt));
   std::error_code error;
   for (fs::directory_iterator it(folder.empty() ? "." : folder, error), end; !error && it != end;
        it.increment(error)) {
@@ -69,17 +77,18 @@ std::vector<std::string> completions(std::string_view line) {
 
 class Chat {
  public:
-  // The pages of what was read are kept beside the cache that an answer is written with: the next
-  // question goes on from them. A tenth of the memory is left for all else.
   Chat(Engine& engine, const Request& base, std::vector<std::string> documents,
-       Interrupts& interrupts)
+       const fs::path& saved, Interrupts& interrupts)
       : base_(base),
         base_documents_(std::move(documents)),
         max_bytes_(engine.info().max_text_bytes),
         request_(base),
         documents_(base_documents_),
-        session_(engine, engine.info().available_bytes / 10 * 9),
-        interrupts_(interrupts) {}
+        saved_(saved),
+        session_(engine, kept_bytes(engine)),
+        interrupts_(interrupts) {
+    if (!saved_.empty() && fs::exists(saved_)) load(saved_);
+  }
 
   void loop() {
     fmt::print(stderr, "{}", kHelp);
@@ -92,13 +101,18 @@ class Chat {
         fmt::print(stderr, "{}\n", error.what());
       }
     }
+    if (!saved_.empty()) save(saved_);
   }
 
  private:
   void handle(const std::string& line) {
     const std::string command = line.substr(0, line.find_first_of(" \n"));
-    if (command == "/read") {
-      read(line.substr(std::min(line.size(), command.size() + 1)));
+    if (takes_file(command)) {
+      const std::string file = line.substr(std::min(line.size(), command.size() + 1));
+      if (file.empty()) return fmt::print(stderr, "{} FILE: which file?\n", command);
+      command == "/read"   ? read(file)
+      : command == "/save" ? save(typed_path(file))
+                           : load(typed_path(file));
     } else if (line == "/clear") {
       request_.messages = base_.messages;
       documents_ = base_documents_;
@@ -119,10 +133,20 @@ class Chat {
   }
 
   void read(const std::string& file) {
-    if (file.empty()) return fmt::print(stderr, "/read FILE: which file?\n");
     documents_.push_back(read_text(typed_path(file), max_bytes_));
     fmt::print(stderr, "{}, read before your next question\n",
                human_bytes(static_cast<int64_t>(documents_.back().size())));
+  }
+
+  void save(const fs::path& file) {
+    save_session(session_, file, request_);
+    fmt::print(stderr, "saved in {}\n", file.string());
+  }
+
+  void load(const fs::path& file) {
+    load_session(session_, file, request_);
+    documents_.clear();
+    fmt::print(stderr, "{} messages of {}\n", request_.messages.size(), file.string());
   }
 
   void ask(const std::string& question) {
@@ -149,6 +173,7 @@ class Chat {
   int64_t max_bytes_;
   Request request_;
   std::vector<std::string> documents_;
+  const fs::path saved_;
   Session session_;
   Interrupts& interrupts_;
 };
@@ -156,8 +181,10 @@ class Chat {
 }  // namespace
 
 void chat(Engine& engine, const Request& base, std::vector<std::string> documents,
-          Interrupts& interrupts) {
-  Chat(engine, base, std::move(documents), interrupts).loop();
+          const fs::path& saved, Interrupts& interrupts) {
+  Chat(engine, base, std::move(documents), saved, interrupts).loop();
 }
+
+int64_t kept_bytes(const Engine& engine) { return engine.info().available_bytes / 10 * 9; }
 
 }  // namespace ei::cli

@@ -11,6 +11,7 @@
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/report.h"
+#include "apps/cli/saved_session.h"
 #include "apps/cli/terminal.h"
 #include "ei/base/utf8.h"
 
@@ -32,6 +33,11 @@ class PromptOptions {
         ->option_text("T|-")
         ->group(group);
     command.add_option("--system", system_, "System message")->option_text("T")->group(group);
+    command
+        .add_option("--session", session_,
+                    "A conversation to go on with, which is saved there at the end")
+        ->option_text("F")
+        ->group(group);
     command.add_flag("--raw", raw_, "Give the model the text as it is, in no chat template")
         ->group(group);
     command.add_flag("--no-thinking", no_thinking_, "For models that can answer with or without")
@@ -39,6 +45,7 @@ class PromptOptions {
   }
 
   // Without a prompt, on a terminal.
+  const std::filesystem::path& session() const { return session_; }
   bool interactive() const { return !prompt_ && !raw_ && stdin_is_terminal(); }
 
   // Before a model is loaded for nothing.
@@ -48,6 +55,8 @@ class PromptOptions {
       throw CLI::ValidationError("standard input (-) can be read once only");
     for (const std::string& file : files_) check_readable(file);
     if (prompt_) require_utf8(*prompt_, "--prompt");
+    if (raw_ && !session_.empty())
+      throw CLI::ValidationError("--session keeps messages, of which --raw has none");
   }
 
   std::vector<std::string> documents(int64_t max_bytes) const {
@@ -90,6 +99,7 @@ class PromptOptions {
  private:
   std::vector<std::string> files_;
   std::optional<std::string> prompt_, system_;
+  std::filesystem::path session_;
   bool raw_ = false, no_thinking_ = false;
 };
 
@@ -152,20 +162,27 @@ class Run {
     request.decode = policies.decode;
     request.sampling = sampling_.params(engine);
     if (interactive) {
-      chat(engine, request, std::move(parts), interrupts_);
+      chat(engine, request, std::move(parts), prompt_.session(), interrupts_);
       return kExitOk;
     }
+    const std::filesystem::path& saved = prompt_.session();
+    Session session(engine, saved.empty() ? 0 : kept_bytes(engine));
+    if (!saved.empty() && std::filesystem::exists(saved)) load_session(session, saved, request);
     prompt_.fill(request, engine, std::move(parts));
-    return answer(engine, request);
+    const Generation generation = answer(engine, session, request);
+    if (!saved.empty() && !generation.tokens.empty()) {
+      request.messages.push_back({"assistant", {generation.text}});
+      save_session(session, saved, request);
+    }
+    return generation.finish_reason == FinishReason::kCancelled ? kExitInterrupted : kExitOk;
   }
 
  private:
-  int answer(Engine& engine, const Request& request) {
-    Session session(engine);
+  Generation answer(Engine& engine, Session& session, const Request& request) {
     const KeysHidden hidden;
     ProgressBar progress("reading");
     const Interrupts::Scope scope(interrupts_);
-    const Generation generation = session.generate(
+    Generation generation = session.generate(
         request, answer_.json() ? watch(progress) : watch(progress, print), scope.token());
     progress.clear();
     if (answer_.json()) {
@@ -174,7 +191,7 @@ class Run {
       if (!generation.text.ends_with('\n')) print("\n");
       fmt::print(stderr, "{}\n", stats_line(generation));
     }
-    return generation.finish_reason == FinishReason::kCancelled ? kExitInterrupted : kExitOk;
+    return generation;
   }
 
   Interrupts& interrupts_;

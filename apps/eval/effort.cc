@@ -9,7 +9,7 @@ namespace ei::eval {
 
 Effort::Effort(const PrefillPolicy& policy) : policy_(policy) {
   require(!policy.is_dense(), "a dense policy has no setting that changes how much it reads");
-  if (policy.estimate == Estimate::kBounds) {
+  if (policy.estimate == ei::Estimate::kBounds) {
     name_ = "base_budget";
     low_ = std::log(double(policy.block));
     high_ = std::log(0x1p30);

@@ -44,7 +44,7 @@ NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& 
   std::string prefill = names[0].substr(0, plus), decode = names[0].substr(plus + 1);
   const int64_t base = take_budget(prefill, text), budget = take_budget(decode, text);
   cli::Policies policies = options.policies(prefill, decode);
-  if (base > 0 && policies.prefill.estimate != Estimate::kBounds)
+  if (base > 0 && policies.prefill.estimate != ei::Estimate::kBounds)
     throw CLI::ValidationError(
         fmt::format("{}: {} has no budget in tokens; set its mass, as in {}+{}:mass=0.9", text,
                     prefill, prefill, decode));

@@ -113,6 +113,7 @@ void log_outcome(const std::string& id, const Outcome& outcome) {
        g.finish_reason == FinishReason::kCancelled ? "cancelled" : reason_name(g.finish_reason)},
       {"prompt_tokens", g.prompt_tokens},
       {"cached_tokens", g.cached_tokens},
+      {"loaded_tokens", g.loaded_tokens},
       {"generated_tokens", g.tokens.size()},
       {"queue_ms", int64_t(outcome.queue_ms)},
       {"prefill_ms", int64_t(g.timings.prefill_ms)},
@@ -127,6 +128,7 @@ OrderedJson timings_json(const Outcome& outcome) {
   const Generation& g = outcome.generation;
   return {{"queue_ms", outcome.queue_ms},
           {"cache_n", g.cached_tokens},
+          {"cache_disk_n", g.loaded_tokens},
           {"prompt_n", g.prompt_tokens - g.cached_tokens},
           {"prompt_ms", g.timings.prefill_ms},
           {"prompt_per_second", g.timings.prefill_tps},

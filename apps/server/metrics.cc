@@ -149,6 +149,12 @@ std::string Metrics::render(const SchedulerStats& s) const {
         s.prefix_queries);
   value("prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
         s.prefix_hits);
+  print_head("prefix_cache_tier_hits_total", "counter", "The same, by where they were.", out);
+  out += fmt::format("entropyinfer:prefix_cache_tier_hits_total{{{},tier=\"memory\"}} {}\n", model,
+                     s.prefix_hits - s.prefix_loaded);
+  out += fmt::format("entropyinfer:prefix_cache_tier_hits_total{{{},tier=\"disk\"}} {}\n", model,
+                     s.prefix_loaded);
+  value("prefix_disk_bytes", "gauge", "Bytes of the prefix cache's files.", s.prefix_disk_bytes);
   value("prompt_tokens_total", "counter", "Prompt tokens of finished requests.", n_prompt_);
   value("prompt_tokens_cached_total", "counter", "Of these, not read again.", n_cached_);
   value("generation_tokens_total", "counter", "Tokens written by finished requests.", n_generated_);

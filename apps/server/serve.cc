@@ -127,6 +127,13 @@ class Serve {
     size(command.add_option("--prefix-memory", prefix_bytes_,
                             "For prompts that may come again, 0: none; else a quarter of it"),
          "SIZE", group);
+    command
+        .add_option("--prefix-dir", scheduler_.prefix_dir,
+                    "Where such prompts are kept in files as well, for the next start")
+        ->option_text("DIR")
+        ->group(group);
+    size(command.add_option("--prefix-disk", prefix_disk_bytes_, "For these files"), "SIZE [16GiB]",
+         group);
     command.add_option("--default-max-tokens", max_tokens_, "Longest answer unless a chat says")
         ->transform(count(1, int64_t{1} << 30))
         ->option_text("N [2048]")
@@ -173,6 +180,12 @@ class Serve {
     scheduler_.prefill = policies.prefill;
     scheduler_.kv_bytes = static_cast<int64_t>(kv_bytes_.value_or(0));
     if (prefix_bytes_) scheduler_.prefix_bytes = static_cast<int64_t>(*prefix_bytes_);
+
+    if (prefix_disk_bytes_)
+      scheduler_.prefix_disk_bytes = static_cast<int64_t>(*prefix_disk_bytes_);
+    scheduler_.on_warning = [](const std::string& what) {
+      server::log_warning("prefix_file", {{"message", what}});
+    };
 
     // The port is taken and /health answers while the model is loaded.
     Interrupts::Scope scope(interrupts_);
@@ -243,7 +256,7 @@ class Serve {
   server::ApiOptions api_;
   SchedulerOptions scheduler_;
   std::optional<std::string> key_file_;
-  std::optional<uint64_t> kv_bytes_, prefix_bytes_;
+  std::optional<uint64_t> kv_bytes_, prefix_bytes_, prefix_disk_bytes_;
   int64_t max_tokens_ = 2048;
   int request_timeout_s_ = 0, drain_timeout_s_ = 30, ping_interval_s_ = 15;
   bool log_json_ = false, quiet_ = false;

@@ -11,7 +11,8 @@ namespace {
 // [n_heads, max_pages] addresses, as a KvLayer has them.
 void list_pages(const std::vector<std::vector<PageRef>>& pages, int64_t max_pages, void** to) {
   for (const auto& of_head : pages) {
-    std::ranges::transform(of_head, to, [](const PageRef& page) { return page->data(); });
+    std::ranges::transform(of_head, to,
+                           [](const PageRef& page) { return page ? page->data() : nullptr; });
     to += max_pages;
   }
 }
@@ -60,7 +61,8 @@ void KvCache::upload(int64_t first, int64_t n) {
 int64_t KvCache::bytes() const {
   int64_t n = 0;
   for (const Layer& layer : layers_)
-    for (const auto& pages : layer.pages) n += std::ssize(pages);
+    for (const auto& pages : layer.pages)
+      n += std::ssize(pages) - std::ranges::count(pages, nullptr);
   return n * pool_.page_bytes();
 }
 
@@ -142,12 +144,18 @@ KvLayer KvCache::layer(int l) const {
   return kv;
 }
 
-void KvCache::adopt(std::span<const std::span<const PageRef>> pages) {
-  const int64_t n = n_tokens_ + std::ssize(pages) * shape_.layout.rows;
-  require(n_tokens_ % shape_.layout.rows == 0 && !compacted_ && n <= shape_.max_tokens,
-          "KV cache: cannot take {} tokens over (has {}, room for {})", n - n_tokens_, n_tokens_,
+void KvCache::adopt(std::span<const std::span<const PageRef>> pages, int64_t n_more) {
+  const int64_t n = n_tokens_ + n_more, n_full = n_more / shape_.layout.rows;
+  require(n_tokens_ % shape_.layout.rows == 0 && !compacted_ && n <= shape_.max_tokens &&
+              std::ssize(pages) == shape_.layout.pages(n_more),
+          "KV cache: cannot take {} tokens over (has {}, room for {})", n_more, n_tokens_,
           shape_.max_tokens);
   const auto n_heads = static_cast<size_t>(shape_.n_kv_heads);
+  std::vector<PageRef> last;  // [n_layers, n_kv_heads] copies
+  for (size_t i = 0; n_full < std::ssize(pages) && i < pages.back().size(); ++i) {
+    last.push_back(pool_.take());
+    backend_.copy_in(last[i]->data(), pages.back()[i]->data(), shape_.layout.bytes());
+  }
   const auto keep = [&](int64_t n_tokens) noexcept {
     for (Layer& layer : layers_) {
       for (auto& of_head : layer.pages)
@@ -160,8 +168,12 @@ void KvCache::adopt(std::span<const std::span<const PageRef>> pages) {
   keep(n_tokens_);
   try {
     for (size_t l = 0; l < layers_.size(); ++l)
-      for (size_t h = 0; h < n_heads; ++h)
-        for (const auto& page : pages) layers_[l].pages[h].push_back(page[l * n_heads + h]);
+      for (size_t h = 0; h < n_heads; ++h) {
+        std::vector<PageRef>& of_head = layers_[l].pages[h];
+        for (const auto& page : pages.first(static_cast<size_t>(n_full)))
+          of_head.push_back(page[l * n_heads + h]);
+        if (!last.empty()) of_head.push_back(last[l * n_heads + h]);
+      }
     keep(n);
     upload(0, shape_.n_layers);
   } catch (...) {
@@ -172,41 +184,28 @@ void KvCache::adopt(std::span<const std::span<const PageRef>> pages) {
 }
 
 void KvCache::fork(const KvCache& from) {
-  const int64_t n_full = from.n_tokens_ / shape_.layout.rows;
-  const int64_t first = n_full * shape_.layout.rows, n_last = from.n_tokens_ - first;
   require(!from.compacted_, "KV cache: a compacted cache cannot be forked");
-  std::vector<std::vector<PageRef>> full(static_cast<size_t>(n_full));
-  for (int64_t i = 0; i < n_full; ++i)
-    for (int l = 0; l < shape_.n_layers; ++l)
-      for (int64_t h = 0; h < shape_.n_kv_heads; ++h)
-        full[static_cast<size_t>(i)].push_back(from.page(l, h, i));
-  adopt(std::vector<std::span<const PageRef>>(full.begin(), full.end()));
-  if (n_last == 0) return;
+  std::vector<std::vector<PageRef>> pages(static_cast<size_t>(shape_.layout.pages(from.n_tokens_)));
+  for (size_t i = 0; i < pages.size(); ++i)
+    for (const Layer& layer : from.layers_)
+      for (const auto& of_head : layer.pages) pages[i].push_back(of_head[i]);
+  adopt(std::vector<std::span<const PageRef>>(pages.begin(), pages.end()), from.n_tokens_);
+}
 
-  reserve(n_last);
-  std::vector<int32_t> rows;
-  for (int64_t h = 0; h < shape_.n_kv_heads; ++h)
-    for (int64_t i = first; i < from.n_tokens_; ++i) rows.push_back(static_cast<int32_t>(i));
-  const std::vector<int32_t> count(static_cast<size_t>(shape_.n_kv_heads),
-                                   static_cast<int32_t>(n_last));
-  const DeviceArray<int32_t, 1> kept(backend_, rows), counts(backend_, count);
-  const DeviceArray<int32_t, 1> n_rows(backend_, {shape_.n_kv_heads});
-  for (int l = 0; l < shape_.n_layers; ++l) {
-    KvLayer last = layer(l);  // as if the last pages were all
-    last.pages.data += n_full;
-    last.n_rows = n_rows.view();
-    last.rows_bound = n_last;
-    backend_.run(CompactKv{.from = from.layer(l),
-                           .keep = {{kept.view().data, {shape_.n_kv_heads, n_last}}, counts.view()},
-                           .to = last});
-    grow(l, n_last);
-  }
-  advance(n_last);
+void KvCache::tail_of(const KvCache& from, int64_t first) {
+  require(!from.compacted_, "KV cache: of a compacted cache no tail is left");
+  layers_ = from.layers_;
+  n_tokens_ = from.n_tokens_;
+  for (Layer& layer : layers_)
+    for (auto& of_head : layer.pages)
+      std::fill_n(of_head.begin(), std::min<int64_t>(first, std::ssize(of_head)), nullptr);
   upload(0, shape_.n_layers);
 }
 
 void KvCache::truncate(int64_t n) {
-  require(!compacted_ && n <= n_tokens_ && n % shape_.layout.rows == 0,
+  const int64_t page = n / shape_.layout.rows;
+  require(!compacted_ && n <= n_tokens_ &&
+              (n % shape_.layout.rows == 0 || this->page(0, 0, page).use_count() <= 2),
           "KV cache: cannot be cut to {} tokens (has {}, pages of {}, {})", n, n_tokens_,
           shape_.layout.rows, compacted_ ? "compacted" : "not compacted");
   for (Layer& layer : layers_) {

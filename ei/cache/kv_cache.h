@@ -66,20 +66,25 @@ class KvCache {
 
   KvLayer layer(int layer) const;
 
-  // Page i of a head of a cache that is not compacted, to be shared. Rows in it are written once.
+  // Page i of a head of a cache that is not compacted, to be shared; null where tail_of() left it
+  // out. Rows in it are written once.
   PageRef page(int layer, int64_t head, int64_t i) const {
     return layers_[static_cast<size_t>(layer)]
         .pages[static_cast<size_t>(head)][static_cast<size_t>(i)];
   }
-  // Goes on with full pages of another cache, after full pages: pages[i] are page i, counted from
-  // n_tokens(), of every layer and head, [n_layers, n_kv_heads]. Throws Error when they do not fit;
-  // the cache is then as it was.
-  void adopt(std::span<const std::span<const PageRef>> pages);
-  // Fills an empty cache with all tokens of another that is not compacted, to be written on from:
-  // full pages are shared, the last is copied without its key bounds.
+  // Goes on with n tokens of another cache, after full pages: pages[i] are page i, counted from
+  // n_tokens(), of every layer and head, [n_layers, n_kv_heads]. Full pages are shared, the rows of
+  // a last one are copied, to be written on from: whole blocks, if their bounds matter. Throws
+  // Error when they do not fit; the cache is then as it was.
+  void adopt(std::span<const std::span<const PageRef>> pages, int64_t n);
+  // Fills an empty cache with all tokens of another that is not compacted, as adopt() does.
   void fork(const KvCache& from);
+  // Makes an empty cache the one that goes on with another's pages, the last included, from page
+  // `first` on. The other is not to be written any more but by compact().
+  void tail_of(const KvCache& from, int64_t first);
 
-  // Keeps the first n tokens, a multiple of page_rows, of a cache that is not compacted.
+  // Keeps the first n tokens of a cache that is not compacted: whole pages, or some of one that is
+  // not shared.
   void truncate(int64_t n);
   void clear();
 

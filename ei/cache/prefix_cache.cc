@@ -6,10 +6,17 @@
 #include <bit>
 #include <type_traits>
 
+#include "ei/base/fail.h"
+#include "ei/io/checksum.h"
+#include "ei/io/json.h"
+#include "ei/policy/settings.h"
+
 namespace ei {
 namespace {
 
 constexpr size_t kMaxEvictedKnown = 65536;
+// Tokens at a prompt's end that templates may leave out once the answer stands behind it.
+constexpr int64_t kPromptEnd = 16;
 
 uint64_t mix(uint64_t z) {  // splitmix64
   z += 0x9E3779B97F4A7C15ull;
@@ -27,16 +34,9 @@ uint64_t bits_of(T value) {
   }
 }
 
-// Of every setting: one that is added and not named here does not compile.
 uint64_t hash_of(const PrefillPolicy& policy) {
-  const auto& [estimate, segment, block, budget, mass, by_entropy, share, stride, threshold_len,
-               dense_layers, dense_tail, rank, fusion, scale_scores, sink, local] = policy;
-  const auto& [base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads] = budget;
   uint64_t hash = 0;
-  const auto add = [&](auto... values) { ((hash = mix(hash ^ bits_of(values))), ...); };
-  add(estimate, segment, block, mass, by_entropy, share, stride, threshold_len, dense_layers,
-      dense_tail, rank, fusion, scale_scores, sink, local);
-  add(base, e_t, delta_t, alpha, max_factor, rigid_whole_prompt, max_over_heads);
+  for_each_setting(policy, [&](const char*, auto value) { hash = mix(hash ^ bits_of(value)); });
   return hash;
 }
 
@@ -46,17 +46,42 @@ uint64_t chain(uint64_t parent, std::span<const int32_t> tokens) {
   return hash;
 }
 
-std::span<const int32_t> page_of(std::span<const int32_t> prompt, int64_t i, int64_t size) {
-  return prompt.subspan(static_cast<size_t>(i * size), static_cast<size_t>(size));
+// Of a page that is a conversation's own, which may lie beside one that is not.
+uint64_t own(uint64_t key) { return mix(key ^ 0x636F6E76); }
+
+// Of the text from `at` on, what a page of it holds.
+std::span<const int32_t> page_at(std::span<const int32_t> text, int64_t at, int64_t size) {
+  return text.subspan(static_cast<size_t>(at),
+                      static_cast<size_t>(std::min(size, std::ssize(text) - at)));
+}
+
+int64_t n_segments(int64_t n_tokens, const PrefillPolicy& policy) {
+  return (n_tokens + policy.segment - 1) / policy.segment;
 }
 
 }  // namespace
 
-PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& policy,
-                                      std::span<const int32_t> tokens) {
+std::string PrefixCache::text_of(const PrefillPolicy& policy) {
+  OrderedJson settings;
+  for_each_setting(policy, [&](const char* name, auto value) {
+    if constexpr (std::is_same_v<decltype(value), float>) {
+      settings[name] = OrderedJson::parse(fmt::format("{}", value));  // 0.86, not its neighbours
+    } else {
+      settings[name] = value;
+    }
+  });
+  return settings.dump();
+}
+
+PrefixCache::Key PrefixCache::root(const PrefillPolicy& policy) const {
+  return hash_of(policy) ^ checksum(std::as_bytes(std::span(model_)));
+}
+
+const PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& policy,
+                                            std::span<const int32_t> tokens) const {
   const auto it = entries_.find(key);
   if (it == entries_.end()) return nullptr;
-  Entry& entry = it->second;
+  const Entry& entry = it->second;
   const bool same =
       entry.parent == parent && entry.policy == policy && std::ranges::equal(entry.tokens, tokens);
   return same ? &entry : nullptr;
@@ -64,100 +89,279 @@ PrefixCache::Entry* PrefixCache::find(Key parent, Key key, const PrefillPolicy& 
 
 PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t limit,
                                       const PrefillPolicy& policy, KvCache& cache,
-                                      const View<float, 2>& entropies) {
-  const int64_t page = cache.shape().layout.rows;
-  Hit hit;
-  Key key = hash_of(policy);
-  std::vector<Entry*> found;
-  const int64_t n_there = cache.n_tokens();
-  while (hit.n_tokens + page <= limit) {
-    const auto tokens = page_of(prompt, hit.n_tokens / page, page);
+                                      const View<float, 2>& entropies, std::vector<int64_t>& asked,
+                                      int64_t max_loads) {
+  const int64_t page = cache.shape().layout.rows, n_there = cache.n_tokens();
+  Search search = {policy, cache, entropies.dim(1), max_loads, {.n_tokens = n_there}};
+  Hit& hit = search.hit;
+
+  Key key = root(policy);
+  for (int64_t at = 0; at < n_there; at += page) key = chain(key, page_at(prompt, at, page));
+
+  std::vector<Found> found;
+  int64_t at = n_there;
+  while (at + unit_of(policy) <= limit && !hit.more) {
+    const auto tokens = page_at(prompt, at, page);
     const Key next = chain(key, tokens);
-    if (hit.n_tokens < n_there) {
-      key = next;
-      hit.n_tokens += page;
-      continue;
+    Entry* entry = nullptr;
+    if (std::ssize(tokens) == page) {
+      entry = find_or_load(search, key, next, tokens);
+      if (entry == nullptr) entry = find_own(search, key, own(next), tokens);
     }
-    Entry* entry = find(key, next, policy, tokens);
-    if (entry == nullptr) {
-      hit.stopped_by = why_not(key, next, tokens, hit.n_tokens);
-      break;
+    Found part{entry, page};
+    if (entry == nullptr && !hit.more) {
+      part = find_part(search, key, tokens);
+      hit.stopped_by = why_not(next, tokens, at, part);
     }
-    found.push_back(entry);
+    if (part.entry != nullptr) found.push_back(part);
+    if (entry == nullptr) break;
     key = next;
-    hit.n_tokens += page;
+    at += page;
+  }
+
+  // A conversation's own pages are of use to who goes on from its answer: to where that begins, all
+  // are its own.
+  const auto ends_at = [&](size_t i) {
+    return n_there + static_cast<int64_t>(i) * page + found[i].n_equal;
+  };
+  std::vector<bool> good(found.size());
+  for (size_t i = found.size(); i-- > 0;) {
+    good[i] = found[i].entry->asked - kPromptEnd <= ends_at(i) ||
+              (i + 1 < found.size() && good[i + 1] && found[i + 1].entry->asked > 0);
+  }
+  const auto n_good = static_cast<size_t>(std::ranges::find(good, false) - good.begin());
+  if (n_good < found.size()) {
+    hit.stopped_by = fmt::format("from token {} on it is known as the end of another prompt",
+                                 n_there + static_cast<int64_t>(n_good) * page);
+    found.resize(n_good);
   }
   if (found.empty()) return hit;
 
+  const int64_t unit = unit_of(policy), n_last = (std::ssize(found) - 1) * page;
+  const int64_t usable = std::min(found.back().n_equal, limit - n_there - n_last);
+  const int64_t n = n_last + usable / unit * unit;
+  if (n_there + n + unit > limit) hit.stopped_by.clear();
+  std::vector<int64_t> all_asked = asked;
+  for (const auto& [entry, n_equal] : found) all_asked.push_back(entry->asked);
+  if (n == n_last) found.pop_back();
+  if (found.empty()) return hit;
   std::vector<std::span<const PageRef>> pages;
   std::vector<float> all;
-  for (const Entry* entry : found) {
+  for (const auto& [entry, n_equal] : found) {
     pages.push_back(entry->pages);
     all.insert(all.end(), entry->entropies.begin(), entry->entropies.end());
   }
+  all.resize(std::min(all.size(), static_cast<size_t>(n_segments(n, policy) * search.n_entropies)));
   float* const to = entropies.data + n_there / policy.segment * entropies.dim(1);
   backend_.copy_in(to, all.data(), std::ssize(all) * int64_t{sizeof(float)});
-  cache.adopt(pages);
-  for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i]->use);
+  cache.adopt(pages, n);
+  asked = std::move(all_asked);
+  for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i].entry->use);
+  shrink();  // what was loaded
+  hit.n_tokens += n;
+  hit.n_loaded = std::min(hit.n_loaded, n);
   return hit;
 }
 
-void PrefixCache::remember(std::span<const int32_t> prompt, int64_t n, const PrefillPolicy& policy,
-                           const KvCache& cache, const View<float, 2>& entropies) {
+PrefixCache::Entry* PrefixCache::find_or_load(Search& search, Key parent, Key key,
+                                              std::span<const int32_t> tokens) {
+  Entry* entry = find(parent, key, search.policy, tokens);
+  if (entry != nullptr || store_ == nullptr || search.hit.more || !store_->has(key)) return entry;
+  search.hit.more = search.loads_left-- <= 0;
+  return search.hit.more ? nullptr : load(search, parent, key, tokens);
+}
+
+PrefixCache::Entry* PrefixCache::find_own(Search& search, Key parent, Key key,
+                                          std::span<const int32_t> tokens) {
+  Entry* entry = find(parent, key, search.policy, tokens);
+  const bool stored = entry == nullptr && store_ != nullptr && !search.hit.more && store_->has(key);
+  return stored ? load(search, parent, key, tokens) : entry;
+}
+
+PrefixCache::Found PrefixCache::find_part(Search& search, Key parent,
+                                          std::span<const int32_t> tokens) {
+  Found best;
+  for (auto& [key, entry] : entries_) {
+    if (entry.parent != parent || !(entry.policy == search.policy)) continue;
+    const auto differ = std::ranges::mismatch(entry.tokens, tokens);
+    const int64_t n_equal = differ.in1 - entry.tokens.begin();
+    if (n_equal > best.n_equal) best = {&entry, n_equal};
+  }
+  if (store_ == nullptr) return best;
+  // A file is found by all of its tokens: the end of a conversation.
+  std::vector<Key> keys;
+  for (size_t n = 1; n <= tokens.size(); ++n)
+    keys.push_back(chain(n == 1 ? parent : keys.back(), tokens.subspan(n - 1, 1)));
+  for (size_t n = keys.size(); n > static_cast<size_t>(best.n_equal); --n)
+    if (Entry* entry = find_own(search, parent, own(keys[n - 1]), tokens.first(n)))
+      return {entry, static_cast<int64_t>(n)};
+  return best;
+}
+
+void PrefixCache::remember(std::span<const int32_t> text, int64_t n, int64_t n_read,
+                           const PrefillPolicy& policy, const KvCache& cache,
+                           const View<float, 2>& entropies, std::span<const int64_t> asked) {
   const KvShape& shape = cache.shape();
-  const int64_t page = shape.layout.rows, n_pages = n / page;
-  const auto width = static_cast<size_t>(page / policy.segment * entropies.dim(1));
+  const int64_t page = shape.layout.rows, n_pages = shape.layout.pages(n);
+  const int64_t width = entropies.dim(1);
   std::vector<float> all;  // once there is something new
-  Key parent = hash_of(policy);
+  Key parent = root(policy);
   std::vector<Entry*> path;
+  std::vector<Key> keys;
   for (int64_t i = 0; i < n_pages; ++i) {
-    const auto tokens = page_of(prompt, i, page);
-    const Key key = chain(parent, tokens);
+    const auto tokens = page_at(text.first(static_cast<size_t>(n)), i * page, page);
+    const int64_t its_asked = i < std::ssize(asked) ? asked[static_cast<size_t>(i)] : 0;
+    const Key next = chain(parent, tokens), key = its_asked > 0 ? own(next) : next;
     Entry* entry = find(parent, key, policy, tokens);
     if (entry == nullptr) {
       if (entries_.contains(key)) break;  // another text or policy of the same hash
+      if (cache.page(0, 0, i) == nullptr) break;
       if (all.empty() && width > 0) {
-        all.resize(static_cast<size_t>(n_pages) * width);
+        all.resize(static_cast<size_t>(n_segments(n, policy) * width));
         backend_.copy_out(all.data(), entropies.data, std::ssize(all) * int64_t{sizeof(float)});
+        for (auto written = n_segments(n_read, policy) * width; written < std::ssize(all);
+             ++written)
+          all[static_cast<size_t>(written)] = all[static_cast<size_t>(written - width)];
       }
       Entry fresh;
       fresh.parent = parent;
       fresh.policy = policy;
       fresh.tokens.assign(tokens.begin(), tokens.end());
+      fresh.asked = its_asked;
       for (int l = 0; l < shape.n_layers; ++l)
         for (int64_t h = 0; h < shape.n_kv_heads; ++h) fresh.pages.push_back(cache.page(l, h, i));
-      const auto of_page = all.begin() + i * std::ssize(all) / n_pages;
-      fresh.entropies.assign(of_page, of_page + static_cast<int64_t>(width));
-      fresh.bytes = std::ssize(fresh.pages) * cache.page_bytes() +
-                    std::ssize(fresh.entropies) * int64_t{sizeof(float)} +
-                    std::ssize(fresh.tokens) * int64_t{sizeof(int32_t)};
-      std::list<Key> use(1, key);
-      fresh.use = use.begin();
-      entry = &entries_.emplace(key, std::move(fresh)).first->second;
-      uses_.splice(uses_.begin(), use);
-      bytes_ += entry->bytes;
-      evicted_.erase(key);
+      if (width > 0) {
+        const auto of_page = all.begin() + i * page / policy.segment * width;
+        fresh.entropies.assign(of_page, of_page + n_segments(std::ssize(tokens), policy) * width);
+      }
+      entry = &insert(key, std::move(fresh), cache.page_bytes());
     }
+    if (store_ != nullptr && !entry->stored)
+      save(key, keys.empty() ? 0 : keys.back(), *entry, shape);
     path.push_back(entry);
-    parent = key;
+    keys.push_back(key);
+    parent = next;
   }
   for (size_t i = path.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, path[i]->use);
+  if (store_ != nullptr) store_->touch(keys);
   shrink();
 }
 
-std::string PrefixCache::why_not(Key parent, Key key, std::span<const int32_t> tokens,
-                                 int64_t begin) {
-  if (entries_.empty()) return "nothing is cached yet";
-  if (evicted_.contains(key)) return fmt::format("evicted from token {} on", begin);
-  size_t common = 0;
-  for (const auto& [k, entry] : entries_) {
-    if (entry.parent != parent) continue;
-    const auto differ = std::ranges::mismatch(entry.tokens, tokens);
-    common = std::max(common, static_cast<size_t>(differ.in1 - entry.tokens.begin()));
+PrefixCache::Entry& PrefixCache::insert(Key key, Entry entry, int64_t page_bytes) {
+  entry.bytes = std::ssize(entry.pages) * page_bytes +
+                std::ssize(entry.entropies) * int64_t{sizeof(float)} +
+                std::ssize(entry.tokens) * int64_t{sizeof(int32_t)};
+  std::list<Key> use(1, key);
+  entry.use = use.begin();
+  Entry& there = entries_.emplace(key, std::move(entry)).first->second;
+  uses_.splice(uses_.begin(), use);
+  bytes_ += there.bytes;
+  evicted_.erase(key);
+  return there;
+}
+
+PrefixCache::Entry* PrefixCache::load(Search& search, Key parent, Key key,
+                                      std::span<const int32_t> tokens) {
+  const std::vector<std::byte> bytes = store_->get(key);
+  if (bytes.empty() || entries_.contains(key)) return nullptr;
+  const std::string where = store_->path(key).string();
+  const KvShape& shape = search.cache.shape();
+  PageImage image;
+  try {
+    image = parse_image(bytes, where);
+    check(image, search.policy, shape, search.n_entropies, where);
+    require(image.parent == parent && std::ranges::equal(image.tokens, tokens),
+            "{}: is of another text", where);
+  } catch (const Error& error) {
+    store_->discard(key, error.what());
+    return nullptr;
   }
-  if (common > 0)
-    return fmt::format("the text differs from token {} on", begin + static_cast<int64_t>(common));
-  if (begin > 0) return fmt::format("the text was cached up to token {}", begin);
+  Entry& entry = insert(key,
+                        {.parent = parent,
+                         .policy = search.policy,
+                         .tokens = std::move(image.tokens),
+                         .pages = take_pages(image, backend_, shape, search.cache.pool()),
+                         .entropies = std::move(image.entropies),
+                         .asked = image.asked,
+                         .stored = true},
+                        search.cache.page_bytes());
+  search.hit.n_loaded += std::ssize(tokens);
+  return &entry;
+}
+
+void PrefixCache::check(const PageImage& image, const PrefillPolicy& policy, const KvShape& shape,
+                        int64_t n_entropies, std::string_view where) const {
+  require(image.model == model_ && image.policy == text_of(policy),
+          "{}: is of another model or policy", where);
+  check_pages(image, shape, where);
+  const auto n_tokens = std::ssize(image.tokens);
+  require(n_tokens > 0 && n_tokens <= shape.layout.rows, "{}: {} tokens, expected at most {}",
+          where, n_tokens, shape.layout.rows);
+  require(std::ssize(image.entropies) == n_segments(n_tokens, policy) * n_entropies,
+          "{}: {} entropies, expected {}", where, image.entropies.size(),
+          n_segments(n_tokens, policy) * n_entropies);
+}
+
+void PrefixCache::save(Key key, Key before, Entry& entry, const KvShape& shape) {
+  if (!store_->has(key)) {
+    if (!store_->has_room(std::ssize(entry.pages) * shape.layout.bytes())) return;
+    store_->put(key, before, image_of(entry, shape));
+  }
+  entry.stored = true;
+}
+
+std::vector<std::byte> PrefixCache::image_of(const Entry& entry, const KvShape& shape) const {
+  const PageImage image = {.model = model_,
+                           .policy = text_of(entry.policy),
+                           .parent = entry.parent,
+                           .asked = entry.asked,
+                           .tokens = entry.tokens,
+                           .entropies = entry.entropies};
+  return make_image(image, backend_, shape, entry.pages);
+}
+
+void PrefixCache::write(std::span<const int32_t> text, const PrefillPolicy& policy,
+                        const KvShape& shape,
+                        const std::function<void(std::vector<std::byte>)>& take) const {
+  Key key = root(policy);
+  for (int64_t at = 0; at < std::ssize(text); at += shape.layout.rows) {
+    const auto tokens = page_at(text, at, shape.layout.rows);
+    const Key next = chain(key, tokens);
+    const Entry* entry = find(key, next, policy, tokens);
+    if (entry == nullptr) entry = find(key, own(next), policy, tokens);
+    if (entry == nullptr) return;
+    take(image_of(*entry, shape));
+    key = next;
+  }
+}
+
+void PrefixCache::read(const PageImage& image, std::string_view where, const PrefillPolicy& policy,
+                       const KvCache& cache, const View<float, 2>& entropies, Key& parent) {
+  require(image.parent == parent, "{}: a page does not follow the one before", where);
+  check(image, policy, cache.shape(), entropies.dim(1), where);
+  const Key next = chain(parent, image.tokens), key = image.asked > 0 ? own(next) : next;
+  parent = next;
+  if (entries_.contains(key)) return;
+  insert(key,
+         {.parent = image.parent,
+          .policy = policy,
+          .tokens = image.tokens,
+          .pages = take_pages(image, backend_, cache.shape(), cache.pool()),
+          .entropies = image.entropies,
+          .asked = image.asked},
+         cache.page_bytes());
+}
+
+std::string PrefixCache::why_not(Key key, std::span<const int32_t> tokens, int64_t begin,
+                                 const Found& part) const {
+  if (entries_.empty()) return "nothing is cached yet";
+  if (evicted_.contains(key) || evicted_.contains(own(key)))
+    return fmt::format("evicted from token {} on", begin);
+  if (part.n_equal > 0 && part.n_equal < std::ssize(part.entry->tokens) &&
+      part.n_equal < std::ssize(tokens))
+    return fmt::format("the text differs from token {} on", begin + part.n_equal);
+  if (begin + part.n_equal > 0)
+    return fmt::format("the text was cached up to token {}", begin + part.n_equal);
   for (const auto& [k, entry] : entries_)
     if (std::ranges::equal(entry.tokens, tokens)) return "it was read under another policy";
   return "the text is new";

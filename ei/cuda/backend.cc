@@ -31,8 +31,8 @@ CudaBackend::~CudaBackend() {
   if (cublas_ != nullptr) cublasLtDestroy(cublas_);
 }
 
-void CudaBackend::copy_in(void* device, const void* host, int64_t bytes) {
-  EI_CUDA(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+void CudaBackend::copy_in(void* device, const void* from, int64_t bytes) {
+  EI_CUDA(cudaMemcpyAsync(device, from, static_cast<size_t>(bytes), cudaMemcpyDefault,
                           stream_.get()));
 }
 

@@ -22,6 +22,7 @@ Act Decoder::step(Activations& act, std::span<const Running> running) {
   positions_.clear();
   for (const Running& sequence : running) {
     sequence.cache->reserve(1);
+    if (sequence.whole != nullptr) sequence.whole->reserve(1);
     tokens_.push_back(sequence.token);
     positions_.push_back(static_cast<int32_t>(sequence.cache->n_tokens()));
   }
@@ -40,6 +41,10 @@ Act Decoder::step(Activations& act, std::span<const Running> running) {
               {qkv.q.slice(static_cast<int64_t>(i), 1), positions_[i], running[i].window->ring(l)});
       }
       backend_.run(AppendKv{.k = qkv.k, .v = qkv.v, .kv = kv_});
+      for (size_t i = 0; i < running.size(); ++i)
+        if (running[i].whole != nullptr)
+          running[i].whole->append(l, qkv.k.slice(static_cast<int64_t>(i), 1),
+                                   qkv.v.slice(static_cast<int64_t>(i), 1));
       if (!queries_.empty()) backend_.run(SaveQueries{queries_});
       backend_.run(
           DecodeAttention{.q = qkv.q, .kv = kv_, .scale = scale, .out = model_.context(act)});

@@ -13,7 +13,8 @@ namespace ei {
 struct Running {
   KvCache* cache = nullptr;
   QueryWindow* window = nullptr;
-  int32_t token = 0;  // to be read by the next step
+  int32_t token = 0;         // to be read by the next step
+  KvCache* whole = nullptr;  // that gets the token's rows as well; null: none
 };
 
 // The token loop's body, and its scratch, which is made once.

@@ -44,8 +44,9 @@ void Batch::execute(const StepPlan& plan) noexcept {
   }
 }
 
-void Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
+bool Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
   sequence.begin();
+  if (!sequence.context_.find_prefix(max_rows)) return false;
   const int64_t rows = sequence.context_.chunk_rows();
   const int64_t logit_rows = sequence.all_rows() ? Sequence::kScoreRows : 1;
   if (!chunk_act_ || chunk_act_->max_rows() < rows || chunk_act_->max_logit_rows() < logit_rows) {
@@ -55,12 +56,13 @@ void Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
   }
   chunk_.emplace(sequence.context_.next_chunk(*chunk_act_, max_rows));
   reading_ = &sequence;
+  return true;
 }
 
 void Batch::read(const StepPlan::Read& plan) {
   Sequence& sequence = *plan.sequence;
   require(!chunk_ || reading_ == &sequence, "a prompt is read while another's chunk is under way");
-  if (!chunk_) begin_chunk(sequence, plan.max_rows);
+  if (!chunk_ && !begin_chunk(sequence, plan.max_rows)) return;
   if (!chunk_->read(plan.n_layers)) return;
   const Chunk chunk = chunk_->chunk();
   chunk_.reset();
@@ -98,8 +100,7 @@ void Batch::write(std::span<Sequence* const> sequences) noexcept {
   try {
     return try_write(sequences);
   } catch (...) {
-    for (Sequence* sequence : sequences)
-      contained(*sequence, [&] { sequence->context_.cache().rewind(); });
+    for (Sequence* sequence : sequences) contained(*sequence, [&] { sequence->context_.rewind(); });
     if (sequences.size() == 1 && !sequences[0]->finished())
       return sequences[0]->fail(std::current_exception());
   }
@@ -110,12 +111,14 @@ void Batch::write(std::span<Sequence* const> sequences) noexcept {
 void Batch::try_write(std::span<Sequence* const> sequences) {
   running_.clear();
   for (Sequence* s : sequences)
-    running_.push_back({&s->context_.cache(), &s->context_.window(), s->token_});
+    running_.push_back({.cache = &s->context_.cache(),
+                        .window = &s->context_.window(),
+                        .token = s->token_,
+                        .whole = s->context_.whole()});
   const Act logits = decoder_.step(step_act_, running_);
   const std::span<const int32_t> tokens = draw(logits, sequences);
   for (size_t i = 0; i < sequences.size(); ++i) {
     Sequence& s = *sequences[i];
-    s.context_.cache().advance(1);
     contained(s, [&] {
       s.context_.wrote(s.token_);
       s.accept(tokens[i], logits.slice(static_cast<int64_t>(i), 1));

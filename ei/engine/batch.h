@@ -20,7 +20,8 @@ struct StepPlan {
   std::vector<Sequence*> write;     // they write a token each, in one batch,
   struct Read {                     // and one reads of its prompt.
     Sequence* sequence = nullptr;   // null: nobody does
-    int64_t max_rows = INT64_MAX;   // of a chunk that begins now; one page is the least
+    int64_t max_rows = INT64_MAX;   // of a chunk that begins now, or to be loaded from files in
+                                    // its place; one page is the least
     int64_t n_layers = INT64_MAX;   // of the chunk, at most
     // They have the same prompt and prefill policy, windows no larger and no need of its hidden
     // states. Once the prompt is read they go on from a copy of it, with first tokens of their own.
@@ -53,7 +54,7 @@ class Batch {
 
  private:
   void read(const StepPlan::Read& plan);
-  void begin_chunk(Sequence& sequence, int64_t max_rows);
+  bool begin_chunk(Sequence& sequence, int64_t max_rows);  // false: pages were loaded instead
   void write(std::span<Sequence* const> sequences) noexcept;
   void try_write(std::span<Sequence* const> sequences);
   std::span<const int32_t> draw(const Act& logits, std::span<Sequence* const> sequences);

@@ -7,6 +7,7 @@
 #include "ei/engine/logprobs.h"
 #include "ei/engine/make_backend.h"
 #include "ei/engine/memory_plan.h"
+#include "ei/policy/settings.h"
 
 namespace ei {
 
@@ -21,8 +22,9 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
           context);
   const KvShape shape = kv_shape(request.prefill);
   const int64_t page_bytes = pool_ == nullptr ? shape.layout.bytes() : pool_->page_bytes();
-  const MemoryPlan plan =
-      plan_memory(engine_, request.prefill, request.decode, shape, page_bytes, n_prompt, n_total);
+  const bool keeps_whole = prefixes_ != nullptr && prefixes_->keeps_anything();
+  const MemoryPlan plan = plan_memory(engine_, request.prefill, request.decode, shape, page_bytes,
+                                      n_prompt, n_total, keeps_whole);
   // A server has activations for all its sequences, a conversation that goes on those it began
   // with.
   const bool has_activations = pool_ != nullptr || cache_ != nullptr;
@@ -49,8 +51,13 @@ KvShape Context::kv_shape(const PrefillPolicy& prefill) const {
 // Tokens of the new prompt that this conversation has read already.
 int64_t Context::own_prefix(int64_t window_rows) const {
   if (cache_->compacted() || !window_ || window_->n_rows() != window_rows) return 0;
-  const auto common = std::mismatch(tokens_.begin(), tokens_.end(), prompt_.begin(), prompt_.end());
-  return std::min<int64_t>(common.first - tokens_.begin(), reusable_);
+  const auto differ = std::mismatch(tokens_.begin(), tokens_.end(), prompt_.begin(), prompt_.end());
+  const int64_t n_equal = differ.first - tokens_.begin();
+  // But for those of a conversation that it does not go on from.
+  const auto other = std::ranges::find_if(asked_, [&](int64_t asked) { return asked > n_equal; });
+  const int64_t n_own =
+      other == asked_.end() ? n_equal : (other - asked_.begin()) * cache_->shape().layout.rows;
+  return std::min({n_equal, n_own, reusable_});
 }
 
 std::unique_ptr<QueryWindow> Context::make_window(int64_t n_rows) const {
@@ -59,18 +66,22 @@ std::unique_ptr<QueryWindow> Context::make_window(int64_t n_rows) const {
                                        config.n_heads * config.head_dim);
 }
 
+void Context::prepare(const PrefillPolicy& prefill) {
+  if (plan_ && plan_->policy() == prefill) return;
+  clear();
+  Backend& backend = *engine_.backend;
+  const KvShape shape = kv_shape(prefill);
+  if (pool_ == nullptr) own_pool_ = std::make_unique<PagePool>(backend, shape.layout.bytes());
+  cache_ = std::make_unique<KvCache>(backend, pool_ == nullptr ? *own_pool_ : *pool_, shape);
+  plan_ = std::make_unique<PrefillPlan>(backend, prefill,
+                                        engine_.prefill_shape(prefill, shape.max_tokens));
+}
+
 void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
                     const DecodePolicy& decode, Hidden wanted, bool reuse) {
-  Backend& backend = *engine_.backend;
   const int64_t window_rows = Compressor::window_rows(decode);
-  if (!plan_ || !(plan_->policy() == prefill)) {
-    clear();
-    const KvShape shape = kv_shape(prefill);
-    if (pool_ == nullptr) own_pool_ = std::make_unique<PagePool>(backend, shape.layout.bytes());
-    cache_ = std::make_unique<KvCache>(backend, pool_ == nullptr ? *own_pool_ : *pool_, shape);
-    plan_ = std::make_unique<PrefillPlan>(backend, prefill,
-                                          engine_.prefill_shape(prefill, shape.max_tokens));
-  }
+  prepare(prefill);
+  whole_.reset();
   prompt_ = std::move(prompt);
   wanted_ = wanted;
   stats_.reset();
@@ -87,21 +98,27 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   } else {
     cache_->clear();
   }
+  asked_.resize(std::min(asked_.size(), static_cast<size_t>(n_cached_ / page)));
   lost_ = {};
+  n_loaded_ = 0;
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_cached_);
   reusable_ = n_cached_;
   plan_->begin(n, n_cached_);
   if (plan_->wants_sketch()) plan_->use(&engine_.sketch());
 }
 
-// Others may have read on since the last chunk.
-void Context::find_prefix() {
-  const int64_t before = n_read();
-  if (prefixes_ == nullptr || before + cache_->shape().layout.rows > limit_) return;
+bool Context::find_prefix(int64_t max_rows) {
+  const int64_t before = n_read(), page = cache_->shape().layout.rows;
+  if (prefixes_ == nullptr || before % page != 0 || before + unit_of(plan_->policy()) > limit_)
+    return true;
+  asked_.resize(static_cast<size_t>(before / page));
   const PrefixCache::Hit hit =
-      prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies());
+      prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies(), asked_,
+                         std::max<int64_t>(1, max_rows / page));
   if (before == n_cached_) lost_ = hit.stopped_by;
   n_cached_ += n_read() - before;
+  n_loaded_ += hit.n_loaded;
+  return !hit.more;
 }
 
 void Context::fork(Context& read, const DecodePolicy& decode) {
@@ -116,7 +133,6 @@ void Context::fork(Context& read, const DecodePolicy& decode) {
 }
 
 ChunkReader Context::next_chunk(Activations& act, int64_t max_rows) {
-  find_prefix();
   return {*engine_.backend, *engine_.model, act,     *cache_, *window_,
           *plan_,           prompt_,        wanted_, max_rows};
 }
@@ -147,12 +163,45 @@ void Context::blame_layer(Activations& act, const Chunk& chunk) {
 
 void Context::keep_prefix() {
   if (prefixes_ != nullptr && !cache_->compacted())
-    prefixes_->remember(tokens_, reusable_, plan_->policy(), *cache_, plan_->entropies());
+    prefixes_->remember(tokens_, reusable_, reusable_, plan_->policy(), *cache_, plan_->entropies(),
+                        asked_);
+}
+
+void Context::compress(const std::function<void()>& action) {
+  std::unique_ptr<KvCache> whole;
+  if (!whole_ && plan_ && prefixes_ != nullptr && prefixes_->keeps_anything()) {
+    whole = std::make_unique<KvCache>(*engine_.backend, cache_->pool(), cache_->shape());
+    whole->tail_of(*cache_, reusable_ / cache_->shape().layout.rows);
+  }
+  action();
+  if (whole && cache_->compacted()) whole_ = std::move(whole);
+}
+
+void Context::wrote(int32_t token) {
+  cache_->advance(1);
+  if (whole_) whole_->advance(1);
+  tokens_.push_back(token);
+}
+
+void Context::rewind() {
+  cache_->rewind();
+  if (whole_) whole_->rewind();
 }
 
 void Context::finish_answer() {
+  if (!plan_) return;
+  const KvCache* const whole = whole_ ? whole_.get() : cache_->compacted() ? nullptr : cache_.get();
+  if (prefixes_ != nullptr && prefixes_->keeps_anything() && whole != nullptr &&
+      plan_->can_go_on() && wanted_ == Hidden::kLast) {
+    const int64_t page = cache_->shape().layout.rows;
+    std::vector<int64_t> asked = asked_;
+    asked.resize(static_cast<size_t>(reusable_ / page));
+    asked.resize(static_cast<size_t>(cache_->shape().layout.pages(n_read())), n_prompt());
+    prefixes_->remember(tokens_, n_read(), n_prompt(), plan_->policy(), *whole, plan_->entropies(),
+                        asked);
+  }
   // Answers of a dense conversation can be reused as well: they were read as a prompt would be.
-  if (plan_ && plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());
+  if (plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());
 }
 
 void Context::clear() {
@@ -161,7 +210,9 @@ void Context::clear() {
   reusable_ = 0;
   plan_.reset();
   window_.reset();
+  whole_.reset();
   cache_.reset();
+  asked_.clear();
   own_pool_.reset();
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -29,6 +30,8 @@ class Context {
   // need does not fit. Changes nothing.
   void check(int64_t n_prompt, int64_t n_total, const Request& request) const;
 
+  // Makes cache and plan for such prompts, unless they are there.
+  void prepare(const PrefillPolicy& prefill);
   // Readies everything for a prompt, to be read in chunks; how many of its first tokens are there
   // already is n_read() then. All of it is to be read, whatever is known, if Hidden::kAll are
   // wanted or nothing is to be reused; else what `prefixes` has of it is looked up before every
@@ -39,6 +42,10 @@ class Context {
   // which shares all full pages, and of its window, which must be no smaller.
   void fork(Context& read, const DecodePolicy& decode);
 
+  // Looks for more of the prompt among what is known, to be done before every chunk: others may
+  // have read on since the last. False: it has loaded max_rows tokens from files, a page at least,
+  // and there are more; to be called again before anything is read.
+  bool find_prefix(int64_t max_rows);
   // The next chunk, of max_rows tokens if it can; whole pages. Its hidden states, if they are
   // wanted, stay in `act`. Once its layers are read, end_chunk().
   ChunkReader next_chunk(Activations& act, int64_t max_rows);
@@ -47,22 +54,31 @@ class Context {
   // now, with a number that is not finite. For whoever has seen that its logits are not: reads the
   // chunk again, so that nothing has to be looked at as long as all is well.
   [[noreturn]] void blame_layer(Activations& act, const Chunk& chunk);
-  void wrote(int32_t token) { tokens_.push_back(token); }  // the decode loop has read it
+  // Has the cache compressed by `action`. What it drops and a conversation that goes on needs is
+  // kept beside it: whole().
+  void compress(const std::function<void()>& action);
+  // The decode loop has read a token: its rows are in cache() and, if there is one, in whole().
+  void wrote(int32_t token);
+  // Takes such rows back where the token does not count.
+  void rewind();
   void finish_answer();  // what can be reused of the answer, now that it is complete
-  // Lets other requests reuse what was read of the prompt.
-  void keep_prefix();
-  void clear();  // forgets everything and frees its memory
+  void clear();          // forgets everything and frees its memory
 
   int64_t n_prompt() const { return static_cast<int64_t>(prompt_.size()); }
   int64_t n_read() const { return cache_ ? cache_->n_tokens() : 0; }
   const std::vector<int32_t>& prompt() const { return prompt_; }
+  const std::vector<int32_t>& tokens() const { return tokens_; }  // of n_read(), written ones too
   int64_t n_cached() const { return n_cached_; }  // of n_read(), not read for this prompt
+  int64_t n_loaded() const { return n_loaded_; }  // of n_cached(), from files
   // Why no more of the prompt was found before its first chunk; empty if nothing was wanted.
   const std::string& lost_prefix() const { return lost_; }
   // Rows that Activations need for this prompt's chunks.
   int64_t chunk_rows() const { return std::min(plan_->chunk_rows(n_prompt()), n_prompt()); }
 
   KvCache& cache() { return *cache_; }
+  // The end of the text, from where keep_prefix() has not kept it, as it was read and written; once
+  // the cache was compressed. Null: nobody wants it.
+  KvCache* whole() { return whole_.get(); }
   QueryWindow& window() { return *window_; }
   PrefillPlan& plan() { return *plan_; }
   // Of a prompt that is read. Waits for the device.
@@ -74,7 +90,7 @@ class Context {
  private:
   KvShape kv_shape(const PrefillPolicy& prefill) const;
   int64_t own_prefix(int64_t window_rows) const;
-  void find_prefix();
+  void keep_prefix();  // lets other requests reuse what was read of the prompt
   std::unique_ptr<QueryWindow> make_window(int64_t n_rows) const;
 
   Engine::Impl& engine_;
@@ -85,12 +101,13 @@ class Context {
 
   std::vector<int32_t> prompt_;
   int64_t limit_ = 0;  // so many of its tokens need not be read if they are known
-  int64_t n_cached_ = 0;
+  int64_t n_cached_ = 0, n_loaded_ = 0;
   Hidden wanted_ = Hidden::kLast;
   std::vector<int32_t> tokens_;  // that the cache has read
   int64_t reusable_ = 0;         // of them, by a prompt that starts with them
+  std::vector<int64_t> asked_;   // of whole pages that were found: PrefixCache::remember()
   std::unique_ptr<PagePool> own_pool_;
-  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<KvCache> cache_, whole_;
   std::unique_ptr<QueryWindow> window_;
   std::unique_ptr<PrefillPlan> plan_;  // null in a fork
   std::optional<PrefillStats> stats_;

@@ -14,6 +14,7 @@
 #include "ei/base/dtype.h"
 #include "ei/base/error.h"
 #include "ei/base/math.h"
+#include "ei/engine/model_info.h"
 #include "ei/ops/weight_format.h"
 #include "ei/policy/decode_policy.h"
 #include "ei/policy/prefill_policy.h"
@@ -42,28 +43,6 @@ struct EngineOptions {
   int64_t chunk = 0;   // tokens read at a time, rounded up to whole pages; 0: what suits the device
   // While the weights are converted or copied to the device: bytes done, and of all.
   std::function<void(int64_t done, int64_t total)> on_load;
-};
-
-// What `entropyinfer info` shows.
-struct ModelInfo {
-  std::string architecture;   // e.g. LlamaForCausalLM
-  std::string chat_template;  // the file it is in; empty: there is none, prompts are raw text
-  std::string device;
-  int64_t n_parameters = 0;
-  int64_t n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
-  int64_t hidden = 0, intermediate = 0, vocab_size = 0;
-  int64_t max_context = 0;      // tokens the checkpoint was made for
-  int64_t max_text_bytes = 0;   // a longer text has more tokens than that
-  int64_t longest_context = 0;  // tokens that fit this machine's memory now, at most max_context
-  int64_t longest_context_bytes = 0;  // that they take: cache, tables, selection, activations
-  int64_t weight_bytes = 0;
-  std::vector<std::pair<std::string, int64_t>> weight_formats;  // bytes of matrices by format
-  int64_t activation_bytes = 0;                                 // of the tokens read at a time
-  int64_t available_bytes = 0;         // of the device's memory, for activations and caches
-  int64_t kv_bytes_per_token = 0;      // full cache, K and V of all layers
-  int64_t bounds_bytes_per_token = 0;  // key bounds beside them, under the default prefill policy
-  double load_ms = 0;
-  std::vector<std::string> warnings;  // what is wrong and ignored, what will be slow
 };
 
 // A checkpoint ready to run. Sessions of one engine share it; one of them runs at a time.
@@ -157,6 +136,7 @@ struct Generation {
   FinishReason finish_reason = FinishReason::kStop;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, not read again
+  int64_t loaded_tokens = 0;  // of these, from files
   int64_t read_tokens = 0;    // of the prompt, those included; fewer than all if it was cancelled
   Timings timings;
   SparsityStats sparsity;
@@ -188,6 +168,14 @@ class Session {
   std::vector<TokenScore> score(std::span<const int32_t> tokens, const Request& policies,
                                 int64_t n_prefill = -1, const Callbacks& callbacks = {},
                                 std::stop_token cancel = {});
+
+  // Writes what was read and written into a file, of which another session of the same model and
+  // prefill policy can go on, beside a note of the caller's, the messages perhaps. For sessions
+  // that keep bytes beside. Both throw Error naming the file: when it cannot be written; when it is
+  // damaged or of another model or policy, with the field, both values and how to mend it.
+  void save(const std::filesystem::path& file, const PrefillPolicy& prefill,
+            const std::string& note);
+  std::string load(const std::filesystem::path& file, const PrefillPolicy& prefill);
 
   void clear();  // forgets everything and frees its memory
 

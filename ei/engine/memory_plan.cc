@@ -27,8 +27,9 @@ FirstCompression first_compression(const DecodePolicy& decode, int64_t n_prompt,
 }
 
 // The most that are held at a time. A compression gives every layer new pages before the old go.
+// n_whole: that are kept beside a compressed cache.
 int64_t most_pages(const DecodePolicy& decode, const KvShape& shape, int64_t n_heads,
-                   int64_t n_prompt, int64_t n_total) {
+                   int64_t n_prompt, int64_t n_total, int64_t n_whole) {
   const FirstCompression first = first_compression(decode, n_prompt, n_total);
   const int64_t before = shape.pages(first.n_tokens);
   if (!first.happens) return before;
@@ -47,14 +48,15 @@ int64_t most_pages(const DecodePolicy& decode, const KvShape& shape, int64_t n_h
   // Where all layers compete, one of them may keep all it has.
   const int64_t most_kept = decode.split == Split::kGlobal ? before / shape.n_layers : kept;
   return std::max(before + most_kept, (shape.n_layers - 1) * per_layer +
-                                          std::max(per_layer, before / shape.n_layers) + most_kept);
+                                          std::max(per_layer, before / shape.n_layers) + most_kept +
+                                          n_whole);
 }
 
 }  // namespace
 
 MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
                        const DecodePolicy& decode, const KvShape& shape, int64_t page_bytes,
-                       int64_t n_prompt, int64_t n_total) {
+                       int64_t n_prompt, int64_t n_total, bool keeps_whole) {
   const ModelConfig& config = engine.model->config();
   const bool wide = !decode.is_full() && decode.scope == KvScope::kQueryHead;
   const int64_t n_heads = wide ? config.n_heads : config.n_kv_heads;
@@ -62,7 +64,11 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
   const FirstCompression first = first_compression(decode, n_prompt, n_total);
 
   MemoryPlan plan;
-  plan.pages = most_pages(decode, shape, n_heads, n_prompt, n_total) * page_bytes;
+  // The prompt's dense tail and the answer.
+  const int64_t tail = std::max<int64_t>(0, n_prompt - prefill.dense_tail - prefill.segment);
+  const int64_t n_whole =
+      keeps_whole ? shape.pages(n_total) - shape.pages(tail + 1) + shape.pages(1) : 0;
+  plan.pages = most_pages(decode, shape, n_heads, n_prompt, n_total, n_whole) * page_bytes;
   plan.tables = shape.table_bytes(config.n_kv_heads);
   plan.profile = PrefillPlan::bytes(prefill, read, n_prompt);
   plan.window = Compressor::window_rows(decode) * config.n_layers * config.n_heads *
@@ -70,6 +76,7 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
   if (first.happens) {
     // The tables grow with the heads; a layer that is compacted has one of its own.
     if (wide) plan.tables += shape.table_bytes(n_heads);
+    if (keeps_whole) plan.tables += shape.table_bytes(config.n_kv_heads);
     plan.tables += shape.table_bytes(n_heads) / shape.n_layers;
     plan.compression = Compressor::bytes(decode, config.n_heads, config.n_kv_heads, first.n_tokens);
     const VotesMemory votes = memory_of_votes(engine, prefill, decode, shape, n_prompt);

@@ -19,10 +19,11 @@ struct MemoryPlan {
 };
 
 // Of a prompt of n_prompt tokens, n_total with its answer, whose cache is of `shape` (room for
-// shape.max_tokens) in pages of page_bytes.
+// shape.max_tokens) in pages of page_bytes. keeps_whole: the end of the text is kept as it was
+// before a compression, for a prefix cache (Context::whole()).
 MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
                        const DecodePolicy& decode, const KvShape& shape, int64_t page_bytes,
-                       int64_t n_prompt, int64_t n_total);
+                       int64_t n_prompt, int64_t n_total, bool keeps_whole = false);
 
 // The longest prompt whose plan, with an answer of n_answer tokens, is within `available` bytes; at
 // most shape.max_tokens, 0: none.

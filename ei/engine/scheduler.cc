@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "ei/base/fail.h"
+#include "ei/engine/identity.h"
 #include "ei/engine/memory_plan.h"
 
 namespace ei {
@@ -57,6 +58,13 @@ void tell_failure(Outcome& outcome, const std::exception_ptr& failure) {
 int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
   const int64_t page = engine.page_rows(options.prefill);
   return (engine.options.chunk + page - 1) / page * page;
+}
+
+std::unique_ptr<PageStore> open_store(const SchedulerOptions& options) {
+  if (options.prefix_dir.empty()) return nullptr;
+  return std::make_unique<PageStore>(PageStore::Options{.directory = options.prefix_dir,
+                                                        .max_bytes = options.prefix_disk_bytes,
+                                                        .warn = options.on_warning});
 }
 
 // With room for the paper's key bounds, whether or not the server's own policy wants any: requests
@@ -120,7 +128,9 @@ Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
     : engine_(engine.impl()),
       options_(with_defaults(options, engine_)),
       pool_(*engine_.backend, page_bytes(options_, engine_)),
-      prefixes_(*engine_.backend, options_.prefix_bytes),
+      store_(open_store(options_)),
+      prefixes_(*engine_.backend, options_.prefix_bytes, store_.get(),
+                store_ ? cache_identity(engine_) : ""),
       batch_(engine_, options_.max_sequences, chunk_rows(options_, engine_), Sequence::kScoreRows),
       reader_(active_.end()) {
   const auto n = static_cast<size_t>(options_.max_sequences);
@@ -145,7 +155,7 @@ int64_t Scheduler::planned_bytes(const Request& request) const {
       std::min(n_prompt + request.max_tokens, engine_.model->config().max_positions);
   return plan_memory(engine_, request.prefill, request.decode,
                      engine_.kv_shape(request.prefill, n_total), pool_.page_bytes(), n_prompt,
-                     n_total)
+                     n_total, prefixes_.keeps_anything())
       .sequence();
 }
 
@@ -411,6 +421,7 @@ void Scheduler::deliver(Active& active) noexcept {
         const std::lock_guard lock(mutex_);
         stats_.prefix_queries += n_read;
         stats_.prefix_hits += sequence.n_cached();
+        stats_.prefix_loaded += sequence.n_loaded();
       }
       if (job.on_prefill)
         job.on_prefill(n_read, sequence.n_prompt(), sequence.n_cached(),
@@ -454,6 +465,7 @@ void Scheduler::publish() {
   stats_.n_writing = static_cast<int64_t>(active_.size()) - stats_.n_reading;
   stats_.kv_bytes_used = pool_.bytes_in_use();
   stats_.prefix_bytes = prefixes_.bytes();
+  if (store_) stats_.prefix_disk_bytes = store_->bytes();
   stats_.read_tps = read_tps_;
   if (wrote_) {
     ++stats_.n_steps;

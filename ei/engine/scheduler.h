@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <filesystem>
 #include <functional>
 #include <list>
 #include <memory>
@@ -25,6 +26,11 @@ struct SchedulerOptions {
   int64_t max_waiting_tokens = 4 << 20;  // of their prompts
   int64_t kv_bytes = 0;       // for the caches of running requests; 0: half of what is free
   int64_t prefix_bytes = -1;  // for the prefix cache; -1: a quarter of what is free
+  // Where its pages are kept in files as well, so many bytes at most; empty: nowhere. What goes
+  // wrong with them is said to on_warning, by any thread.
+  std::filesystem::path prefix_dir;
+  int64_t prefix_disk_bytes = int64_t{16} << 30;
+  std::function<void(const std::string&)> on_warning;
   // While a chunk is read, answers go on at the first layer that ends so long after their last
   // step, and no less than that step took. After the chunk there is a step in any case.
   std::chrono::milliseconds step_interval{50};
@@ -75,8 +81,9 @@ struct SchedulerStats {
   int64_t n_waiting_tokens = 0;
   int64_t kv_bytes_planned = 0, kv_bytes_max = 0;  // of admitted requests
   int64_t kv_bytes_used = 0;                       // pages in use, the prefix cache's among them
-  int64_t prefix_bytes = 0;
+  int64_t prefix_bytes = 0, prefix_disk_bytes = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens asked for and found
+  int64_t prefix_loaded = 0;                    // of these, from files
   int64_t n_steps = 0, n_step_tokens = 0;       // decode steps and what they wrote
   double read_tps = 0;                          // prompt tokens a second, lately
 };
@@ -134,6 +141,7 @@ class Scheduler {
   std::unique_lock<std::mutex> engine_lock_;  // while what follows is given back
   // The thread's own.
   PagePool pool_;
+  std::unique_ptr<PageStore> store_;  // null: none
   PrefixCache prefixes_;
   Batch batch_;
   Actives active_;  // the next to be read first

@@ -69,9 +69,11 @@ void Sequence::end_chunk(Activations& act, const Chunk& chunk) {
 }
 
 void Sequence::compress() {
-  compressor_.run(*engine_.backend, context_.cache(), context_.window(),
-                  engine_.model->config().n_heads,
-                  make_votes(engine_, prefill_, decode_, context_));
+  context_.compress([&] {
+    compressor_.run(*engine_.backend, context_.cache(), context_.window(),
+                    engine_.model->config().n_heads,
+                    make_votes(engine_, prefill_, decode_, context_));
+  });
 }
 
 // What the chunk's rows say of the tokens that follow them.
@@ -152,6 +154,7 @@ void Sequence::finish(FinishReason reason) {
   if (n_drawn == 0) t.prefill_ms = total_ms;
   t.decode_ms = total_ms - t.prefill_ms;
   result_.cached_tokens = n_cached();
+  if (begun_) result_.loaded_tokens = context_.n_loaded();
   result_.read_tokens = n_read();
   t.prefill_tps = per_second(n_read() - n_cached(), t.prefill_ms);
   t.decode_tps = per_second(std::max<int64_t>(0, n_drawn - 1), t.decode_ms);

@@ -7,8 +7,11 @@
 #include "ei/engine/context.h"
 #include "ei/engine/engine.h"
 #include "ei/engine/engine_impl.h"
+#include "ei/engine/identity.h"
 #include "ei/engine/logprobs.h"
 #include "ei/engine/sequence.h"
+#include "ei/engine/session_file.h"
+#include "ei/io/mapped_file.h"
 
 namespace ei {
 
@@ -32,11 +35,13 @@ struct Session::Impl {
   void clear() {
     batch.reset();
     context.clear();
+    text.clear();
   }
 
   Engine::Impl& engine;
   Context context;
-  PrefixCache prefixes;  // its pages are of the context's pool: goes first
+  PrefixCache prefixes;       // its pages are of the context's pool: goes first
+  std::vector<int32_t> text;  // of the conversation, as far as it was read, written or loaded
   std::optional<Batch> batch;
 };
 
@@ -47,6 +52,48 @@ Session::~Session() { clear(); }
 void Session::clear() {
   const std::lock_guard lock(impl_->engine.mutex);
   impl_->clear();
+}
+
+void Session::save(const std::filesystem::path& file, const PrefillPolicy& prefill,
+                   const std::string& note) {
+  const std::lock_guard lock(impl_->engine.mutex);
+  Context& context = impl_->context;
+  context.prepare(prefill);
+  NewFile to(file);
+  const auto write = [&](std::vector<std::byte> piece) {
+    seal(piece);
+    write_piece(to, piece);
+  };
+  write(SessionHead{.model = OrderedJson::parse(cache_identity(impl_->engine)),
+                    .policy = OrderedJson::parse(PrefixCache::text_of(prefill)),
+                    .note = note}
+            .bytes());
+  impl_->prefixes.write(impl_->text, prefill, context.cache().shape(), write);
+  to.commit();
+}
+
+std::string Session::load(const std::filesystem::path& file, const PrefillPolicy& prefill) {
+  const std::lock_guard lock(impl_->engine.mutex);
+  const MappedFile mapped(file);
+  const std::string& where = mapped.path();
+  const SessionFile session = parse_session(mapped.bytes(), where);
+  check_fields(session.head.model, OrderedJson::parse(cache_identity(impl_->engine)), "model",
+               "take the model, --kv-type and kind of processor that it was saved with", where);
+  check_fields(session.head.policy, OrderedJson::parse(PrefixCache::text_of(prefill)), "policy",
+               "take the --prefill and its settings that it was saved with", where);
+  Context& context = impl_->context;
+  PrefixCache& prefixes = impl_->prefixes;
+  context.prepare(prefill);
+
+  PrefixCache::Key key = prefixes.root(prefill);
+  std::vector<int32_t> text;
+  for (const auto& bytes : session.images) {
+    const PageImage image = parse_image(bytes, where);
+    prefixes.read(image, where, prefill, context.cache(), context.plan().entropies(), key);
+    text.insert(text.end(), image.tokens.begin(), image.tokens.end());
+  }
+  impl_->text = std::move(text);
+  return session.head.note;
 }
 
 Generation Session::generate(const Request& request, const Callbacks& callbacks,
@@ -63,6 +110,7 @@ Generation Session::generate(const Request& request, const Callbacks& callbacks,
     const Delta delta = sequence.take_delta();
     if (!delta.text.empty() && callbacks.on_text) callbacks.on_text(delta.text);
   });
+  impl_->text = impl_->context.tokens();
   return sequence.result();
 }
 

@@ -88,7 +88,8 @@ void check_coverage(const TensorMap& tensors, std::span<const std::byte> data,
 
 }  // namespace
 
-TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view where) {
+TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view where,
+                            Metadata* metadata) {
   uint64_t header_bytes = 0;
   require(file.size() > sizeof header_bytes,
           "{}: {} bytes, too short to be a safetensors file; download it again", where,
@@ -112,7 +113,12 @@ TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view wh
           kMaxTensors);
   TensorMap tensors;
   for (const auto& [name, fields] : json.items()) {
-    if (name == "__metadata__") continue;
+    if (name == "__metadata__") {
+      if (metadata == nullptr) continue;
+      const Fields texts(fields, fmt::format("{}: __metadata__", header_where));
+      for (const auto& [key, value] : fields.items()) metadata->emplace(key, texts.string(key));
+      continue;
+    }
     require(name.size() <= kMaxNameBytes, "{}: the name {}... has {} bytes, at most {} are read",
             where, shown(name), name.size(), kMaxNameBytes);
     tensors.emplace(name,
@@ -120,6 +126,23 @@ TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view wh
   }
   check_coverage(tensors, data, where);
   return tensors;
+}
+
+std::string safetensors_header(std::span<const std::pair<std::string, TensorInfo>> tensors,
+                               const Metadata& metadata) {
+  OrderedJson header;
+  header["__metadata__"] = metadata;
+  uint64_t end = 0;
+  for (const auto& [name, tensor] : tensors) {
+    const uint64_t begin = end;
+    end += tensor.data.size();
+    header[name] = {
+        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t n_bytes = text.size();
+  return std::string(reinterpret_cast<const char*>(&n_bytes), sizeof n_bytes) + text;
 }
 
 Checkpoint::Checkpoint(const std::filesystem::path& dir) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "ei/io/mapped_file.h"
@@ -18,8 +19,16 @@ namespace ei {
 // and the field unless the file is as the format demands: header size within the file and 32 MiB,
 // no duplicate names, known dtypes, spans of shape times dtype that cover the data from its first
 // byte to its last without hole or overlap. Also at most 65,536 tensors, names of at most 512 bytes
-// and 16 dimensions, so that a small file cannot ask for much memory.
-TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view where);
+// and 16 dimensions, so that a small file cannot ask for much memory. `metadata` (null: not wanted)
+// gets the texts of the header's __metadata__.
+using Metadata = std::map<std::string, std::string, std::less<>>;
+TensorMap parse_safetensors(std::span<const std::byte> file, std::string_view where,
+                            Metadata* metadata = nullptr);
+
+// What such a file begins with, whole words of 8 bytes: for tensors whose data, of which only the
+// sizes count here, follow in this order.
+std::string safetensors_header(std::span<const std::pair<std::string, TensorInfo>> tensors,
+                               const Metadata& metadata);
 
 class SafetensorsFile {
  public:

@@ -26,7 +26,7 @@ class Backend {
   virtual void release(void* data, int64_t bytes) noexcept = 0;
   // Gives the physical memory of a range back while its addresses stay valid; contents are lost.
   virtual void discard(void* data, int64_t bytes) noexcept = 0;
-  virtual void copy_in(void* device, const void* host, int64_t bytes) = 0;
+  virtual void copy_in(void* device, const void* host, int64_t bytes) = 0;  // or of the device
   virtual void copy_out(void* host, const void* device, int64_t bytes) = 0;
 
   // A weight of the checkpoint where the ops can read it: the same memory if the device reads the

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ei/base/fail.h"
+#include "ei/policy/settings.h"
 
 namespace ei {
 namespace {
@@ -93,6 +94,8 @@ bool PrefillPlan::wants_sketch() const {
          ceil_div(policy_.threshold_len, policy_.segment) < first_dense_segment(n_tokens_);
 }
 
+bool PrefillPlan::can_go_on() const { return !at_once(policy_); }
+
 int64_t PrefillPlan::reusable(int64_t n_tokens) const {
   if (policy_.is_dense()) return n_tokens / shape_.page * shape_.page;
   if (at_once(policy_) || n_tokens == 0) return 0;
@@ -105,9 +108,9 @@ int64_t PrefillPlan::chunk_rows(const PrefillPolicy& policy, const Shape& shape,
 }
 
 void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
-  require(cached % shape_.page == 0 && cached < n_tokens,
-          "prefill: {} of {} tokens are cached, expected fewer, in pages of {}", cached, n_tokens,
-          shape_.page);
+  require(cached % unit_of(policy_) == 0 && cached < n_tokens,
+          "prefill: {} of {} tokens are cached, expected fewer, a multiple of {}", cached, n_tokens,
+          unit_of(policy_));
   n_tokens_ = n_tokens;
   chunks_.clear();
 
@@ -124,6 +127,7 @@ void PrefillPlan::begin(int64_t n_tokens, int64_t cached) {
 Chunk PrefillPlan::next(int64_t at, int64_t max_rows) {
   int64_t rows = chunk_rows(n_tokens_);
   if (!at_once(policy_)) rows = std::clamp(max_rows / shape_.page * shape_.page, shape_.page, rows);
+  rows -= at % shape_.page;
   chunks_.push_back({at, std::min(rows, n_tokens_ - at)});
   return chunks_.back();
 }
@@ -135,7 +139,7 @@ View<int32_t, 2> PrefillPlan::blocks(int layer, const Chunk& chunk) const {
 }
 
 int64_t PrefillPlan::n_segments(const Chunk& chunk) const {
-  return ceil_div(chunk.size, policy_.segment);
+  return ceil_div(chunk.begin + chunk.size, policy_.segment) - chunk.begin / policy_.segment;
 }
 
 Selection PrefillPlan::select(int layer, const Chunk& chunk, const Act& q, const KvLayer& kv) {
@@ -274,8 +278,10 @@ PrefillStats PrefillPlan::stats() {
     const int64_t at_layer = sparse_layer(l) * blocks_.view().dim(1);
     for (const Chunk& chunk : chunks_) {
       for (int64_t s = 0; s < n_segments(chunk); ++s) {
-        const double past = double(chunk.begin + s * policy_.segment);
-        const double size = double(std::min(policy_.segment, chunk.size - s * policy_.segment));
+        const int64_t segment = chunk.begin / policy_.segment + s;
+        const int64_t begin = std::max(chunk.begin, segment * policy_.segment);
+        const int64_t end = std::min(chunk.begin + chunk.size, (segment + 1) * policy_.segment);
+        const double past = double(begin), size = double(end - begin);
         const double own = size * (size + 1) / 2;
         stats.dense_pairs += double(shape_.n_kv_heads) * (size * past + own);
         for (int64_t h = 0; h < shape_.n_kv_heads; ++h) {

@@ -11,9 +11,10 @@
 
 namespace ei {
 
-// A run of tokens read at once: whole pages, but for the last of a prompt.
+// A run of tokens read at once: whole pages, but for the last of a prompt and the first of one that
+// goes on from the middle of a page.
 struct Chunk {
-  int64_t begin = 0;  // position, a multiple of the page
+  int64_t begin = 0;  // position, a multiple of unit_of() its policy
   int64_t size = 0;
 };
 
@@ -48,8 +49,7 @@ class PrefillPlan {
 
   const PrefillPolicy& policy() const { return policy_; }
 
-  // Starts on a prompt of n_tokens of which the first `cached`, whole pages, were read before under
-  // this plan.
+  // Starts on a prompt of n_tokens of which the first `cached` were read before under this plan.
   void begin(int64_t n_tokens, int64_t cached);
 
   // Whether the prompt's selections need the model's sketch, which is then to be given before the
@@ -61,9 +61,11 @@ class PrefillPlan {
   int64_t chunk_rows(int64_t n_tokens) const { return chunk_rows(policy_, shape_, n_tokens); }
   static int64_t chunk_rows(const PrefillPolicy& policy, const Shape& shape, int64_t n_tokens);
 
-  // What to read after the prompt's first `at` tokens: whole pages, max_rows if it can.
+  // What to read after the prompt's first `at` tokens: to the end of a page, max_rows if it can.
   Chunk next(int64_t at, int64_t max_rows);
 
+  // Whether a prompt can go on from what was read before: not under rules that look at all of it.
+  bool can_go_on() const;
   // Where a longer prompt that starts with these n_tokens can go on from: tokens before it were
   // read as they would be in the longer prompt. Whole pages.
   int64_t reusable(int64_t n_tokens) const;

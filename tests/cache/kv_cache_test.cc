@@ -59,7 +59,7 @@ TEST_F(KvCacheTest, SharedPagesLiveAsLongAsTheirLastCache) {
   feed(a, 2 * kRows + 3);
   const int64_t held = pool.bytes_in_use();
   backend.n_copies = 0;
-  b.adopt(spans(pages_of(a, 2)));
+  b.adopt(spans(pages_of(a, 2)), 2 * kRows);
   EXPECT_EQ(backend.n_copies, 2);  // where pages are and how many rows they hold: nothing in them
   EXPECT_EQ(pool.bytes_in_use(), held);
   EXPECT_EQ(contents(b), want);
@@ -75,6 +75,26 @@ TEST_F(KvCacheTest, SharedPagesLiveAsLongAsTheirLastCache) {
   EXPECT_EQ(pool.bytes_in_use(), kLayers * kHeads * shape.layout.bytes());
   b.clear();
   EXPECT_EQ(pool.bytes_in_use(), 0);
+}
+
+// Of a last page the rows are copied, with the bounds of their blocks, and both go on from there.
+TEST_F(KvCacheTest, GoesOnInTheMiddleOfAPage) {
+  KvCache a = cache(), b = cache(), tail = cache();
+  feed(a, 2 * kRows + 8);
+  const auto pages = pages_of(a, 3);
+  b.adopt(spans(pages), 2 * kRows + 8);
+  tail.tail_of(a, 1);
+  a.clear();  // what goes on with its last page is the only one that does
+  for (KvCache* c : {&b, &tail}) {
+    feed(*c, 30);
+    EXPECT_EQ(c->n_tokens(), 2 * kRows + 38);
+  }
+  EXPECT_EQ(contents(b), fresh_contents(2 * kRows + 38));
+  EXPECT_EQ(tail.page(0, 0, 0), nullptr);
+  for (const int64_t i : {2, 3})
+    EXPECT_TRUE(std::equal(row(b.layer(1), 1, i, 0), row(b.layer(1), 1, i, 0) + kHeadDim,
+                           row(tail.layer(1), 1, i, 0)));
+  EXPECT_EQ(tail.bytes(), b.bytes() - kLayers * kHeads * shape.layout.bytes());
 }
 
 TEST_F(KvCacheTest, GoesOnAfterACutAsIfItHadReadNoMore) {
@@ -208,14 +228,14 @@ TEST_F(KvCacheTest, AdoptThatFailsLeavesAnEmptyCache) {
   const auto pages = pages_of(a, 2);
   for (const int64_t k : {0, 1}) {
     backend.calls_left = k;
-    EXPECT_THROW(b.adopt(spans(pages)), Error);
+    EXPECT_THROW(b.adopt(spans(pages), 2 * kRows), Error);
     backend.calls_left = INT64_MAX;
     EXPECT_EQ(b.n_tokens(), 0);
     EXPECT_EQ(b.bytes(), 0);
   }
-  b.adopt(spans(pages));
+  b.adopt(spans(pages), 2 * kRows);
   EXPECT_EQ(contents(b), contents(a));
-  b.adopt(spans(pages));  // goes on behind what it holds
+  b.adopt(spans(pages), 2 * kRows);  // goes on behind what it holds
   EXPECT_EQ(b.n_tokens(), 4 * kRows);
 }
 

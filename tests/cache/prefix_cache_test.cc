@@ -7,6 +7,7 @@
 
 #include "ei/cpu/backend.h"
 #include "ei/prefill/prefill.h"
+#include "tests/support/files.h"
 #include "tests/support/probed_backend.h"
 
 namespace ei::test {
@@ -72,9 +73,11 @@ class PrefixCacheTest : public testing::Test {
                 .page = kSegment,
                 .chunk = kSegment}) {}
 
-    PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
+    PrefixCache::Hit restore(const std::vector<int32_t>& prompt, PrefixCache& prefixes,
+                             int64_t max_loads = INT64_MAX) {
+      asked.resize(size_t(cache.n_tokens() / kSegment));
       return prefixes.restore(prompt, std::ssize(prompt) - 1, plan.policy(), cache,
-                              plan.entropies());
+                              plan.entropies(), asked, max_loads);
     }
     // The logits of the last token.
     std::vector<float> read(const std::vector<int32_t>& prompt) {
@@ -89,13 +92,21 @@ class PrefixCacheTest : public testing::Test {
       return {values, values + logits.cols};
     }
     void remember(const std::vector<int32_t>& prompt, PrefixCache& prefixes) {
-      prefixes.remember(prompt, plan.reusable(std::ssize(prompt)), plan.policy(), cache,
-                        plan.entropies());
+      const int64_t n = plan.reusable(std::ssize(prompt));
+      prefixes.remember(prompt, n, n, plan.policy(), cache, plan.entropies(), asked);
+    }
+    // A prompt of n_prompt tokens, and an answer behind it.
+    void remember(const std::vector<int32_t>& text, int64_t n_prompt, PrefixCache& prefixes) {
+      asked.resize(size_t(plan.reusable(n_prompt) / kSegment));
+      asked.resize(text.size() / kSegment + 1, n_prompt);
+      prefixes.remember(text, std::ssize(text), n_prompt, plan.policy(), cache, plan.entropies(),
+                        asked);
     }
 
     PrefixCacheTest& test;
     KvCache cache;
     PrefillPlan plan;
+    std::vector<int64_t> asked;
   };
 
   ProbedBackend backend{make_cpu_backend(2)};
@@ -215,6 +226,133 @@ TEST_F(PrefixCacheTest, EvictsWhatWasUsedLongestAgoAndItsEndsFirst) {
   prefixes.clear();
   of_c.cache.clear();
   EXPECT_EQ(pool.bytes_in_use(), 0);
+}
+
+// What another process read: the same files, another cache.
+TEST_F(PrefixCacheTest, RestoresFromFilesAsIfAllHadBeenRead) {
+  const auto prompt = random_tokens(9 * kSegment + 30, 8);
+  const TempDir dir;
+  std::vector<std::string> warnings;
+  const auto options = [&] {
+    return PageStore::Options{.directory = dir.path(),
+                              .max_bytes = int64_t{1} << 30,
+                              .warn = [&](const std::string& what) { warnings.push_back(what); }};
+  };
+  for (const PrefillPolicy& policy : {sparse(), dense()}) {
+    Reader anew(*this, policy);
+    const auto want = anew.read(prompt);
+    {
+      PageStore store(options());
+      PrefixCache prefixes(backend, 0, &store, "this model");  // no memory of its own
+      anew.remember(prompt, prefixes);
+      EXPECT_EQ(prefixes.n_pages(), 0);
+    }
+    PageStore store(options());
+    {
+      PrefixCache prefixes(backend, int64_t{1} << 30, &store, "this model");
+      Reader restored(*this, policy);
+      const PrefixCache::Hit hit = restored.restore(prompt, prefixes);
+      EXPECT_EQ(hit.n_tokens, 9 * kSegment);
+      EXPECT_EQ(hit.n_loaded, 9 * kSegment);
+      EXPECT_EQ(restored.read(prompt), want);
+      Reader again(*this, policy);
+      EXPECT_EQ(again.restore(prompt, prefixes).n_loaded, 0);  // they are in memory now
+    }
+    {
+      PrefixCache prefixes(backend, 0, &store, "this model");
+      Reader restored(*this, policy);
+      for (int64_t n = 1; n <= 9; ++n) {
+        const PrefixCache::Hit hit = restored.restore(prompt, prefixes, 1);
+        EXPECT_EQ(hit.n_tokens, n * kSegment);
+        EXPECT_EQ(hit.more, n < 9);
+      }
+      EXPECT_EQ(restored.read(prompt), want);
+      PrefixCache others(backend, 0, &store, "another model");
+      EXPECT_EQ(Reader(*this, policy).restore(prompt, others).n_tokens, 0);
+    }
+  }
+  EXPECT_EQ(warnings, std::vector<std::string>());
+}
+
+// The dense tail of a prompt and its answer are found by those who go on from there, and by no
+// others: in memory, and in another process' files.
+TEST_F(PrefixCacheTest, AConversationsOwnPagesAreItsOwn) {
+  constexpr int64_t kPrompt = 9 * kSegment + 10, kText = kPrompt + 50;
+  PrefillPolicy policy = sparse();
+  policy.dense_tail = 100;  // two pages before the last
+  const auto text = random_tokens(kText, 10);
+  const TempDir dir;
+  for (const bool from_files : {false, true}) {
+    PageStore store({.directory = dir.path(), .max_bytes = int64_t{1} << 30, .warn = {}});
+    PrefixCache prefixes(backend, from_files ? 0 : int64_t{1} << 30, &store);
+    const int64_t n_exact = 7 * kSegment;
+    if (!from_files) {
+      Reader reader(*this, policy);
+      reader.read(text);
+      ASSERT_EQ(reader.plan.reusable(kPrompt), n_exact);
+      reader.remember(std::vector(text.begin(), text.begin() + n_exact + 130), prefixes);
+      reader.remember(text, kPrompt, prefixes);
+      store.flush();
+    }
+    // Of a prompt that has n_equal tokens in common.
+    const auto found = [&](int64_t n_equal) {
+      auto prompt = random_tokens(kText + 200, 11);
+      std::copy_n(text.begin(), n_equal, prompt.begin());
+      if (n_equal < kText) prompt[size_t(n_equal)] = (text[size_t(n_equal)] + 1) % 97;
+      Reader reader(*this, policy);
+      const PrefixCache::Hit hit = reader.restore(prompt, prefixes);
+      EXPECT_EQ(hit.n_loaded, from_files ? hit.n_tokens : 0);
+      reader.read(prompt);  // goes on in the middle of a page
+      return hit.n_tokens;
+    };
+    EXPECT_EQ(found(kText), kText / kSegment * kSegment);
+    if (!from_files) {  // parts of a page are found in memory alone
+      EXPECT_EQ(found(kPrompt + 10), 9 * kSegment);
+      EXPECT_EQ(found(kPrompt - 16), 8 * kSegment);  // a template's marks may go
+    }
+    EXPECT_EQ(found(kPrompt - 17), n_exact);
+    EXPECT_EQ(found(n_exact + kSegment), n_exact);
+    EXPECT_EQ(found(n_exact + 1), n_exact);
+    EXPECT_EQ(found(n_exact - 1), n_exact - kSegment);
+  }
+}
+
+TEST_F(PrefixCacheTest, DamagedFilesAreMisses) {
+  const auto prompt = random_tokens(5 * kSegment + 10, 9);
+  const TempDir dir;
+  std::vector<std::string> warnings;
+  PageStore store({.directory = dir.path(),
+                   .max_bytes = int64_t{1} << 30,
+                   .warn = [&](const std::string& what) { warnings.push_back(what); }});
+  Reader reader(*this, dense());
+  const auto want = reader.read(prompt);
+  const auto remember = [&] {
+    PrefixCache prefixes(backend, 0, &store);
+    reader.remember(prompt, prefixes);
+    store.flush();
+  };
+  remember();
+  // One file after the other takes another's place, loses its end, or goes.
+  std::vector<std::filesystem::path> files;
+  for (const auto& file : std::filesystem::directory_iterator(dir.path()))
+    if (file.path().extension() == ".safetensors") files.push_back(file.path());
+  ASSERT_EQ(files.size(), 5u);
+  for (size_t i = 0; i < files.size(); ++i) {
+    if (i % 3 == 0)
+      std::filesystem::copy_file(files[(i + 1) % 5], files[i],
+                                 std::filesystem::copy_options::overwrite_existing);
+    if (i % 3 == 1) std::filesystem::resize_file(files[i], 1000);
+    if (i % 3 == 2) std::filesystem::remove(files[i]);
+    const size_t n_said = warnings.size();
+    PrefixCache prefixes(backend, 0, &store);
+    Reader restored(*this, dense());
+    EXPECT_LT(restored.restore(prompt, prefixes).n_tokens, 5 * kSegment);
+    EXPECT_EQ(warnings.size(), n_said + 1);
+    EXPECT_EQ(restored.read(prompt), want);
+    remember();  // writes it again
+    EXPECT_TRUE(std::filesystem::exists(files[i]));
+    EXPECT_EQ(Reader(*this, dense()).restore(prompt, prefixes).n_tokens, 5 * kSegment);
+  }
 }
 
 // A restore that fails leaves an empty cache, which can be read into or restored again.

@@ -113,6 +113,7 @@ TEST_F(SchedulerTest, AnswersInABatchAreThoseOfASession) {
 TEST_F(SchedulerTest, APrefixReadBeforeChangesNothingButTheTime) {
   Request first = request(900);
   Request longer = first;
+  longer.tokens.resize(first.tokens.size() - 20);  // another end than that of the first
   const Request other = request(300, 7);
   longer.tokens.insert(longer.tokens.end(), other.tokens.begin() + 1, other.tokens.end());
   const Generation expected = alone(longer);

@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -204,6 +205,84 @@ TEST_F(SessionTest, SecondTurnIsTheConversationReadAtOnce) {
     EXPECT_EQ(second.text, at_once.text) << is_dense;
     EXPECT_NE(second.text.find(text.needles[2].value), std::string::npos) << second.text;
   }
+}
+
+// Beside a cache that is compressed, all of the conversation is kept: each turn reads what is new.
+TEST_F(SessionTest, AnswersJoinThePrefix) {
+  const eval::Document text = document(1500, 6);
+  const test::TempDir dir;
+  for (const bool is_dense : {false, true}) {
+    Request request;
+    if (is_dense) request.prefill = PrefillPolicy::dense();
+    if (!is_dense) request.prefill = PrefillPolicy::sketch();
+    request.decode.budget = 192;
+    request.decode.gap = 2;
+    request.max_tokens = 60;
+    Session session(engine(), int64_t{1} << 30);
+    std::string last;
+    int64_t n_known = 0;
+    for (size_t turn = 0; turn < 3; ++turn) {
+      std::vector<std::string> parts = {text.needles[turn % 4].question()};
+      if (turn == 0) parts.insert(parts.begin(), text.text);
+      request.messages.push_back({"user", parts});
+      if (turn == 2) {  // from a file, as from the session itself
+        session.save(dir / "s", request.prefill, "a note");
+        Session other(engine(), int64_t{1} << 30);
+        EXPECT_EQ(other.load(dir / "s", request.prefill), "a note");
+        other.save(dir / "t", request.prefill, "a note");
+        EXPECT_EQ(ei::read_file(dir / "s"), ei::read_file(dir / "t"));
+        last = other.generate(request).text;
+      }
+      const Generation got = session.generate(request);
+      EXPECT_TRUE(got.kv.compressed);
+      // But for less than a segment, the last token, which was never read, and what of the answer
+      // the tokenizer writes otherwise.
+      EXPECT_GE(got.cached_tokens, n_known - 64) << turn;
+      EXPECT_LE(got.cached_tokens, n_known) << turn;
+      n_known = got.prompt_tokens + std::ssize(got.tokens);
+      request.messages.push_back({"assistant", {got.text}});
+      if (turn == 2) {
+        EXPECT_EQ(got.text, last);
+      }
+    }
+    // Another question to the same text is read as if nobody had asked before.
+    Request other = request;
+    other.messages = {{"user", {text.text, "What is missing here, and why is that so?"}}};
+    const Generation got = session.generate(other);
+    EXPECT_GE(got.cached_tokens, is_dense ? 1024 : 512);
+    EXPECT_EQ(got.text, Session(engine()).generate(other).text);
+  }
+}
+
+TEST_F(SessionTest, RefusesWhatWasSavedOfSomethingElse) {
+  const test::TempDir dir;
+  Request request = dense();
+  request.tokens = engine().tokenize(document(700).text);
+  Session session(engine(), int64_t{1} << 30);
+  session.generate(request);
+  session.save(dir / "s", request.prefill, "");
+  const auto error = [&](Session& to, const PrefillPolicy& policy) {
+    return test::error_of([&] { to.load(dir / "s", policy); });
+  };
+  using testing::HasSubstr;
+  EXPECT_THAT(error(session, PrefillPolicy::sketch()),
+              AllOf(HasSubstr("policy.estimate"), HasSubstr("--prefill")));
+  Engine floats(test::kNeedle, {.device = Device::kCpu, .kv_type = DType::kF32});
+  Session other(floats, int64_t{1} << 30);
+  EXPECT_THAT(
+      error(other, request.prefill),
+      AllOf(HasSubstr(R"(model.kv_type" is "bf16", expected "f32")"), HasSubstr("--kv-type")));
+  // Damaged or cut anywhere, it is refused, and the session goes on.
+  const std::string bytes = ei::read_file(dir / "s");
+  for (size_t i = 0; i < bytes.size(); i += i < 2000 ? 37 : 99991) {
+    std::string damaged = bytes;
+    damaged[i] = char(damaged[i] ^ 4);
+    test::write_file(dir / "s", damaged);
+    EXPECT_NE(error(session, request.prefill), "") << i;
+    test::write_file(dir / "s", bytes.substr(0, i));
+    if (i > 0) EXPECT_NE(error(session, request.prefill), "") << i;
+  }
+  EXPECT_EQ(session.generate(request).tokens.size(), 24u);
 }
 
 TEST_F(SessionTest, ACompressedConversationIsReadAgain) {

@@ -129,6 +129,47 @@ def test_the_next_turn_reuses_what_was_read(client):
     assert dense.usage.prompt_tokens_details.cached_tokens == 0 and dense.sparsity['density'] == 1
 
 
+def test_a_conversation_outlives_the_server(start, tmp_path):
+    """Each turn reads what is new: also beside a compressed cache, and after the server was killed."""
+    flags = '--prefix-dir', tmp_path / 'pages', '--default-max-tokens', '64'
+    text = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(250))
+    more = {'temperature': 0, 'budget': 192}
+
+    def ask(server, messages, question):
+        messages.append({'role': 'user', 'content': question})
+        status, got = server.post('/v1/chat/completions', {'messages': messages, **more})
+        assert status == 200, got
+        messages.append({'role': 'assistant', 'content': got['choices'][0]['message']['content']})
+        return got['timings'] | {'total': got['usage']['prompt_tokens'], 'text': messages[-1]['content']}
+
+    server = start(*flags)
+    messages = []
+    first = ask(server, messages, text + ' What follows 7?')
+    assert first['cache_n'] == 0
+    second = ask(server, messages, 'And 9?')
+    assert first['total'] - 32 < second['cache_n'] <= first['total'] + first['predicted_n'] and second['cache_disk_n'] == 0
+    before = list(messages)
+    third = ask(server, messages, 'And 11?')
+    # Pages of 512 tokens, the last of each of two turns in part.
+    n_files = -(-(second['total'] + second['predicted_n'] - 1) // 512) + 1
+    for _ in range(10**6):
+        if len(list((tmp_path / 'pages').glob('*.safetensors'))) >= n_files:
+            break
+    server.process.kill()
+    server.process.wait()
+    (tmp_path / 'pages' / '0123456789abcdef.safetensors.1.part').write_bytes(b'half')
+    server = start(*flags)
+    again = ask(server, before, 'And 11?')
+    assert again['text'] == third['text'] and again['cache_n'] >= third['cache_n'] and again['cache_disk_n'] > 0
+    assert not list((tmp_path / 'pages').glob('*.part'))
+    assert server.counts('prefix_cache_tier_hits_total')['disk'] == again['cache_disk_n']
+    assert server.metric('prefix_disk_bytes') > 0
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in (tmp_path / 'pages').iterdir())
+    assert server.stop() == 0
+    done = [event for event in server.events() if event['event'] == 'request_done']
+    assert done[-1]['loaded_tokens'] == again['cache_disk_n'] and 'prefix_file' not in ''.join(server.log)
+
+
 @pytest.mark.parametrize('body, param', [
     ({}, 'messages'),
     ({'messages': []}, 'messages'),

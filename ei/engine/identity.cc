@@ -1,0 +1,29 @@
+#include "ei/engine/identity.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "ei/io/checksum.h"
+#include "ei/io/json.h"
+
+namespace ei {
+
+std::string cache_identity(const Engine::Impl& engine) {
+  const ModelConfig& config = engine.model->config();
+  constexpr int64_t kTokens = 64;
+  std::vector<int32_t> tokens(static_cast<size_t>(std::min(kTokens, config.max_positions)));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(config.vocab_size));
+  const std::vector<float> keys = read_keys(*engine.backend, *engine.model, tokens);
+  return OrderedJson{{"architecture", config.architecture},
+                     {"layers", config.n_layers},
+                     {"kv_heads", config.n_kv_heads},
+                     {"head_dim", config.head_dim},
+                     {"kv_type", dtype_name(engine.options.kv_type)},
+                     {"page", engine.options.page},
+                     {"weights", fmt::format("{:016x}", checksum(std::as_bytes(std::span(keys))))}}
+      .dump();
+}
+
+}  // namespace ei

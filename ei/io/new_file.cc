@@ -1,0 +1,43 @@
+#include "ei/io/new_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "ei/base/fail.h"
+
+namespace ei {
+
+std::string errno_text() { return std::generic_category().message(errno); }
+
+NewFile::NewFile(std::filesystem::path path)
+    : path_(std::move(path)), aside_(fmt::format("{}.{}{}", path_.string(), getpid(), kSuffix)) {
+  file_ = ::open(aside_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+  require(file_ >= 0, "{}: cannot be written: {}", path_.string(), errno_text());
+}
+
+NewFile::~NewFile() {
+  if (file_ < 0) return;
+  ::close(file_);
+  ::unlink(aside_.c_str());
+}
+
+void NewFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(file_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    require(n > 0, "{}: cannot be written: {}", path_.string(), errno_text());
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+}
+
+void NewFile::commit() {
+  require(::rename(aside_.c_str(), path_.c_str()) == 0, "{}: cannot be written: {}", path_.string(),
+          errno_text());
+  ::close(std::exchange(file_, -1));
+}
+
+}  // namespace ei

@@ -1,0 +1,191 @@
+#include "ei/cache/page_store.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <csignal>
+#include <cstring>
+#include <random>
+
+#include "ei/cache/page_image.h"
+#include "ei/cpu/backend.h"
+#include "ei/io/json.h"
+#include "tests/support/files.h"
+
+namespace ei::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Bytes = std::vector<std::byte>;
+
+class PageStoreTest : public testing::Test {
+ protected:
+  // Of pages that were full of something else before.
+  Bytes image(uint64_t parent = 0, int64_t n_tokens = 16) {
+    std::vector<PageRef> pages;
+    for (int i = 0; i < 2; ++i) {
+      pages.push_back(pool.take());
+      auto* data = static_cast<uint8_t*>(pages.back()->data());
+      for (int64_t b = 0; b < pool.page_bytes(); ++b)
+        data[b] = static_cast<uint8_t>(random() % 255 + 1);
+    }
+    PageImage image = {.model = "m", .policy = "p", .parent = parent, .entropies = {0.5f, 2}};
+    for (int64_t i = 0; i < n_tokens; ++i) image.tokens.push_back(static_cast<int32_t>(i * 3));
+    return make_image(image, *backend, shape, pages);
+  }
+  PageStore::Options options(int64_t max_bytes = 1 << 20) {
+    return {.directory = dir / "pages", .max_bytes = max_bytes, .warn = [this](const auto& what) {
+              const std::lock_guard lock(mutex);
+              warnings.push_back(what);
+            }};
+  }
+  static std::vector<std::string> names(const fs::path& directory) {
+    std::vector<std::string> all;
+    for (const auto& file : fs::directory_iterator(directory))
+      if (file.path().filename() != "lock") all.push_back(file.path().filename());
+    std::ranges::sort(all);
+    return all;
+  }
+
+  const std::unique_ptr<Backend> backend = make_cpu_backend(1);
+  const KvShape shape = {.n_layers = 2,
+                         .n_kv_heads = 1,
+                         .layout = {.head_dim = 8, .rows = 16, .block = 4},
+                         .max_tokens = 64};
+  PagePool pool{*backend, shape.layout.bytes() + 100};
+  std::mt19937_64 random{1};
+  TempDir dir;
+  std::mutex mutex;
+  std::vector<std::string> warnings;
+};
+
+TEST_F(PageStoreTest, ImagesHoldWhatPagesHoldAndNothingElse) {
+  for (const int64_t n : {1, 4, 7, 16}) {
+    Bytes bytes = image(0xABC, n);
+    seal(bytes);
+    const PageImage got = parse_image(bytes, "f");
+    EXPECT_EQ(got.model, "m");
+    EXPECT_EQ(got.policy, "p");
+    EXPECT_EQ(got.parent, 0xABCu);
+    EXPECT_EQ(std::ssize(got.tokens), n);
+    EXPECT_EQ(got.entropies, (std::vector<float>{0.5f, 2}));
+    check_pages(got, shape, "f");
+    const auto pages = take_pages(got, *backend, shape, pool);
+    ASSERT_EQ(pages.size(), 2u);
+    const PageLayout& layout = shape.layout;
+    const int64_t n_blocks = (n + 3) / 4;
+    for (const PageRef& page : pages)
+      for (int64_t row = 0; row < layout.end(); ++row) {
+        const bool used = row < layout.first_value()     ? row < n
+                          : row < layout.first_lowest()  ? row < layout.first_value() + n
+                          : row < layout.first_highest() ? row < layout.first_lowest() + n_blocks
+                                                         : row < layout.first_highest() + n_blocks;
+        const auto* data = static_cast<const uint8_t*>(page->data()) + row * layout.row_bytes();
+        for (int64_t b = 0; b < layout.row_bytes(); ++b) ASSERT_EQ(data[b] != 0, used) << row;
+      }
+    KvShape other = shape;
+    other.layout.dtype = DType::kF32;
+    EXPECT_NE(error_of([&] { check_pages(got, other, "f"); }), "");
+  }
+}
+
+TEST_F(PageStoreTest, NoDamageGoesUnseen) {
+  Bytes bytes = image();
+  seal(bytes);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    Bytes damaged = bytes;
+    damaged[i] ^= static_cast<std::byte>(1 + random() % 255);
+    EXPECT_NE(error_of([&] { parse_image(damaged, "f"); }), "") << i;
+    damaged.resize(i);
+    EXPECT_NE(error_of([&] { parse_image(damaged, "f"); }), "") << i;
+  }
+  bytes.resize(bytes.size() + 32);
+  EXPECT_NE(error_of([&] { parse_image(bytes, "f"); }), "");
+}
+
+// Whoever wrote the file also wrote its checksum.
+TEST_F(PageStoreTest, CraftedImagesAreReadOrRefused) {
+  const Bytes bytes = image();
+  for (size_t i = 0; i < bytes.size() - 8; ++i) {
+    Bytes crafted = bytes;
+    crafted[i] ^= static_cast<std::byte>(1 + random() % 255);
+    seal(crafted);
+    error_of([&] { check_pages(parse_image(crafted, "f"), shape, "f"); });
+  }
+}
+
+TEST_F(PageStoreTest, OutlivesTheProcessAndKeepsTheOrderOfUse) {
+  const Bytes a = image(0), b = image(1), c = image(2), d = image(9);
+  const auto size = std::ssize(a);
+  {
+    PageStore store(options(3 * size + 8));
+    store.put(1, 0, a);
+    store.put(2, 1, b);
+    store.put(3, 2, c);
+    store.flush();
+    EXPECT_TRUE(store.has(1) && store.has(2) && store.has(3));
+    store.put(9, 8, d);  // of another text: the end of the first goes
+    store.flush();
+    EXPECT_FALSE(store.has(3));
+    EXPECT_EQ(store.bytes(), 3 * size);
+    const PageStore::Key path[] = {1, 2};
+    store.touch(path);  // now the other was used longest ago
+  }
+  struct stat status {};
+  ASSERT_EQ(::stat((dir / "pages/0000000000000001.safetensors").c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600u);
+  write_file(dir / "pages/0000000000000002.safetensors.77.part", "half of it");
+  write_file(dir / "pages/README", "somebody's");
+  {
+    PageStore store(options(2 * size));
+    EXPECT_TRUE(store.has(1) && store.has(2) && !store.has(9));
+    Bytes sealed = b;
+    seal(sealed);
+    EXPECT_EQ(store.get(2), sealed);
+    EXPECT_TRUE(store.get(3).empty());
+    EXPECT_NE(error_of([&] { PageStore other(options()); }),
+              "");  // two would not know of each other
+  }
+  EXPECT_EQ(names(dir / "pages"),
+            (std::vector<std::string>{"0000000000000001.safetensors",
+                                      "0000000000000002.safetensors", "README"}));
+  EXPECT_TRUE(warnings.empty());
+}
+
+TEST_F(PageStoreTest, AFullDiskIsAMiss) {
+  PageStore store(options());
+  const Bytes bytes = image();
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit small = {.rlim_cur = static_cast<rlim_t>(bytes.size() / 2),
+                        .rlim_max = limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  store.put(1, 0, bytes);
+  store.flush();
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  EXPECT_FALSE(store.has(1));
+  EXPECT_EQ(store.bytes(), 0);
+  EXPECT_EQ(names(dir / "pages"), std::vector<std::string>());
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("File too large"), std::string::npos) << warnings[0];
+  store.put(1, 0, bytes);
+  store.flush();
+  EXPECT_TRUE(store.has(1));
+}
+
+TEST_F(PageStoreTest, WhatWaitsIsBounded) {
+  PageStore store(options(int64_t{1} << 40));
+  EXPECT_TRUE(store.has_room(int64_t{1} << 30));  // alone, whatever its size
+  PageStore small(PageStore::Options{.directory = dir / "other", .max_bytes = 100, .warn = {}});
+  EXPECT_FALSE(small.has_room(101));
+}
+
+TEST_F(PageStoreTest, RefusesWhatIsNoDirectory) {
+  write_file(dir / "file", "x");
+  EXPECT_NE(error_of([&] { PageStore(PageStore::Options{.directory = dir / "file"}); }), "");
+}
+
+}  // namespace
+}  // namespace ei::test

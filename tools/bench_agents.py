@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Measures an agent's conversation that grows turn by turn, and writes the tables of docs/REPORT.md's section "Agents".
+
+    tools/bench_agents.py PROGRAM [--turns N] [--tokens N] [--write]
+
+Each turn adds a tool's result and asks for an answer of 32 tokens. What a turn reads is compared with what is new in it (all
+that stands behind the answer before), and its time to the first token with that of a prompt of which only so much is there.
+Once with one server, and once with a server that is killed before every turn and finds the conversation in --prefix-dir.
+"""
+import argparse
+import http.client
+import json
+import pathlib
+import random
+import re
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODEL = ROOT / 'models' / 'needle-8m'
+WORDS = 'amber brook cedar delta ember fjord grove heron islet jetty knoll larch maple north ocean'.split()
+N_ANSWER = 32
+
+
+class Server:
+    def __init__(self, program, *flags):
+        self.process = subprocess.Popen([program, 'serve', MODEL, '--port', '0', '--quiet', *flags], stdout=subprocess.PIPE, text=True)
+        self.port = int(re.search(r':(\d+) ', self.process.stdout.readline())[1])
+
+    def ask(self, messages):
+        """The answer, its timings and the seconds to its first token."""
+        connection = http.client.HTTPConnection('127.0.0.1', self.port)
+        start, first, text = time.monotonic(), None, ''
+        connection.request('POST', '/v1/chat/completions', json.dumps(
+            {'messages': messages, 'max_tokens': N_ANSWER, 'temperature': 0, 'stream': True, 'stream_options': {'include_usage': True}}),
+            {'Content-Type': 'application/json'})
+        reply = connection.getresponse()
+        assert reply.status == 200, reply.read()
+        timings = {}
+        for line in reply:
+            if not line.startswith(b'data: {'):
+                continue
+            chunk = json.loads(line[6:])
+            timings |= chunk.get('timings') or {}
+            piece = (chunk['choices'] or [{'delta': {}}])[0]['delta'].get('content') or ''
+            if piece and first is None:
+                first = time.monotonic() - start
+            text += piece
+        return text, timings, first or time.monotonic() - start
+
+    def metric(self, name):
+        connection = http.client.HTTPConnection('127.0.0.1', self.port)
+        connection.request('GET', '/metrics')
+        return float(re.search(rf'^entropyinfer:{name}{{.*}} (\S+)$', connection.getresponse().read().decode(), re.MULTILINE)[1])
+
+    def stop(self, kill=False):
+        (self.process.kill if kill else self.process.terminate)()
+        self.process.wait()
+
+
+def result(draw, n_tokens):
+    lines = [f'The {draw.choice(WORDS)} lay {draw.choice(WORDS)} of the old {draw.choice(WORDS)}.' for _ in range(n_tokens // 10)]
+    return ' '.join(lines) + f' Which {draw.choice(WORDS)} is it?'
+
+
+def measure(program, n_turns, n_tokens, restarts):
+    draw, other = random.Random(1), random.Random(2)
+    rows, messages, n_known = [], [], 0
+    with tempfile.TemporaryDirectory() as pages:
+        flags = ('--prefix-dir', pages) if restarts else ()
+        server = Server(program, *flags)
+        server.ask([{'role': 'user', 'content': 'Once upon a time'}])
+        for turn in range(1, n_turns + 1):
+            if restarts and turn > 1:
+                settled = None
+                while settled != (settled := server.metric('prefix_disk_bytes')):
+                    time.sleep(.5)  # what is not written yet is lost
+                server.stop(kill=True)
+                server = Server(program, *flags)
+                server.ask([{'role': 'user', 'content': 'Once upon a time'}])
+            messages.append({'role': 'user', 'content': result(draw, n_tokens)})
+            text, timings, seconds = server.ask(messages)
+            messages.append({'role': 'assistant', 'content': text})
+            n_prompt = timings['cache_n'] + timings['prompt_n']
+            new = n_prompt - n_known
+            n_known = n_prompt + timings['predicted_n']
+            _, fresh, fresh_seconds = server.ask([{'role': 'user', 'content': result(other, n_tokens)}])
+            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), fresh['prompt_n'], round(1000 * fresh_seconds)])
+            print(*rows[-1], flush=True)
+        server.stop()
+    return rows
+
+
+def table(rows):
+    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'fresh prompt', 'its TTFT (ms)']
+    later = rows[1:]
+    new, read = sum(row[2] for row in later), sum(row[3] for row in later)
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '--:|' * len(head)]
+    lines += ['| ' + ' | '.join(f'{cell:,}' for cell in row) + ' |' for row in rows]
+    return '\n'.join(lines) + f'\n\nTurns 2 to {len(rows)}: {read:,} tokens read of {new:,} that are new, {100 * (read / new - 1):.1f}% more.'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('program')
+    parser.add_argument('--turns', type=int, default=20)
+    parser.add_argument('--tokens', type=int, default=3000, help='that a turn adds, about')
+    parser.add_argument('--write', action='store_true', help='into docs/REPORT.md')
+    arguments = parser.parse_args()
+    text = '\n\n'.join(f'{name}\n\n' + table(measure(arguments.program, arguments.turns, arguments.tokens, restarts))
+                       for name, restarts in [('One server:', False), ('Killed before every turn, with `--prefix-dir`:', True)])
+    print(text)
+    if arguments.write:
+        report = ROOT / 'docs' / 'REPORT.md'
+        report.write_text(re.sub(r'(<!-- agents -->\n).*?(<!-- /agents -->)', lambda m: m[1] + text + '\n' + m[2], report.read_text(), flags=re.DOTALL))
+
+
+if __name__ == '__main__':
+    main()
