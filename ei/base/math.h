@@ -5,7 +5,8 @@
 namespace ei {
 
 // What goes into products of more than 8 rows, and into attention of a prompt: rounded to bf16
-// where the device has a unit that multiplies such numbers, or floats in any case.
-enum class Math : uint8_t { kBF16, kF32 };
+// where the device has a unit that multiplies such numbers, or floats in any case. kFP8: products
+// with a layer's matrices in e4m3, with a scale for each row of either, on a GPU.
+enum class Math : uint8_t { kBF16, kF32, kFP8 };
 
 }  // namespace ei
