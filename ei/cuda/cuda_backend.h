@@ -54,6 +54,10 @@ class CudaBackend final : public Backend {
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
   void multiply(const Act& x, const MatMul::Part& part);
+  // Room for x in e4m3, its scales behind it.
+  Act rounded_room(const Act& x);
+  // x in e4m3, by the op before or by a pass of its own.
+  Act rounded(const Act& x);
   void multiply_unpacked(const Act& x, const MatMul::Part& part);
   // Rows of a weight of the host's, as bf16.
   void copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to);
@@ -72,6 +76,12 @@ class CudaBackend final : public Backend {
   Room scratch_;
   Room rows_;   // x of a product, as it is multiplied: permuted, or in e4m3
   Room panel_;  // of a quantized weight, in bf16
+  // What RmsNorm and SwiGlu leave of their output in rows_, for a product that comes next.
+  struct Rounded {
+    const void* of = nullptr;
+    Act rows;
+    uint64_t n_calls = 0;
+  } rounded_;
   uint32_t* counters_ = nullptr;
   std::map<std::tuple<int64_t, int64_t, int64_t, int>, cublasLtMatmulAlgo_t> algorithms_;
 };

@@ -1,7 +1,4 @@
-#include <cuda_fp8.h>
-
-#include "ei/cuda/device/numbers.cuh"
-#include "ei/cuda/device/reduce.cuh"
+#include "ei/cuda/device/e4m3.cuh"
 #include "ei/cuda/fp8.h"
 #include "ei/cuda/launch.cuh"
 #include "ei/ops/weight_blocks.h"
@@ -10,51 +7,19 @@ namespace ei::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kHeld = 8;  // vectors of a row that a thread keeps in registers
 
-__device__ uint32_t four_e4m3(float a, float b, float c, float d) {
-  const uint32_t low = __nv_cvt_float2_to_fp8x2({a, b}, __NV_SATFINITE, __NV_E4M3);
-  return low | uint32_t{__nv_cvt_float2_to_fp8x2({c, d}, __NV_SATFINITE, __NV_E4M3)} << 16;
-}
-
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(1024)
     quantize(const bf16* from, uint8_t* to, float* scale, int cols) {
   __shared__ float parts[32];
-  const auto* row = reinterpret_cast<const uint4*>(from + int64_t{blockIdx.x} * cols);
-  auto* out = reinterpret_cast<uint2*>(to + int64_t{blockIdx.x} * cols);
-  const int n_vectors = cols / 8, thread = static_cast<int>(threadIdx.x);
-  float top = 0;
-  const auto look_at = [&](uint4 vector) {
-    const auto v = Numbers<8>::of(vector);
+  const int64_t begin = int64_t{blockIdx.x} * cols;
+  const int n_vectors = cols / 8;
+  uint4 held[kRoundHeld];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) top = fmaxf(top, fabsf(v.x[e]));
-  };
-  uint4 held[kHeld];
-#pragma unroll
-  for (int j = 0; j < kHeld; ++j) {
-    const int i = thread + j * kThreads;
-    held[j] = i < n_vectors ? row[i] : uint4{};
+  for (int j = 0; j < kRoundHeld; ++j) {
+    const auto i = static_cast<int>(threadIdx.x + j * blockDim.x);
+    held[j] = i < n_vectors ? reinterpret_cast<const uint4*>(from + begin)[i] : uint4{};
   }
-#pragma unroll
-  for (int j = 0; j < kHeld; ++j) look_at(held[j]);
-  for (int i = thread + kHeld * kThreads; i < n_vectors; i += kThreads) look_at(row[i]);
-  top = block_reduce(top, Max{}, parts);
-  const float inverse = top > 0 ? 448 / top : 0;
-  if (thread == 0) scale[blockIdx.x] = top / 448;
-  const auto write = [&](uint4 vector, int i) {
-    const auto v = Numbers<8>::of(vector);
-    const auto four = [&](int e) {
-      return four_e4m3(v.x[e] * inverse, v.x[e + 1] * inverse, v.x[e + 2] * inverse,
-                       v.x[e + 3] * inverse);
-    };
-    out[i] = {four(0), four(4)};
-  };
-#pragma unroll
-  for (int j = 0; j < kHeld; ++j) {
-    const int i = thread + j * kThreads;
-    if (i < n_vectors) write(held[j], i);
-  }
-  for (int i = thread + kHeld * kThreads; i < n_vectors; i += kThreads) write(row[i], i);
+  round_row(held, n_vectors, {reinterpret_cast<uint2*>(to + begin), scale + blockIdx.x}, parts);
 }
 
 // A thread takes a block of 32.
@@ -108,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void quantize_rows(const void* from, int64_t n, int64_t cols, void* to, float* scale,
                    Stream& stream) {
-  launch("quantize", quantize, static_cast<unsigned>(n), kThreads, 0, stream,
+  launch("quantize", quantize, static_cast<unsigned>(n), threads_that_round(cols), 0, stream,
          static_cast<const bf16*>(from), static_cast<uint8_t*>(to), scale, static_cast<int>(cols));
 }
 

@@ -114,11 +114,6 @@ void launch_few(const FewRows& p, Stream& stream) {
   launch("MatMul", multiply_few<kN>, p.n_blocks(), 32 * kWarps, 0, stream, p);
 }
 
-// Of rows in e4m3: behind them.
-float* scales_of(const Act& x) {
-  return reinterpret_cast<float*>(static_cast<char*>(x.data) + x.rows * x.cols);
-}
-
 uint64_t address(const void* data) { return reinterpret_cast<uint64_t>(data); }
 
 bool is_aligned(const Act& x, const MatMul::Part& part) {
@@ -204,10 +199,15 @@ void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
   // cuBLASLt loads a kernel when it is used first, which cannot be captured.
   const auto algorithm = algorithm_key(x, part);
   if (!algorithms_.contains(algorithm)) stream_.get();
-  const std::array<uint64_t, 9> key = {
-      address(x.data), address(part.weight.data), address(bias), address(part.out.data),
-      uint64_t(x.rows), uint64_t(x.cols), uint64_t(m), uint64_t(part.out.cols),
-      uint64_t(std::get<3>(algorithm))};
+  const std::array<uint64_t, 9> key = {address(x.data),
+                                       address(part.weight.data),
+                                       address(bias),
+                                       address(part.out.data),
+                                       uint64_t(x.rows),
+                                       uint64_t(x.cols),
+                                       uint64_t(m),
+                                       uint64_t(part.out.cols),
+                                       uint64_t(std::get<3>(algorithm))};
   stream_.call("MatMul", key, [=, this](cudaStream_t stream) { multiply(x, part, bias, stream); });
 }
 
@@ -229,6 +229,20 @@ void CudaBackend::multiply_unpacked(const Act& x, const MatMul::Part& part) {
   }
 }
 
+Act CudaBackend::rounded_room(const Act& x) {
+  return {reserve(rows_, x.rows * (x.cols + int64_t{sizeof(float)})), x.rows, x.cols, 1};
+}
+
+Act CudaBackend::rounded(const Act& x) {
+  const Act& left = rounded_.rows;
+  if (rounded_.of == x.data && rounded_.n_calls == stream_.n_calls() && left.rows == x.rows &&
+      left.cols == x.cols)
+    return left;
+  const Act rows = rounded_room(x);
+  quantize_rows(x.data, x.rows, x.cols, rows.data, scales_of(rows), stream_);
+  return rows;
+}
+
 // Parts of the same format that few rows of x are multiplied by are started together; x is rounded
 // to e4m3 once for all parts that are.
 void CudaBackend::run(const MatMul& op) {
@@ -240,10 +254,7 @@ void CudaBackend::run(const MatMul& op) {
     const Weight& weight = op.parts[i].weight;
     if (weight.data == nullptr || done[i]) continue;
     if (weight.scale != nullptr) {
-      if (x8.data == nullptr) {
-        x8 = {reserve(rows_, op.x.rows * (op.x.cols + 4)), op.x.rows, op.x.cols, 1};
-        quantize_rows(op.x.data, x8.rows, x8.cols, x8.data, scales_of(x8), stream_);
-      }
+      if (x8.data == nullptr) x8 = rounded(op.x);
       multiply(x8, op.parts[i]);
       continue;
     }
@@ -263,8 +274,8 @@ void CudaBackend::run(const MatMul& op) {
     FewRows few(x);
     for (size_t j = i; j < op.parts.size(); ++j) {
       const Weight& other = op.parts[j].weight;
-      if (other.data == nullptr || other.format != weight.format ||
-          other.order != weight.order || other.scale != nullptr)
+      if (other.data == nullptr || other.format != weight.format || other.order != weight.order ||
+          other.scale != nullptr)
         continue;
       few.add(op.parts[j], quantized ? packed_rows(weight.format) : kRows * kWarps);
       done[j] = true;

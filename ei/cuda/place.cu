@@ -43,9 +43,10 @@ Weight CudaBackend::place(const Weight& host) {
   return placed;
 }
 
-// Rows of no whole vectors, or in another order, are multiplied as bf16.
+// Rows of no whole vectors, very long ones and those in another order are multiplied as bf16.
 Weight CudaBackend::place_factor(const Weight& host) {
-  if (!fp8_ || host.cols % 32 != 0 || host.rows % 16 != 0 || host.order != nullptr)
+  if (!fp8_ || host.cols % 32 != 0 || host.rows % 16 != 0 || host.order != nullptr ||
+      host.cols > kMaxRoundedCols)
     return place(host);
   Weight placed = {nullptr, WeightFormat::kFP8, host.rows, host.cols};
   auto* data =

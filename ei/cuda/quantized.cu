@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTiles < 4 ? 2 : 1)
           const auto pairs = [&](int half) {
             return bf16_pairs<kFormat>(
                 numbers_at<kFormat>(row[2 * r + half] + column / Line::kSize * L::kBytes,
-                                    column % Line::kSize + 4 * in_quad));
+                                    column % Line::kSize, 4 * in_quad));
           };
           const uint2 low = pairs(0), high = pairs(1);
           const uint32_t a[4] = {low.x, high.x, low.y, high.y};
@@ -237,7 +237,8 @@ __global__ void __launch_bounds__(kUnpackedColumns / 8)
   Bf16x8 pairs;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const uint2 two = bf16_pairs<kFormat>(numbers_at<kFormat>(block, column % Line::kSize + 4 * i));
+    const uint2 two = bf16_pairs<kFormat>(
+        numbers_at<kFormat>(block, column % Line::kSize / 16 * 16, column % 16 + 4 * i));
     pairs.word[2 * i] = two.x;
     pairs.word[2 * i + 1] = two.y;
   }

@@ -87,7 +87,7 @@ TEST_P(Fp8Test, MultipliesCheckpointsNumbers) {
   for (const bool one_scale : {true, false}) {
     HostWeight w(WeightFormat::kFP8, 48, 320, 2, 0);
     for (size_t at = 0, i = 0; at < w.bytes.size(); at += 36, ++i)
-      encode((1 + (one_scale ? i / 10 : i) % 3) / 64.0, DType::kF32, &w.bytes[at]);
+      encode(static_cast<double>(1 + (one_scale ? i / 10 : i) % 3) / 64, DType::kF32, &w.bytes[at]);
     for (int64_t i = 0; i < 48; ++i)
       for (int64_t j = 0; j < 320; ++j)
         w.values[i][j] *= static_cast<double>(1 + (one_scale ? i : i * 10 + j / 32) % 3);
@@ -102,6 +102,50 @@ TEST_P(Fp8Test, MultipliesCheckpointsNumbers) {
       EXPECT_LE(nmse(out.values().v, want.v), 3e-5) << one_scale;
     }
   }
+}
+
+// Norms and SwiGLU round what they write; the product takes that as long as nothing came between.
+TEST_P(Fp8Test, RoundsInThePassBefore) {
+  for (const int64_t rows : {1, 5, 200})
+    for (const int64_t cols : {int64_t{288}, int64_t{4096}, int64_t{14336}}) {
+      SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+      const DeviceAct a(backend(), normal<2>({rows, cols}, 1)),
+          b(backend(), normal<2>({rows, cols}, 2));
+      const DeviceAct h(backend(), Matrix({rows, cols}, std::nan("")));
+      const DeviceArray<float, 1> ones(backend(),
+                                       std::vector<float>(static_cast<size_t>(cols), 1.0f));
+      const HostWeight host(normal<2>({16, cols}, 3), DType::kBF16);
+      const Weight w = backend().place_factor(host.weight());
+      const auto product = [&] {
+        const DeviceAct out(backend(), Matrix({rows, 16}, std::nan("")));
+        backend().run(MatMul{.x = h, .parts = {{{.weight = w, .bias = {}, .out = out}}}});
+        return out.values();
+      };
+      for (const bool norm : {true, false}) {
+        if (norm) {
+          backend().run(RmsNorm{.x = a, .weight = ones.view(), .out = h});
+        } else {
+          backend().run(SwiGlu{.gate = a, .up = b, .out = h});
+        }
+        // An output is copied in between.
+        const Matrix of_its_own = product();
+        const DeviceAct out(backend(), Matrix({rows, 16}, std::nan("")));
+        if (norm) {
+          backend().run(RmsNorm{.x = a, .weight = ones.view(), .out = h});
+        } else {
+          backend().run(SwiGlu{.gate = a, .up = b, .out = h});
+        }
+        backend().run(MatMul{.x = h, .parts = {{{.weight = w, .bias = {}, .out = out}}}});
+        EXPECT_EQ(out.values().v, of_its_own.v) << norm;
+        EXPECT_LE(nmse(of_its_own.v, ref::matmul(rounded(h.values()), rounded(host.values)).v),
+                  3e-5);
+      }
+      // Another's numbers in the same place.
+      backend().run(RmsNorm{.x = a, .weight = ones.view(), .out = h});
+      const std::vector<char> zeros(static_cast<size_t>(rows * cols * 2));
+      backend().copy_in(h.act().data, zeros.data(), std::ssize(zeros));
+      for (const double y : product().v) EXPECT_EQ(y, 0);
+    }
 }
 
 // What does not come in vectors of 16 numbers is multiplied as without fp8, and so are tables.

@@ -63,9 +63,10 @@ int ei_matmul(void* handle, const char* format, int64_t n, int64_t k, int64_t m,
   });
 }
 
-// The products of one layer for a chunk of n tokens, as the model has them: ms, of `repeat`.
-int ei_layer(void* handle, int64_t n, int64_t hidden, int64_t kv, int64_t intermediate, int repeat,
-             double* ms) {
+// Norms, SwiGLU and, if asked for, the products of one layer for a chunk of n tokens, as the model
+// has them: ms, of `repeat`.
+int ei_layer(void* handle, int64_t n, int64_t hidden, int64_t kv, int64_t intermediate,
+             int products, int repeat, double* ms) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     const auto placed = [&](int64_t rows, int64_t cols) {
@@ -83,22 +84,33 @@ int ei_layer(void* handle, int64_t n, int64_t hidden, int64_t kv, int64_t interm
       return act_of(buffer.data(), n, cols);
     };
     const Act x = rows(hidden), h = rows(hidden), q_out = rows(hidden), k_out = rows(kv),
-              v_out = rows(kv), wide = rows(intermediate), gate_out = rows(intermediate),
+              v_out = rows(kv), context = rows(hidden), gate_out = rows(intermediate),
               up_out = rows(intermediate);
+    const std::vector<float> ones(static_cast<size_t>(hidden), 1.0f);
+    const ei::DeviceArray<float, 1> weight(bench.backend, ones);
+    const auto multiply = [&](const ei::MatMul& op) {
+      if (products != 0) bench.backend.run(op);
+    };
+    const auto norm = [&] {
+      bench.backend.run(ei::RmsNorm{.x = context, .weight = weight.view(), .out = h});
+    };
     Stopwatch watch(bench.backend.stream());
     for (int i = 0; i < repeat + 8; ++i) {
       if (i == 8) watch.start();
-      bench.backend.run(ei::MatMul{.x = h,
-                                   .parts = {{{.weight = q, .bias = {}, .out = q_out},
-                                              {.weight = k, .bias = {}, .out = k_out},
-                                              {.weight = v, .bias = {}, .out = v_out}}}});
-      bench.backend.run(
-          ei::MatMul{.x = h, .parts = {{{.weight = o, .bias = {}, .out = x, .accumulate = true}}}});
-      bench.backend.run(ei::MatMul{.x = h,
-                                   .parts = {{{.weight = gate, .bias = {}, .out = gate_out},
-                                              {.weight = up, .bias = {}, .out = up_out}}}});
-      bench.backend.run(ei::MatMul{
-          .x = wide, .parts = {{{.weight = down, .bias = {}, .out = x, .accumulate = true}}}});
+      norm();
+      multiply({.x = h,
+                .parts = {{{.weight = q, .bias = {}, .out = q_out},
+                           {.weight = k, .bias = {}, .out = k_out},
+                           {.weight = v, .bias = {}, .out = v_out}}}});
+      multiply(
+          {.x = context, .parts = {{{.weight = o, .bias = {}, .out = x, .accumulate = true}}}});
+      norm();
+      multiply({.x = h,
+                .parts = {{{.weight = gate, .bias = {}, .out = gate_out},
+                           {.weight = up, .bias = {}, .out = up_out}}}});
+      bench.backend.run(ei::SwiGlu{.gate = gate_out, .up = up_out, .out = gate_out});
+      multiply(
+          {.x = gate_out, .parts = {{{.weight = down, .bias = {}, .out = x, .accumulate = true}}}});
     }
     watch.stop();
     *ms = watch.ms() / repeat;

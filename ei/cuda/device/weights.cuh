@@ -43,12 +43,13 @@ __device__ inline uint32_t look_up(uint32_t numbers) {
   return __byte_perm(low, high, 0x3210 | (packed & 0x8888) >> 1);
 }
 
-// Numbers column to column + 3 of a block, one a byte; column is a multiple of 4.
+// Numbers column + more to column + more + 3 of a block, one a byte. 16 divides column, which
+// compilers know, so that they see which words are the same; more is 0, 4, 8 or 12.
 template <WeightFormat kFormat>
-__device__ uint32_t numbers_at(const uint8_t* block, int column) {
+__device__ uint32_t numbers_at(const uint8_t* block, int column, int more) {
   using enum WeightFormat;
   const int in_32 = column % 32;
-  const auto word = [&](int at) { return word_at<kFormat>(block + at); };
+  const auto word = [&](int at) { return word_at<kFormat>(block + more + at); };
   if constexpr (kFormat == kQ8_0 || kFormat == kINT8 || kFormat == kFP8) {
     return word((kFormat == kQ8_0 ? 2 : 4) + column);
   } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
@@ -72,11 +73,11 @@ __device__ uint32_t numbers_at(const uint8_t* block, int column) {
                         : kFormat == kQ4_1                     ? 4
                         : kFormat == kIQ4_XS                   ? 8
                                                                : kBits + 4;
-    const uint32_t low = word(kAt + column / 32 * 16 + in_32 % 16) >> in_32 / 16 * 4 & 0x0F0F0F0Fu;
+    const uint32_t low = word(kAt + column / 32 * 16) >> in_32 / 16 * 4 & 0x0F0F0F0Fu;
     if constexpr (kFormat == kIQ4_NL || kFormat == kIQ4_XS) return look_up(low);
     if constexpr (kFormat == kQ4_0 || kFormat == kQ4_1) return low;
-    const uint32_t fifth = word(kBits) >> in_32 & 15;  // spread over four bytes
-    return low | (fifth * 0x00204081u & 0x01010101u) << 4;
+    const uint32_t fifth = word_at<kFormat>(block + kBits) >> (in_32 + more) & 15;
+    return low | (fifth * 0x00204081u & 0x01010101u) << 4;  // spread over four bytes
   }
 }
 
