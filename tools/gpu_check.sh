@@ -30,7 +30,7 @@ compile() {  # SOURCE OUT INCLUDES FLAGS
 export -f compile
 
 sources=$(ls -S tests/{ops,cuda,cache,decode,engine,golden,model,prefill,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
-            apps/bench/gpu/gpu_bench.cc apps/eval/document.cc |
+            apps/bench/gpu/*.cc apps/eval/document.cc |
           grep -vE 'no_cuda|model/(config|rope)_test')
 start=$SECONDS
 for source in $sources; do echo "$source"; done |
@@ -41,7 +41,7 @@ links="-L$deps/lib -L$cuda/lib64 -L$cuda/lib -L$cuda/targets/x86_64-linux/lib
 bench=$(ls "$out"/o/ei_{base,policy,ops,io,model,cache,prefill,decode,cuda}_*.o 2>/dev/null)
 g++ "$out"/o/{tests,ei,apps_eval}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
   $links -o "$out/gpu_test" >>"$out/build.log" 2>&1 &&
-  g++ -shared "$out"/o/{apps_bench_gpu_gpu_bench,ei_engine_named_shapes}.cc.o $bench -lutf8proc $links \
+  g++ -shared "$out"/o/{apps_bench_gpu_*,ei_engine_named_shapes}.cc.o $bench -lutf8proc $links \
     -o "$out/libgpu_bench.so" >>"$out/build.log" 2>&1 ||
   { grep -E "undefined|cannot" "$out/build.log" | head -20; exit 1; }
 echo "built in $((SECONDS - start)) s"

@@ -32,6 +32,7 @@ class TimedBackend final : public Backend {
     backend_.copy_out(host, device, bytes);
   }
   Weight place(const Weight& host) override { return backend_.place(host); }
+  Weight place_factor(const Weight& host) override { return backend_.place_factor(host); }
 
 #define EI_TIMED_RUN(Op) \
   void run(const Op& op) override { timed(#Op, op); }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ei/base/dtype.h"
+#include "ei/base/host_device.h"
 
 namespace ei {
 
@@ -19,7 +20,7 @@ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-inline float from_f16(uint16_t bits) {
+EI_HOST_DEVICE inline float from_f16(uint16_t bits) {
   const uint32_t sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7FFFu;
   if (magnitude >= 0x7C00)  // infinity, NaN
     return std::bit_cast<float>(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);

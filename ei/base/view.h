@@ -6,11 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#define EI_HOST_DEVICE __host__ __device__
-#else
-#define EI_HOST_DEVICE
-#endif
+#include "ei/base/host_device.h"
 
 namespace ei {
 

@@ -12,7 +12,7 @@ void check_cuda(cudaError_t code, const char* what) {
   fail("CUDA: {}: {}", what, cudaGetErrorString(code));
 }
 
-CudaBackend::CudaBackend() {
+CudaBackend::CudaBackend(Math math) : fp8_(math == Math::kFP8) {
   cudaDeviceProp prop{};
   EI_CUDA(cudaGetDeviceProperties(&prop, 0));
   require(prop.major == 9 && prop.minor == 0,
@@ -32,8 +32,8 @@ CudaBackend::~CudaBackend() {
 }
 
 void CudaBackend::copy_in(void* device, const void* from, int64_t bytes) {
-  EI_CUDA(cudaMemcpyAsync(device, from, static_cast<size_t>(bytes), cudaMemcpyDefault,
-                          stream_.get()));
+  EI_CUDA(
+      cudaMemcpyAsync(device, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_.get()));
 }
 
 void CudaBackend::copy_out(void* host, const void* device, int64_t bytes) {
@@ -54,16 +54,15 @@ void CudaBackend::repeat(const std::function<void()>& ops) {
   stream_.release_held();
 }
 
-void* CudaBackend::scratch(int64_t bytes) {
-  if (bytes > scratch_bytes_) {
+void* CudaBackend::reserve(Room& room, int64_t bytes) {
+  if (bytes > room.bytes) {
     stream_.get();  // what is held back may use the old one
-    if (scratch_ != nullptr) memory_.release(scratch_, scratch_bytes_);
-    scratch_bytes_ = 0;
-    scratch_ = nullptr;
-    scratch_ = memory_.allocate(bytes);
-    scratch_bytes_ = bytes;
+    if (room.data != nullptr) memory_.release(room.data, room.bytes);
+    room = {};
+    room.data = memory_.allocate(bytes);
+    room.bytes = bytes;
   }
-  return scratch_;
+  return room.data;
 }
 
 }  // namespace cuda
@@ -78,14 +77,14 @@ bool cuda_available() {
          major == 9;
 }
 
-std::unique_ptr<Backend> make_cuda_backend() {
+std::unique_ptr<Backend> make_cuda_backend(Math math) {
   int n = 0;
   const cudaError_t code = cudaGetDeviceCount(&n);
   if (code != cudaSuccess || n == 0) {
     cudaGetLastError();
     fail("CUDA: no GPU was found ({}); use --device cpu", cudaGetErrorString(code));
   }
-  return std::make_unique<cuda::CudaBackend>();
+  return std::make_unique<cuda::CudaBackend>(math);
 }
 
 }  // namespace ei

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "ei/base/math.h"
 #include "ei/ops/backend.h"
 
 namespace ei {
@@ -10,7 +11,9 @@ namespace ei {
 // 9.0).
 bool cuda_available();
 
-// The first usable GPU, activations in bf16. Throws Error saying why when there is none.
-std::unique_ptr<Backend> make_cuda_backend();
+// The first usable GPU, activations in bf16. With Math::kFP8 place_factor() rounds weights to e4m3
+// with a scale a row, and what is multiplied by them as well. Throws Error saying why when there is
+// none.
+std::unique_ptr<Backend> make_cuda_backend(Math math = Math::kBF16);
 
 }  // namespace ei

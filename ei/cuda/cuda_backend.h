@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "ei/base/math.h"
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
 #include "ei/cuda/stream.h"
@@ -13,11 +14,11 @@
 
 namespace ei::cuda {
 
-// Every op on one stream of one GPU. Activations and weights are bf16, sums float; logits may be
-// float (Act::elem_bytes says). Each run() is in the .cu named after its op.
+// Every op on one stream of one GPU. Activations are bf16, weights bf16 or quantized, sums float;
+// logits may be float (Act::elem_bytes says). Each run() is in the .cu named after its op.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend();
+  explicit CudaBackend(Math math = Math::kBF16);
   ~CudaBackend() override;
 
   cudaStream_t stream() { return stream_.get(); }
@@ -35,19 +36,33 @@ class CudaBackend final : public Backend {
   void copy_in(void* device, const void* host, int64_t bytes) override;
   void copy_out(void* host, const void* device, int64_t bytes) override;
   Weight place(const Weight& host) override;
+  Weight place_factor(const Weight& host) override;
 
   void repeat(const std::function<void()>& ops) override;
 
   EI_OPS(EI_OVERRIDE_RUN)
 
  private:
-  // Memory for one op's intermediate results; the next op of the stream may overwrite it.
-  void* scratch(int64_t bytes);
+  // Memory that grows and is used again; the next op of the stream may overwrite it.
+  struct Room {
+    void* data = nullptr;
+    int64_t bytes = 0;
+  };
+  void* reserve(Room& room, int64_t bytes);
+  void* scratch(int64_t bytes) { return reserve(scratch_, bytes); }
   // Zeroed once; a kernel that counts with them leaves them zero.
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
   void multiply(const Act& x, const MatMul::Part& part);
-  // By cuBLASLt; its bias is of the type of the output.
+  // Room for x in e4m3, its scales behind it.
+  Act rounded_room(const Act& x);
+  // x in e4m3, by the op before or by a pass of its own.
+  Act rounded(const Act& x);
+  void multiply_unpacked(const Act& x, const MatMul::Part& part);
+  // Rows of a weight of the host's, as bf16.
+  void copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to);
+  // By cuBLASLt; its bias is of the type of the output. x is in e4m3 if the weight is, its scales
+  // behind it.
   void multiply(const Act& x, const MatMul::Part& part, const void* bias, cudaStream_t stream);
 
   std::string name_;
@@ -55,15 +70,25 @@ class CudaBackend final : public Backend {
   Memory memory_;
   Stream stream_;
   bool use_graphs_ = true;
+  bool fp8_ = false;  // what place_factor() gives
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
-  void* scratch_ = nullptr;
-  int64_t scratch_bytes_ = 0;
+  Room scratch_;
+  Room rows_;   // x of a product, as it is multiplied: permuted, or in e4m3
+  Room panel_;  // of a quantized weight, in bf16
+  // What RmsNorm and SwiGlu leave of their output in rows_, for a product that comes next.
+  struct Rounded {
+    const void* of = nullptr;
+    Act rows;
+    uint64_t n_calls = 0;
+  } rounded_;
   uint32_t* counters_ = nullptr;
   std::map<std::tuple<int64_t, int64_t, int64_t, int>, cublasLtMatmulAlgo_t> algorithms_;
 };
 
 inline constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA recommends for Hopper
+// All of a matrix of 4,096 by 14,336, so that its product is one.
+inline constexpr int64_t kPanelBytes = int64_t{128} << 20;
 inline constexpr int64_t kCounters = 16384;
 
 }  // namespace ei::cuda

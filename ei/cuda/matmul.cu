@@ -6,7 +6,9 @@
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/numbers.cuh"
 #include "ei/cuda/device/reduce.cuh"
+#include "ei/cuda/fp8.h"
 #include "ei/cuda/launch.cuh"
+#include "ei/cuda/quantized.h"
 
 namespace ei::cuda {
 namespace {
@@ -41,21 +43,6 @@ __global__ void round_bias(const float* from, bf16* to, int n) {
 // x, its lanes striding along k in steps of 8 numbers.
 constexpr int kRows = 2, kWarps = 8, kMaxFewRows = 2;
 
-struct FewRows {
-  struct Part {
-    const bf16* weight;
-    const float* bias;
-    void* out;
-    int m;
-    bool accumulate;
-    bool out_is_float;
-  };
-  Part parts[3];
-  int first_block[4];  // of each part; parts end where the next begins
-  const bf16* x;
-  int k;
-};
-
 template <int kN>
 __global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constant__ FewRows p) {
   int which = 0;
@@ -70,7 +57,7 @@ __global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constan
   const bf16* weight[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
-    weight[r] = part.weight + int64_t{first + min(r, n_rows - 1)} * p.k;
+    weight[r] = static_cast<const bf16*>(part.weight) + int64_t{first + min(r, n_rows - 1)} * p.k;
   const int in_eights = p.k % 8 == 0 ? p.k : 0;  // rows are 16-byte aligned
 #pragma unroll 4
   for (int i = lane * 8; i < in_eights; i += 256) {
@@ -120,11 +107,11 @@ __global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constan
 }
 
 template <int kN>
-void launch_few(const FewRows& p, int64_t n, unsigned grid, Stream& stream) {
+void launch_few(const FewRows& p, Stream& stream) {
   if constexpr (kN > 1) {
-    if (n < kN) return launch_few<kN - 1>(p, n, grid, stream);
+    if (p.n < kN) return launch_few<kN - 1>(p, stream);
   }
-  launch("MatMul", multiply_few<kN>, grid, 32 * kWarps, 0, stream, p);
+  launch("MatMul", multiply_few<kN>, p.n_blocks(), 32 * kWarps, 0, stream, p);
 }
 
 uint64_t address(const void* data) { return reinterpret_cast<uint64_t>(data); }
@@ -136,33 +123,42 @@ bool is_aligned(const Act& x, const MatMul::Part& part) {
 // What cuBLASLt's choice of a kernel depends on.
 std::tuple<int64_t, int64_t, int64_t, int> algorithm_key(const Act& x, const MatMul::Part& part) {
   const int kind = (part.bias.data != nullptr ? 1 : 0) | (part.accumulate ? 2 : 0) |
-                   (part.out.elem_bytes == 4 ? 4 : 0) | (is_aligned(x, part) ? 8 : 0);
+                   (part.out.elem_bytes == 4 ? 4 : 0) | (is_aligned(x, part) ? 8 : 0) |
+                   (part.weight.scale != nullptr ? 16 : 0);
   return {x.rows, part.weight.rows, x.cols, kind};
 }
 
 }  // namespace
 
-// Row-major out [n, m] = x [n, k] weight [m, k]^T is, column-major, out^T = weight^T^T x^T.
+// Row-major out [n, m] = x [n, k] weight [m, k]^T is, column-major, out^T = weight^T^T x^T. Of a
+// part of a weight's rows, m is less than out.cols.
 void CudaBackend::multiply(const Act& x, const MatMul::Part& part, const void* bias,
                            cudaStream_t stream) {
   const int64_t n = x.rows, k = x.cols, m = part.weight.rows;
   const cudaDataType_t out_type = part.out.elem_bytes == 4 ? CUDA_R_32F : CUDA_R_16BF;
+  const bool fp8 = part.weight.scale != nullptr;
+  const cudaDataType_t type = fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
   Descriptors make;
   EI_CUBLAS(cublasLtMatmulDescCreate(&make.product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  const cublasOperation_t transpose = CUBLAS_OP_T;
-  EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
-                                           sizeof(transpose)));
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
+    EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, attribute, &value, sizeof(value)));
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
   if (bias != nullptr) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                             sizeof(epilogue)));
-    EI_CUBLAS(cublasLtMatmulDescSetAttribute(make.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
-                                             sizeof(bias)));
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+    set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+  }
+  if (fp8) {
+    const int32_t of_each_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, of_each_row);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, of_each_row);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, part.weight.scale);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales_of(x));
   }
   const auto rows = [](int64_t count) { return static_cast<uint64_t>(count); };
-  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.weight, CUDA_R_16BF, rows(k), rows(m), k));
-  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.x, CUDA_R_16BF, rows(k), rows(n), k));
-  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.out, out_type, rows(m), rows(n), m));
+  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.weight, type, rows(k), rows(m), k));
+  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.x, type, rows(k), rows(n), k));
+  EI_CUBLAS(cublasLtMatrixLayoutCreate(&make.out, out_type, rows(m), rows(n), part.out.cols));
 
   const auto key = algorithm_key(x, part);
   auto it = algorithms_.find(key);
@@ -203,37 +199,90 @@ void CudaBackend::multiply(const Act& x, const MatMul::Part& part) {
   // cuBLASLt loads a kernel when it is used first, which cannot be captured.
   const auto algorithm = algorithm_key(x, part);
   if (!algorithms_.contains(algorithm)) stream_.get();
-  const std::array<uint64_t, 8> key = {
-      address(x.data),  address(part.weight.data), address(bias), address(part.out.data),
-      uint64_t(x.rows), uint64_t(x.cols),          uint64_t(m),   uint64_t(std::get<3>(algorithm))};
+  const std::array<uint64_t, 9> key = {address(x.data),
+                                       address(part.weight.data),
+                                       address(bias),
+                                       address(part.out.data),
+                                       uint64_t(x.rows),
+                                       uint64_t(x.cols),
+                                       uint64_t(m),
+                                       uint64_t(part.out.cols),
+                                       uint64_t(std::get<3>(algorithm))};
   stream_.call("MatMul", key, [=, this](cudaStream_t stream) { multiply(x, part, bias, stream); });
 }
 
+// Unpacked a panel at a time, which is read from memory again: of little weight beside the product.
+void CudaBackend::multiply_unpacked(const Act& x, const MatMul::Part& part) {
+  const int64_t row = row_bytes(WeightFormat::kBF16, x.cols);
+  const int64_t step = std::max<int64_t>(1, kPanelBytes / row / 128) * 128;
+  void* bf16_rows = reserve(panel_, std::min(step, part.weight.rows) * row);
+  for (int64_t first = 0; first < part.weight.rows; first += step) {
+    const int64_t count = std::min(step, part.weight.rows - first);
+    Weight rows = part.weight;
+    rows.data = part.weight.row(first);
+    unpack(rows, nullptr, count, bf16_rows, stream_);
+    MatMul::Part panel = part;
+    panel.weight = {bf16_rows, WeightFormat::kBF16, count, x.cols};
+    if (part.bias.data != nullptr) panel.bias = part.bias.slice(first, count);
+    panel.out.data = static_cast<char*>(part.out.data) + first * part.out.elem_bytes;
+    multiply(x, panel);
+  }
+}
+
+Act CudaBackend::rounded_room(const Act& x) {
+  return {reserve(rows_, x.rows * (x.cols + int64_t{sizeof(float)})), x.rows, x.cols, 1};
+}
+
+Act CudaBackend::rounded(const Act& x) {
+  const Act& left = rounded_.rows;
+  if (rounded_.of == x.data && rounded_.n_calls == stream_.n_calls() && left.rows == x.rows &&
+      left.cols == x.cols)
+    return left;
+  const Act rows = rounded_room(x);
+  quantize_rows(x.data, x.rows, x.cols, rows.data, scales_of(rows), stream_);
+  return rows;
+}
+
+// Parts of the same format that few rows of x are multiplied by are started together; x is rounded
+// to e4m3 once for all parts that are.
 void CudaBackend::run(const MatMul& op) {
   check(op);
   if (op.x.rows == 0) return;
-  FewRows few{};
-  int n_parts = 0, n_blocks = 0;
-  const bool is_few = op.x.rows <= kMaxFewRows;
-  for (const MatMul::Part& part : op.parts) {
-    if (part.weight.data == nullptr) continue;
-    if (part.weight.format != WeightFormat::kBF16)
-      throw Error("MatMul: a weight has not been placed");
-    if (!is_few) {
-      multiply(op.x, part);
+  std::array<bool, 3> done{};
+  Act x8;  // once a weight in e4m3 is there
+  for (size_t i = 0; i < op.parts.size(); ++i) {
+    const Weight& weight = op.parts[i].weight;
+    if (weight.data == nullptr || done[i]) continue;
+    if (weight.scale != nullptr) {
+      if (x8.data == nullptr) x8 = rounded(op.x);
+      multiply(x8, op.parts[i]);
       continue;
     }
-    few.parts[n_parts] = {
-        static_cast<const bf16*>(part.weight.data), part.bias.data,  part.out.data,
-        static_cast<int>(part.weight.rows),         part.accumulate, part.out.elem_bytes == 4};
-    few.first_block[n_parts++] = n_blocks;
-    n_blocks += static_cast<int>(blocks_for(part.weight.rows, kRows * kWarps));
+    const bool quantized = is_quantized(weight.format);
+    if (!quantized && weight.format != WeightFormat::kBF16)
+      throw Error("MatMul: a weight has not been placed");
+    Act x = op.x;
+    if (weight.order != nullptr) {
+      x.data = reserve(rows_, x.rows * x.cols * x.elem_bytes);
+      permute_columns(op.x, weight.order, x.data, stream_);
+      x8 = {};  // it was there
+    }
+    if (x.rows > (quantized ? kMaxPackedRows : kMaxFewRows)) {
+      quantized ? multiply_unpacked(x, op.parts[i]) : multiply(x, op.parts[i]);
+      continue;
+    }
+    FewRows few(x);
+    for (size_t j = i; j < op.parts.size(); ++j) {
+      const Weight& other = op.parts[j].weight;
+      if (other.data == nullptr || other.format != weight.format || other.order != weight.order ||
+          other.scale != nullptr)
+        continue;
+      few.add(op.parts[j], quantized ? packed_rows(weight.format) : kRows * kWarps);
+      done[j] = true;
+    }
+    quantized ? multiply_packed(few, weight.format, stream_)
+              : launch_few<kMaxFewRows>(few, stream_);
   }
-  if (n_parts == 0) return;
-  for (int i = n_parts; i < 4; ++i) few.first_block[i] = n_blocks;
-  few.x = static_cast<const bf16*>(op.x.data);
-  few.k = static_cast<int>(op.x.cols);
-  launch_few<kMaxFewRows>(few, op.x.rows, static_cast<unsigned>(n_blocks), stream_);
 }
 
 }  // namespace ei::cuda

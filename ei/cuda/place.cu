@@ -1,9 +1,12 @@
 #include <cuda_fp16.h>
 
-#include "ei/base/error.h"
+#include <algorithm>
+
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/numbers.cuh"
+#include "ei/cuda/fp8.h"
 #include "ei/cuda/launch.cuh"
+#include "ei/cuda/quantized.h"
 
 namespace ei::cuda {
 namespace {
@@ -19,36 +22,81 @@ __global__ void narrow(const T* from, bf16* to, int64_t n) {
 
 }  // namespace
 
-// f32 and f16 weights are rounded to bf16. The copy is freed with memory_.
+// Quantized weights stay as they are, f32 and f16 are rounded to bf16. Copies are freed with
+// memory_.
 Weight CudaBackend::place(const Weight& host) {
-  if (is_quantized(host.format))
-    throw Error("weights in " + std::string(block_of(host.format).name) +
-                " are not computed with on CUDA, which takes BF16, F16 and F32: convert them "
-                "(--weights bf16) or run on the CPU (--device cpu)");
   Weight placed = host;
-  placed.format = WeightFormat::kBF16;
+  if (!is_quantized(host.format)) placed.format = WeightFormat::kBF16;
   void* data = memory_.allocate(placed.bytes());
   placed.data = data;
-  if (host.format == WeightFormat::kBF16) {
+  if (host.order != nullptr) {
+    const int64_t bytes = host.cols * int64_t{sizeof(int32_t)};
+    void* order = memory_.allocate(bytes);
+    copy_in(order, host.order, bytes);
+    placed.order = static_cast<const int32_t*>(order);
+  }
+  if (host.format == placed.format) {
     copy_in(data, host.data, host.bytes());
   } else {
-    const int64_t n = host.rows * host.cols, bytes = row_bytes(host.format, 1);
-    const int64_t step = kPieceBytes / bytes;
-    for (int64_t i = 0; i < n; i += step) {
-      const int64_t count = std::min(step, n - i);
-      void* piece = scratch(kPieceBytes);
-      copy_in(piece, static_cast<const char*>(host.data) + i * bytes, count * bytes);
-      bf16* to = static_cast<bf16*>(data) + i;
-      if (host.format == WeightFormat::kF32) {
-        launch("place", narrow<float>, blocks_for(count, 256), 256, 0, stream_,
-               static_cast<const float*>(piece), to, count);
-      } else {
-        launch("place", narrow<__half>, blocks_for(count, 256), 256, 0, stream_,
-               static_cast<const __half*>(piece), to, count);
-      }
+    copy_in_bf16(host, 0, host.rows, data);
+  }
+  return placed;
+}
+
+// Rows of no whole vectors, very long ones and those in another order are multiplied as bf16.
+Weight CudaBackend::place_factor(const Weight& host) {
+  if (!fp8_ || host.cols % 32 != 0 || host.rows % 16 != 0 || host.order != nullptr ||
+      host.cols > kMaxRoundedCols)
+    return place(host);
+  Weight placed = {nullptr, WeightFormat::kFP8, host.rows, host.cols};
+  auto* data =
+      static_cast<uint8_t*>(memory_.allocate(host.rows * (host.cols + int64_t{sizeof(float)})));
+  auto* scale = reinterpret_cast<float*>(data + host.rows * host.cols);
+  placed.data = data;
+  placed.scale = scale;
+  const bool merged = host.format == WeightFormat::kFP8;
+  const int64_t bytes = row_bytes(merged ? host.format : WeightFormat::kBF16, host.cols);
+  const int64_t step = std::max<int64_t>(1, kPanelBytes / bytes);
+  for (int64_t first = 0; first < host.rows; first += step) {
+    const int64_t count = std::min(step, host.rows - first);
+    void* panel = reserve(panel_, std::max(kPanelBytes, bytes));
+    uint8_t* to = data + first * host.cols;
+    if (merged) {
+      copy_in(panel, host.row(first), count * bytes);
+      merge_scales(panel, count, host.cols, to, scale + first, stream_);
+    } else {
+      copy_in_bf16(host, first, count, panel);
+      quantize_rows(panel, count, host.cols, to, scale + first, stream_);
     }
   }
   return placed;
+}
+
+void CudaBackend::copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to) {
+  const auto* from = host.row(first);
+  const int64_t bytes = count * row_bytes(host.format, host.cols);
+  if (host.format == WeightFormat::kBF16) return copy_in(to, from, bytes);
+  if (is_quantized(host.format)) {
+    Weight rows = host;
+    void* blocks = scratch(bytes);
+    copy_in(blocks, from, bytes);
+    rows.data = blocks;
+    return unpack(rows, nullptr, count, to, stream_);
+  }
+  const int64_t width = row_bytes(host.format, 1), step = kPieceBytes / width;
+  for (int64_t i = 0; i < count * host.cols; i += step) {
+    const int64_t n = std::min(step, count * host.cols - i);
+    void* piece = scratch(kPieceBytes);
+    copy_in(piece, from + i * width, n * width);
+    bf16* numbers = static_cast<bf16*>(to) + i;
+    if (host.format == WeightFormat::kF32) {
+      launch("place", narrow<float>, blocks_for(n, 256), 256, 0, stream_,
+             static_cast<const float*>(piece), numbers, n);
+    } else {
+      launch("place", narrow<__half>, blocks_for(n, 256), 256, 0, stream_,
+             static_cast<const __half*>(piece), numbers, n);
+    }
+  }
 }
 
 }  // namespace ei::cuda

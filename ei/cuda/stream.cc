@@ -36,11 +36,13 @@ void Stream::start(const Launch& launch, void** params) {
 
 void Stream::launch(const Launch& launch, std::span<void* const> params,
                     std::span<const size_t> sizes) {
+  ++n_calls_;
   if (!holding_) return start(launch, const_cast<void**>(params.data()));
   hold_back(launch, params, sizes).call = nullptr;
 }
 
 void Stream::call(const char* name, std::span<const uint64_t> key, LibraryCall call) {
+  ++n_calls_;
   if (!holding_) return call(stream_);
   const std::array<void*, 1> params = {const_cast<uint64_t*>(key.data())};
   const std::array<size_t, 1> sizes = {key.size_bytes()};
@@ -106,6 +108,7 @@ void Stream::hold() {
 }
 
 cudaStream_t Stream::get() {
+  ++n_calls_;
   if (!std::exchange(holding_, false)) return stream_;
   for (size_t i = 0; i < n_held_; ++i) {
     Held& held = graph_->held[i];

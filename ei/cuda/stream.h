@@ -38,6 +38,8 @@ class Stream {
   void call(const char* name, std::span<const uint64_t> key, LibraryCall call);
   // For what is neither: whatever is held is launched first, and no more is held.
   cudaStream_t get();
+  // How often the stream was given something to do.
+  uint64_t n_calls() const { return n_calls_; }
 
   void hold();
   void release_held();
@@ -75,6 +77,7 @@ class Stream {
   void build();
 
   cudaStream_t stream_ = nullptr;
+  uint64_t n_calls_ = 0;
   bool holding_ = false;
   size_t n_held_ = 0;                 // the others of graph_->held keep their memory
   bool fits_ = false;                 // held so far are the graph's first kernels

@@ -1,5 +1,7 @@
 #include "ei/cuda/cuda_backend.h"
+#include "ei/cuda/device/e4m3.cuh"
 #include "ei/cuda/device/numbers.cuh"
+#include "ei/cuda/fp8.h"
 #include "ei/cuda/launch.cuh"
 
 namespace ei::cuda {
@@ -23,10 +25,42 @@ __global__ void swiglu(const bf16* gate, const bf16* up, bf16* out, int64_t n) {
   }
 }
 
+// A row a block, in e4m3 too.
+__global__ void __launch_bounds__(1024) swiglu_rounded(const bf16* gate, const bf16* up, bf16* out,
+                                                       uint8_t* rows, float* scale, int cols) {
+  __shared__ float parts[32];
+  const int64_t begin = int64_t{blockIdx.x} * cols;
+  const int n_vectors = cols / 8;
+  uint4 held[kRoundHeld];
+#pragma unroll
+  for (int j = 0; j < kRoundHeld; ++j) {
+    const auto i = static_cast<int>(threadIdx.x + j * blockDim.x);
+    held[j] = {};
+    if (i >= n_vectors) continue;
+    const auto g = Numbers<8>::load(gate + begin + 8 * i), u = Numbers<8>::load(up + begin + 8 * i);
+    float y[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) y[e] = swiglu(g.x[e], u.x[e]);
+    const Bf16x8 packed = pack_bf16(y);
+    held[j] = {packed.word[0], packed.word[1], packed.word[2], packed.word[3]};
+    reinterpret_cast<uint4*>(out + begin)[i] = held[j];
+  }
+  round_row(held, n_vectors, {reinterpret_cast<uint2*>(rows + begin), scale + blockIdx.x}, parts);
+}
+
 }  // namespace
 
 void CudaBackend::run(const SwiGlu& op) {
   check(op);
+  if (fp8_ && op.out.cols % 32 == 0 && op.out.cols <= kMaxRoundedCols && op.out.rows > 0) {
+    const Act rows = rounded_room(op.out);
+    launch("SwiGlu", swiglu_rounded, static_cast<unsigned>(rows.rows),
+           threads_that_round(rows.cols), 0, stream_, static_cast<const bf16*>(op.gate.data),
+           static_cast<const bf16*>(op.up.data), static_cast<bf16*>(op.out.data),
+           static_cast<uint8_t*>(rows.data), scales_of(rows), static_cast<int>(rows.cols));
+    rounded_ = {op.out.data, rows, stream_.n_calls()};
+    return;
+  }
   const int64_t n = op.out.rows * op.out.cols;
   void (*kernel)(const bf16*, const bf16*, bf16*, int64_t) = swiglu;
   launch("SwiGlu", kernel, blocks_for(n, 8 * 256), 256, 0, stream_,

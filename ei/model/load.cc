@@ -287,10 +287,10 @@ void Model::load(const std::shared_ptr<WeightSource>& source, const std::string&
   source->check_complete();
   int64_t done = 0;
   bool copied = false;
-  const auto place = [&](Weight& weight) {
+  const auto place = [&](Weight& weight, bool factor = false) {
     try {
       const Weight host = source->read(weight, backend_->available_bytes());
-      weight = backend_->place(host);
+      weight = factor ? backend_->place_factor(host) : backend_->place(host);
       copied = weight.data != host.data;
       if (copied) source->drop(host);
     } catch (const Error& error) {
@@ -306,7 +306,7 @@ void Model::load(const std::shared_ptr<WeightSource>& source, const std::string&
   for (Layer& layer : layers_)
     for (Weight* weight :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-      place(*weight);
+      place(*weight, /*factor=*/true);
   if (config_.tie_word_embeddings) {
     head_ = embedding_;
   } else {

@@ -32,6 +32,8 @@ class Backend {
   // A weight of the checkpoint where the ops can read it: the same memory if the device reads the
   // host's, else a copy that lives as long as the backend.
   virtual Weight place(const Weight& host) = 0;
+  // The same of a layer's matrix, in the numbers that its products are to be computed in.
+  virtual Weight place_factor(const Weight& host) { return place(host); }
 
   // Runs ops that come again and again in the same order, as those of a decode step do: a device
   // may hold them back and start them as one.

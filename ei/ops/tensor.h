@@ -38,8 +38,14 @@ struct Weight {
   // [cols]: column j of the blocks multiplies input order[j]; nullptr: input j. Of integer formats
   // alone.
   const int32_t* order = nullptr;
+  // [rows]: instead of blocks, a row of kFP8 is its numbers alone, which this multiplies.
+  // On a device that computes in them.
+  const float* scale = nullptr;
 
-  int64_t bytes() const { return rows * row_bytes(format, cols); }
+  int64_t bytes() const {
+    return scale != nullptr ? rows * (cols + int64_t{sizeof(float)})
+                            : rows * row_bytes(format, cols);
+  }
   // Row i, on the host.
   const char* row(int64_t i) const {
     return static_cast<const char*>(data) + i * row_bytes(format, cols);

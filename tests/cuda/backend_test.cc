@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "ei/base/error.h"
+#include "ei/engine/make_backend.h"
 #include "tests/support/backend_fixture.h"
 
 namespace ei {
@@ -12,6 +13,10 @@ namespace {
 TEST(CudaBackend, IsAnErrorWhereThereIsNone) {
   if (cuda_available()) GTEST_SKIP() << "this machine has a GPU that the kernels run on";
   EXPECT_THROW(make_cuda_backend(), Error);
+}
+
+TEST(CudaBackend, AloneMultipliesInFp8) {
+  EXPECT_THROW(make_backend({.device = Device::kCpu, .math = Math::kFP8}), Error);
 }
 
 class CudaBackendTest : public testing::TestWithParam<std::string> {};

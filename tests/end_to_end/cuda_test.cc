@@ -2,6 +2,9 @@
 // the engine usable.
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "ei/cuda/backend.h"
 #include "ei/engine/engine_impl.h"
 #include "tests/end_to_end/documents.h"
@@ -24,8 +27,9 @@ Generation answer(Engine& engine, const eval::Document& document, const Request&
   return ask(session, document, document.needles[2], request);
 }
 
-void expect_the_cpus_text(int64_t n_tokens) {
-  Engine cpu(kNeedle, {.device = Device::kCpu}), gpu(kNeedle, {.device = Device::kCuda});
+void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights = {}) {
+  Engine cpu(kNeedle, {.device = Device::kCpu, .weights = weights}),
+      gpu(kNeedle, {.device = Device::kCuda, .weights = weights});
   const eval::Document document = make_document(cpu, n_tokens, 5);
   for (const auto& [name, request] : policies()) {
     SCOPED_TRACE(name);
@@ -41,6 +45,48 @@ void expect_the_cpus_text(int64_t n_tokens) {
 TEST_P(CudaTest, GreedyTextOf8kIsTheCpus) { expect_the_cpus_text(8192); }
 TEST_P(CudaTest, GreedyTextOf32kIsTheCpus) { expect_the_cpus_text(32768); }
 TEST_P(CudaTest, GreedyTextOf64kIsTheCpus) { expect_the_cpus_text(65536); }
+
+// Of 256 columns each Q4_K, of 704 Q4_1, and a table in Q8_0; blocks of FP8.
+TEST_P(CudaTest, GreedyTextByQuantizedWeightsIsTheCpus) {
+  expect_the_cpus_text(8192, WeightFormat::kQ4_K);
+  expect_the_cpus_text(8192, WeightFormat::kFP8);
+}
+
+// The answer is the same, and the next token's distribution nearly.
+TEST_P(CudaTest, ProductsInFp8LoseLittle) {
+  Engine exact(kNeedle, {.device = Device::kCuda}),
+      rounded(kNeedle, {.device = Device::kCuda, .math = Math::kFP8});
+  const eval::Document document = make_document(exact, 8192, 5);
+  for (const auto& [name, request] : policies())
+    EXPECT_EQ(answer(rounded, document, request).text, answer(exact, document, request).text)
+        << name;
+  const std::vector<int32_t> tokens = exact.tokenize(document.text);
+  Request dense;
+  dense.prefill = PrefillPolicy::dense();
+  std::vector<std::vector<double>> logs;  // of every token's probability
+  const auto log_softmax = [](std::span<const float> logits) {
+    std::vector<double> row(logits.begin(), logits.end());
+    const double top = *std::max_element(row.begin(), row.end());
+    double sum = 0;
+    for (const double x : row) sum += std::exp(x - top);
+    for (double& x : row) x -= top + std::log(sum);
+    return row;
+  };
+  Session(exact).score(tokens, dense, -1,
+                       {.on_logits = [&](int64_t, std::span<const float> logits) {
+                         logs.push_back(log_softmax(logits));
+                       }});
+  double divergence = 0;
+  size_t at = 0;
+  Session(rounded).score(
+      tokens, dense, -1, {.on_logits = [&](int64_t, std::span<const float> logits) {
+        const std::vector<double> got = log_softmax(logits), &want = logs.at(at++);
+        for (size_t i = 0; i < got.size(); ++i)
+          divergence += std::exp(want[i]) * (want[i] - got[i]);
+      }});
+  ASSERT_EQ(at, logs.size());
+  EXPECT_LE(divergence / static_cast<double>(at), 0.03);  // 0.017
+}
 
 // Pages that lie as far from the weights as memory is large are addressed all the same.
 TEST_P(CudaTest, GreedyTextIsTheSameAroundALargeGap) {

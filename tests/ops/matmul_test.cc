@@ -66,10 +66,10 @@ double square(const Matrix& a) {
   return std::inner_product(a.v.begin(), a.v.end(), a.v.begin(), 0.0);
 }
 
-// Sizes around every tile: of 8 rows that go straight from the blocks, 6 and 24 beyond; of 16, 32
-// and 64 outputs; of 256 columns.
+// Sizes around every tile: on the CPU of 8 rows that go straight from the blocks, 6 and 24 beyond,
+// of 16, 32 and 64 outputs, of 256 columns; on CUDA of 8, 16 and 32 rows that do, of 16 and 32
+// outputs, of 256 columns by 8 warps that have two at a time.
 TEST_P(MatMulTest, MultipliesQuantizedWeights) {
-  if (backend().act_bytes() != 4) GTEST_SKIP() << "CUDA refuses them";
   struct Shape {
     int64_t rows, k, m;
   };
@@ -84,7 +84,10 @@ TEST_P(MatMulTest, MultipliesQuantizedWeights) {
                               {7, 160, 3},
                               {8, 256, 64},
                               {9, 512, 65},
+                              {2, 6176, 35},
+                              {16, 4640, 33},
                               {31, 800, 127},
+                              {33, 544, 64},
                               {67, 96, 259},
                               {259, 32, 18}})
       for (const bool accumulate : {false, true}) {
@@ -109,11 +112,13 @@ TEST_P(MatMulTest, MultipliesQuantizedWeights) {
                                          .bias = b.view(),
                                          .out = out,
                                          .accumulate = accumulate}}}});
-        // Compared with what products of such numbers amount to on average: few of them may cancel.
+        // Compared with what products of such numbers amount to on average, as few of them may
+        // cancel, and with the output, which may be rounded.
         const std::vector<double> got = out.values().v;
         double error = 0;
         for (size_t i = 0; i < got.size(); ++i) error += std::pow(got[i] - want.v[i], 2);
-        EXPECT_LE(error, tolerance(1e-8) * square(x.values()) * square(w.values) / double(k));
+        EXPECT_LE(error, tolerance(1e-8) * square(x.values()) * square(w.values) / double(k) +
+                             tolerance(0) * square(want));
       }
 }
 
@@ -147,22 +152,60 @@ TEST(MatMulInFloatsTest, RoundsNoActivations) {
 }
 
 TEST_P(MatMulTest, QuantizedWeightsKeepWhatIsNotFinite) {
-  if (backend().act_bytes() != 4) GTEST_SKIP() << "CUDA refuses them";
   for (const int64_t rows : {1, 20})
     for (const double value :
          {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
       Matrix x = normal<2>({rows, 64}, 1);
       x[0][40] = value;
-      const HostWeight w(WeightFormat::kQ4_0, 3, 64, 2);
+      const HostWeight host(WeightFormat::kQ4_0, 3, 64, 2);
+      const Weight w = backend().place(host.weight());
       const DeviceAct out = poisoned(rows, 3);
-      backend().run(
-          MatMul{.x = act(x), .parts = {{{.weight = w.weight(), .bias = {}, .out = out}}}});
+      backend().run(MatMul{.x = act(x), .parts = {{{.weight = w, .bias = {}, .out = out}}}});
       for (int64_t j = 0; j < 3; ++j) EXPECT_FALSE(std::isfinite(out.values()[0][j]));
       for (int64_t j = 0; rows > 1 && j < 3; ++j) EXPECT_TRUE(std::isfinite(out.values()[1][j]));
     }
 }
 
+// As GPTQ's act-order leaves them: column j multiplies input order[j].
+TEST_P(MatMulTest, MultipliesPermutedColumns) {
+  const HostWeight w(WeightFormat::kQ4_0, 37, 96, 2), plain(WeightFormat::kQ4_0, 5, 96, 3);
+  std::vector<int32_t> order(96);
+  for (size_t j = 0; j < order.size(); ++j) order[j] = static_cast<int32_t>((j * 35 + 7) % 96);
+  Weight permuted = w.weight();
+  permuted.order = order.data();
+  for (const int64_t rows : {1, 9, 40}) {
+    const DeviceAct x = act(normal<2>({rows, 96}, 1));
+    const DeviceAct out = poisoned(rows, 37), beside = poisoned(rows, 5);
+    Matrix ordered({rows, 96});
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < 96; ++j) ordered[i][j] = x.values()[i][order[static_cast<size_t>(j)]];
+    backend().run(MatMul{
+        .x = x,
+        .parts = {{{.weight = backend().place(permuted), .bias = {}, .out = out},
+                   {.weight = backend().place(plain.weight()), .bias = {}, .out = beside}}}});
+    EXPECT_LE(nmse(out.values().v, ref::matmul(ordered, w.values).v), tolerance(1e-8)) << rows;
+    EXPECT_LE(nmse(beside.values().v, ref::matmul(x.values(), plain.values).v), tolerance(1e-8));
+  }
+}
+
+// Formats may differ from part to part, and each has its bias and its output.
 TEST_P(MatMulTest, PartsAreIndependent) {
+  for (const int64_t rows : {1, 3, 40}) {
+    const DeviceAct x = act(normal<2>({rows, 256}, 1));
+    const HostWeight q4(WeightFormat::kQ4_K, 70, 256, 2), q6(WeightFormat::kQ6_K, 9, 256, 3),
+        k4(WeightFormat::kQ4_K, 33, 256, 4);
+    const DeviceAct q_out = poisoned(rows, 70), k_out = act(Matrix({rows, 9}, 0.0)),
+                    v_out = poisoned(rows, 33);
+    backend().run(MatMul{
+        .x = x,
+        .parts = {
+            {{.weight = backend().place(q4.weight()), .bias = {}, .out = q_out},
+             {.weight = backend().place(q6.weight()), .bias = {}, .out = k_out, .accumulate = true},
+             {.weight = backend().place(k4.weight()), .bias = {}, .out = v_out}}}});
+    EXPECT_LE(nmse(q_out.values().v, ref::matmul(x.values(), q4.values).v), tolerance(1e-8));
+    EXPECT_LE(nmse(k_out.values().v, ref::matmul(x.values(), q6.values).v), tolerance(1e-8));
+    EXPECT_LE(nmse(v_out.values().v, ref::matmul(x.values(), k4.values).v), tolerance(1e-8));
+  }
   for (const int64_t rows : {1, 3, 40}) {
     const DeviceAct x = act(normal<2>({rows, 96}, 1));
     const HostWeight q(normal<2>({70, 96}, 2), DType::kBF16), k(normal<2>({9, 96}, 3), DType::kF32),

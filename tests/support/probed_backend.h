@@ -50,6 +50,7 @@ class ProbedBackend final : public Backend {
     inner_->copy_out(host, device, bytes);
   }
   Weight place(const Weight& host) override { return inner_->place(host); }
+  Weight place_factor(const Weight& host) override { return inner_->place_factor(host); }
 
 #define EI_PROBED_RUN(Op)           \
   void run(const Op& op) override { \

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
-    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [restore]
+    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [layers] [restore]
                  [compress] [batch] [model]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
@@ -36,11 +36,11 @@ class ModelResult(ctypes.Structure):
 
 
 class Library:
-    def __init__(self, path):
+    def __init__(self, path, fp8=False):
         self.lib = ctypes.CDLL(path)
         self.lib.ei_error.restype = ctypes.c_char_p
         self.lib.ei_open.restype = ctypes.c_void_p
-        self.handle = ctypes.c_void_p(self.lib.ei_open())
+        self.handle = ctypes.c_void_p(self.lib.ei_open(ctypes.c_int(fp8)))
         if not self.handle:
             sys.exit(self.lib.ei_error().decode())
 
@@ -186,20 +186,57 @@ def bench_decode(lib, memory):
               f"{rate / memory:5.0%}   {relative_error(out, want):.1e}", flush=True)
 
 
+# Bits of a weight in each format.
+FORMATS = {"BF16": 16, "FP8": 9, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q4_0": 4.5,
+           "IQ4_XS": 4.25, "Q3_K": 3.4375, "Q2_K": 2.625}
+# What is started together: Q, K and V; gate and up.
+SHAPES = {"qkv": (4096, 6144), "o": (4096, 4096), "gate, up": (4096, 28672), "down": (14336, 4096)}
+
+
+def matmul_us(lib, name, n, k, m):
+    n_weights = 1 if n > 64 else max(2, int(4e8 / (k * m)) + 1)
+    ms = ctypes.c_double()
+    lib.call("ei_matmul", name.encode(), long(n), long(k), long(m), ctypes.c_int(n_weights),
+             ctypes.c_int(10 if n > 64 else 60), ctypes.byref(ms))
+    return ms.value * 1e3
+
+
 def bench_matmul(lib, flops, memory):
-    print("\nmatmul, Llama-3.1-8B shapes: us and share of the ceiling")
-    shapes = (("qkvo", 4096, 4096), ("kv", 4096, 1024), ("up", 4096, 14336), ("down", 14336, 4096),
-              ("head", 4096, 128256))
-    for name, k, m in shapes:
-        row = f"{name:>6} [{m}, {k}]:"
-        for n in (1, 4, 8, 16, 8192) if name != "head" else (1,):
-            n_weights = 1 if n > 16 else max(2, min(32, int(2e8 / (k * m)) + 1))
-            ms = ctypes.c_double()
-            lib.call("ei_matmul", long(n), long(k), long(m), ctypes.c_int(n_weights),
-                     ctypes.c_int(20 if n > 16 else 100), ctypes.byref(ms))
-            share = (2.0 * n * k * m / flops if n > 16 else 2.0 * k * m / memory) / (ms.value * 1e-3)
-            row += f"  n {n}: {ms.value * 1e3:8.1f} us {share:4.0%}"
+    print("\nproducts, Llama-3.1-8B's shapes: us, share of the copy's rate over the weights' bytes; by "
+          "8192 rows of the bf16 product's")
+    for name, bits in FORMATS.items():
+        row = f"{name:>6}:"
+        for shape, (k, m) in SHAPES.items():
+            us = matmul_us(lib, name, 1, k, m)
+            row += f"  {shape} {us:6.1f} {k * m * bits / 8 / memory / us * 1e6:4.0%}"
         print(row, flush=True)
+    k, m = SHAPES["gate, up"]
+    for name in ("BF16", "Q8_0", "Q4_K", "Q6_K"):
+        row = f"{name:>6}, gate and up, rows:"
+        for n in (2, 4, 8, 16, 32, 64, 8192):
+            us = matmul_us(lib, name, n, k, m)
+            share = (2.0 * n * k * m / flops if n > 64 else k * m * FORMATS[name] / 8 / memory) / us
+            row += f"  {n}: {us:7.1f} {share * 1e6:4.0%}"
+        print(row, flush=True)
+
+
+def bench_layers(libs):
+    print("\nall layers for 131072 tokens, chunks of 8192, without attention: ms of norms, SwiGLU and products; "
+          "less what norms and SwiGLU alone take in bf16: products, TFLOP/s")
+    work = 2.0 * 131072 * LAYERS * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+
+    def layers_ms(lib, products):
+        ms = ctypes.c_double()
+        lib.call("ei_layer", long(8192), long(4096), long(1024), long(14336), ctypes.c_int(products),
+                 ctypes.c_int(200), ctypes.byref(ms))
+        return ms.value * LAYERS * 131072 / 8192
+
+    for _ in range(2):
+        alone = layers_ms(libs["bf16"], 0)
+        for name, lib in libs.items():
+            total = layers_ms(lib, 1)
+            print(f"{name:>6}: {total:7.0f}; {total - alone:7.0f} {work / (total - alone) / 1e9:6.0f}",
+                  flush=True)
 
 
 def bench_restore(lib, shape="llama-3.1-8b"):
@@ -268,7 +305,7 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
 
 def main():
     lib = Library(sys.argv[1])
-    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "restore", "compress", "batch", "model"]
+    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     flops, memory = ceilings()
     if "attention" in wanted:
@@ -277,6 +314,8 @@ def main():
         bench_decode(lib, memory)
     if "matmul" in wanted:
         bench_matmul(lib, flops, memory)
+    if "layers" in wanted:
+        bench_layers({"bf16": lib, "fp8": Library(sys.argv[1], fp8=True)})
     if "restore" in wanted:
         bench_restore(lib)
     if "compress" in wanted:

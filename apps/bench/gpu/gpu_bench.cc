@@ -1,8 +1,7 @@
 // A C interface to timings on the GPU, for bench_gpu.py, which runs PyTorch beside it on the
 // same tensors. Pointers named *_ptr are device memory of the caller's.
-#include <cuda_runtime_api.h>
+#include "apps/bench/gpu/gpu_bench.h"
 
-#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -14,12 +13,10 @@
 #include "ei/base/error.h"
 #include "ei/cache/kv_cache.h"
 #include "ei/cache/prefix_cache.h"
-#include "ei/cuda/cuda_backend.h"
 #include "ei/decode/compress.h"
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
 #include "ei/engine/named_shapes.h"
-#include "ei/model/model.h"
 #include "ei/prefill/prefill.h"
 
 struct StepTimes {
@@ -31,63 +28,17 @@ struct StepTimes {
 namespace {
 
 using ei::Act;
+using ei::bench::act_of;
+using ei::bench::Bench;
+using ei::bench::guarded;
+using ei::bench::median;
+using ei::bench::Stopwatch;
 using Clock = std::chrono::steady_clock;
 
 std::string last_error;
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-struct Bench {
-  ei::cuda::CudaBackend backend;
-  std::unique_ptr<ei::Model> model;
-
-  void wait() { EI_CUDA(cudaStreamSynchronize(backend.stream())); }
-};
-
-// Between two events of the stream.
-class Stopwatch {
- public:
-  explicit Stopwatch(cudaStream_t stream) : stream_(stream) {
-    EI_CUDA(cudaEventCreate(&begin_));
-    EI_CUDA(cudaEventCreate(&end_));
-  }
-  ~Stopwatch() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  void start() { EI_CUDA(cudaEventRecord(begin_, stream_)); }
-  void stop() { EI_CUDA(cudaEventRecord(end_, stream_)); }
-  double ms() {
-    float ms = 0;
-    EI_CUDA(cudaEventSynchronize(end_));
-    EI_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
-    return ms;
-  }
-
- private:
-  cudaStream_t stream_;
-  cudaEvent_t begin_{}, end_{};
-};
-
-int guarded(const std::function<void()>& work) {
-  try {
-    work();
-    return 0;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return 1;
-  }
-}
-
-Act act_of(const void* data, int64_t rows, int64_t cols) {
-  return {const_cast<void*>(data), rows, cols, 2};
 }
 
 // n_steps as a graph, then as many without; every sequence goes on with what it draws.
@@ -111,13 +62,23 @@ StepTimes time_steps(Bench& bench, ei::Activations& act, std::vector<ei::Running
 
 }  // namespace
 
+int ei::bench::guarded(const std::function<void()>& work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return 1;
+  }
+}
+
 extern "C" {
 
 const char* ei_error() { return last_error.c_str(); }
 
-void* ei_open() {
+void* ei_open(int fp8) {
   Bench* bench = nullptr;
-  guarded([&] { bench = new Bench; });
+  guarded([&] { bench = new Bench(fp8 != 0 ? ei::Math::kFP8 : ei::Math::kBF16); });
   return bench;
 }
 
@@ -221,42 +182,6 @@ int ei_decode(void* handle, int64_t n, int64_t n_sequences, int64_t n_heads, int
     for (int i = 0; i < repeat; ++i) bench.backend.run(op);
     watch.stop();
     *ms = watch.ms() / repeat;
-  });
-}
-
-// x [n, k] times a random weight [m, k]; rotates among `n_weights` so that the cache holds none.
-int ei_matmul(void* handle, int64_t n, int64_t k, int64_t m, int n_weights, int repeat,
-              double* ms) {
-  return guarded([&] {
-    auto& bench = *static_cast<Bench*>(handle);
-    std::vector<uint16_t> values(static_cast<size_t>(std::max(n, m) * k));
-    uint32_t state = 1;
-    for (uint16_t& x : values) {
-      state = state * 1664525 + 1013904223;
-      x = static_cast<uint16_t>(0x3c00 | (state >> 16 & 0x80ff));  // around 2^-7, either sign
-    }
-    std::vector<ei::Weight> weights;
-    for (int i = 0; i < n_weights; ++i)
-      weights.push_back(bench.backend.place({values.data(), ei::WeightFormat::kBF16, m, k}));
-    const ei::Buffer x(bench.backend, n * k * 2), out(bench.backend, n * m * 2);
-    bench.backend.copy_in(x.data(), values.data(), n * k * 2);
-    const auto run = [&](int i) {
-      bench.backend.run(
-          ei::MatMul{.x = act_of(x.data(), n, k),
-                     .parts = {{{.weight = weights[static_cast<size_t>(i % n_weights)],
-                                 .bias = {},
-                                 .out = act_of(out.data(), n, m)}}}});
-    };
-    for (int i = 0; i < n_weights; ++i) run(i);
-    Stopwatch watch(bench.backend.stream());
-    watch.start();
-    for (int i = 0; i < repeat; ++i) run(i);
-    watch.stop();
-    *ms = watch.ms() / repeat;
-    // Not kept: a bench of many shapes would fill the memory.
-    bench.wait();
-    for (const ei::Weight& weight : weights)
-      bench.backend.release(const_cast<void*>(weight.data), weight.bytes());
   });
 }
 

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "ei/ops/matmul.h"
+
+namespace ei::cuda {
+
+// The parts of a product by few rows of x, started as one: bound by reading the weights once.
+struct FewRows {
+  struct Part {
+    const void* weight;
+    const float* bias;
+    void* out;
+    int m;
+    bool accumulate;
+    bool out_is_float;
+  };
+  Part parts[3];
+  int first_block[4];  // of each part; parts end where the next begins
+  const __nv_bfloat16* x;
+  int n, k;
+  int n_parts = 0;
+
+  explicit FewRows(const Act& x)
+      : parts{},
+        first_block{},
+        x(static_cast<const __nv_bfloat16*>(x.data)),
+        n(static_cast<int>(x.rows)),
+        k(static_cast<int>(x.cols)) {}
+
+  // With so many outputs a block.
+  void add(const MatMul::Part& part, int64_t per_block) {
+    const int64_t m = part.weight.rows;
+    parts[n_parts++] = {part.weight.data,    part.bias.data,  part.out.data,
+                        static_cast<int>(m), part.accumulate, part.out.elem_bytes == 4};
+    for (int i = n_parts; i < 4; ++i)
+      first_block[i] = first_block[n_parts - 1] + static_cast<int>((m + per_block - 1) / per_block);
+  }
+  unsigned n_blocks() const { return static_cast<unsigned>(first_block[3]); }
+};
+
+}  // namespace ei::cuda

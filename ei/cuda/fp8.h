@@ -1,0 +1,31 @@
+#pragma once
+
+#include "ei/cuda/stream.h"
+#include "ei/ops/tensor.h"
+
+// Rows in e4m3, each with a scale: what is multiplied with Math::kFP8.
+namespace ei::cuda {
+
+// A thread block holds a row of whole vectors of 8 numbers in registers, 8 vectors a thread, of
+// narrow rows half.
+inline constexpr int kRoundHeld = 8;
+inline constexpr int64_t kMaxRoundedCols = 1024 * 8 * kRoundHeld;
+inline unsigned threads_that_round(int64_t cols) {
+  const int64_t full = (cols + 256 * kRoundHeld - 1) / (256 * kRoundHeld);  // warps
+  return static_cast<unsigned>(32 * (full <= 4 ? 2 * full : full <= 8 ? 8 : full));
+}
+
+// Behind the rows.
+inline float* scales_of(const Act& rows) {
+  return reinterpret_cast<float*>(static_cast<char*>(rows.data) + rows.rows * rows.cols);
+}
+
+// n rows of at most kMaxRoundedCols: x = scale[i] * to[i, :], the largest becoming 448. Numbers
+// that are not finite stay so.
+void quantize_rows(const void* bf16, int64_t n, int64_t cols, void* to, float* scale,
+                   Stream& stream);
+// The same of weights in blocks of FP8; rows whose scales are all one keep their numbers.
+void merge_scales(const void* blocks, int64_t n, int64_t cols, void* to, float* scale,
+                  Stream& stream);
+
+}  // namespace ei::cuda
