@@ -104,8 +104,7 @@ void add_hardware(CLI::App& command, EngineOptions& options, const std::string& 
       command, "--math", {{"bf16", Math::kBF16}, {"f32", Math::kF32}, {"fp8", Math::kFP8}},
       [&options](Math value) { options.math = value; },
       "What goes into products of more than 8 rows: bf16 where the processor has a unit for it; "
-      "fp8, "
-      "rounded to 8 bits with a scale for each row, on a GPU",
+      "fp8, with a scale for each row, on a GPU",
       "bf16")
       ->group(group);
   add_choice<DType>(

@@ -47,14 +47,6 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
 
 // Bulk tensor copies, counted at a barrier in bytes. Boxes beyond the tensor read zeros.
 
-// So many bytes in a row; 16 divides them and both addresses.
-__device__ inline void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
 __device__ inline void tma_load_3d(void* to, const CUtensorMap* map, uint64_t* barrier, int c0,
                                    int c1, int c2) {
   asm volatile(
