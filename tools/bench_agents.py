@@ -60,7 +60,7 @@ class Server:
 
 
 def result(draw, n_tokens):
-    lines = [f'The {draw.choice(WORDS)} lay {draw.choice(WORDS)} of the old {draw.choice(WORDS)}.' for _ in range(n_tokens // 10)]
+    lines = [f'The {draw.choice(WORDS)} lay {draw.choice(WORDS)} of the old {draw.choice(WORDS)}.' for _ in range(n_tokens // 13)]
     return ' '.join(lines) + f' Which {draw.choice(WORDS)} is it?'
 
 
