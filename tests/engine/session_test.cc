@@ -280,7 +280,9 @@ TEST_F(SessionTest, RefusesWhatWasSavedOfSomethingElse) {
     test::write_file(dir / "s", damaged);
     EXPECT_NE(error(session, request.prefill), "") << i;
     test::write_file(dir / "s", bytes.substr(0, i));
-    if (i > 0) EXPECT_NE(error(session, request.prefill), "") << i;
+    if (i > 0) {
+      EXPECT_NE(error(session, request.prefill), "") << i;
+    }
   }
   EXPECT_EQ(session.generate(request).tokens.size(), 24u);
 }
