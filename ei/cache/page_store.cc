@@ -21,6 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kMaxWaitingBytes = int64_t{256} << 20;
+constexpr size_t kMinWaiting = 16;  // images of any size: the end of a long answer of a large model
 constexpr std::string_view kSuffix = ".safetensors";
 constexpr int64_t kSecond = 1'000'000'000;
 
@@ -79,8 +80,13 @@ void PageStore::find_files() {
     Key key = 0;
     struct stat status {};
     std::error_code ignored;
-    if (name.ends_with(NewFile::kSuffix)) fs::remove(it->path(), ignored);
-    if (!parse_name(name, key) || ::lstat(it->path().c_str(), &status) != 0) continue;
+    constexpr size_t kNameSize = 16 + kSuffix.size();
+    if (name.size() > kNameSize && name.ends_with(NewFile::kSuffix) &&
+        parse_name(std::string_view(name).substr(0, kNameSize), key))
+      fs::remove(it->path(), ignored);
+    if (!parse_name(name, key) || path(key).filename() != name ||
+        ::lstat(it->path().c_str(), &status) != 0)
+      continue;
     const int64_t ns = status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec;
     by_age.emplace_back(ns, key);
     files_[key] = {.bytes = status.st_size, .used_ns = ns, .use = {}};
@@ -108,7 +114,7 @@ bool PageStore::has(Key key) const {
 bool PageStore::has_room(int64_t bytes) const {
   const std::lock_guard lock(mutex_);
   return bytes <= options_.max_bytes &&
-         (waiting_.empty() || waiting_bytes_ + bytes <= kMaxWaitingBytes);
+         (waiting_.size() < kMinWaiting || waiting_bytes_ + bytes <= kMaxWaitingBytes);
 }
 
 void PageStore::put(Key key, Key before, std::vector<std::byte> image) {
@@ -119,15 +125,23 @@ void PageStore::put(Key key, Key before, std::vector<std::byte> image) {
 }
 
 std::vector<std::byte> PageStore::get(Key key) {
+  int64_t size = 0;
   {
     const std::lock_guard lock(mutex_);
-    if (!files_.contains(key)) return {};
+    const auto it = files_.find(key);
+    if (it == files_.end()) return {};
+    size = it->second.bytes;
   }
+  std::vector<std::byte> bytes(static_cast<size_t>(size));
   const int file = ::open(path(key).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+  if (file < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+    warn(fmt::format("{}: cannot be read now: {}", path(key).string(), errno_text()));
+    return {};
+  }
   struct stat status {};
-  std::vector<std::byte> bytes;
-  bool whole = file >= 0 && ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
-  if (whole) bytes.resize(static_cast<size_t>(status.st_size));
+  errno = 0;
+  bool whole =
+      file >= 0 && ::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == size;
   for (size_t done = 0; whole && done < bytes.size();) {
     const ssize_t n = ::read(file, bytes.data() + done, bytes.size() - done);
     if (n < 0 && errno == EINTR) continue;
@@ -138,7 +152,7 @@ std::vector<std::byte> PageStore::get(Key key) {
     ::close(file);
     return bytes;
   }
-  discard(key, errno_text());
+  discard(key, errno != 0 ? errno_text() : "it is not what was written");
   if (file >= 0) ::close(file);
   return {};
 }
@@ -197,7 +211,7 @@ void PageStore::write(Waiting& waiting) {
     seal(waiting.image);
     NewFile file(path(key));
     file.write(image);
-    file.commit();
+    file.commit(/*to_disk=*/false);
     const std::lock_guard lock(mutex_);
     const auto one = files_.find(before);
     const bool follows = one != files_.end();
@@ -219,6 +233,7 @@ void PageStore::shrink() {
 
 void PageStore::erase(Key key) {
   const auto it = files_.find(key);
+  if (it == files_.end()) return;
   bytes_ -= it->second.bytes;
   uses_.erase(it->second.use);
   files_.erase(it);

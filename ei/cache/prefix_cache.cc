@@ -96,7 +96,11 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
   Hit& hit = search.hit;
 
   Key key = root(policy);
-  for (int64_t at = 0; at < n_there; at += page) key = chain(key, page_at(prompt, at, page));
+  for (int64_t at = 0; at < n_there; at += page) {
+    const auto i = static_cast<size_t>(at / page);
+    key = chain(key, page_at(prompt, at, page));
+    if (i < asked.size() && asked[i] > 0) key = own(key);
+  }
 
   std::vector<Found> found;
   int64_t at = n_there;
@@ -115,7 +119,7 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
     }
     if (part.entry != nullptr) found.push_back(part);
     if (entry == nullptr) break;
-    key = next;
+    key = entry->asked > 0 ? own(next) : next;
     at += page;
   }
 
@@ -135,7 +139,12 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
                                  n_there + static_cast<int64_t>(n_good) * page);
     found.resize(n_good);
   }
-  if (found.empty()) return hit;
+  const auto nothing = [&] {  // the prompt is read instead of looked for again
+    hit.more = false;
+    shrink();
+    return hit;
+  };
+  if (found.empty()) return nothing();
 
   const int64_t unit = unit_of(policy), n_last = (std::ssize(found) - 1) * page;
   const int64_t usable = std::min(found.back().n_equal, limit - n_there - n_last);
@@ -144,7 +153,7 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
   std::vector<int64_t> all_asked = asked;
   for (const auto& [entry, n_equal] : found) all_asked.push_back(entry->asked);
   if (n == n_last) found.pop_back();
-  if (found.empty()) return hit;
+  if (found.empty()) return nothing();
   std::vector<std::span<const PageRef>> pages;
   std::vector<float> all;
   for (const auto& [entry, n_equal] : found) {
@@ -214,8 +223,13 @@ void PrefixCache::remember(std::span<const int32_t> text, int64_t n, int64_t n_r
     const Key next = chain(parent, tokens), key = its_asked > 0 ? own(next) : next;
     Entry* entry = find(parent, key, policy, tokens);
     if (entry == nullptr) {
-      if (entries_.contains(key)) break;  // another text or policy of the same hash
-      if (cache.page(0, 0, i) == nullptr) break;
+      if (entries_.contains(key)) break;     // another text or policy of the same hash
+      if (cache.page(0, 0, i) == nullptr) {  // left out by tail_of(), and no longer in memory
+        if (store_ == nullptr || !store_->has(key)) break;
+        keys.push_back(key);
+        parent = key;
+        continue;
+      }
       if (all.empty() && width > 0) {
         all.resize(static_cast<size_t>(n_segments(n, policy) * width));
         backend_.copy_out(all.data(), entropies.data, std::ssize(all) * int64_t{sizeof(float)});
@@ -240,7 +254,7 @@ void PrefixCache::remember(std::span<const int32_t> text, int64_t n, int64_t n_r
       save(key, keys.empty() ? 0 : keys.back(), *entry, shape);
     path.push_back(entry);
     keys.push_back(key);
-    parent = next;
+    parent = key;
   }
   for (size_t i = path.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, path[i]->use);
   if (store_ != nullptr) store_->touch(keys);
@@ -270,7 +284,8 @@ PrefixCache::Entry* PrefixCache::load(Search& search, Key parent, Key key,
   try {
     image = parse_image(bytes, where);
     check(image, search.policy, shape, search.n_entropies, where);
-    require(image.parent == parent && std::ranges::equal(image.tokens, tokens),
+    require(image.parent == parent && std::ranges::equal(image.tokens, tokens) &&
+                (image.asked > 0) == (key == own(chain(parent, tokens))),
             "{}: is of another text", where);
   } catch (const Error& error) {
     store_->discard(key, error.what());
@@ -331,7 +346,7 @@ void PrefixCache::write(std::span<const int32_t> text, const PrefillPolicy& poli
     if (entry == nullptr) entry = find(key, own(next), policy, tokens);
     if (entry == nullptr) return;
     take(image_of(*entry, shape));
-    key = next;
+    key = entry->asked > 0 ? own(next) : next;
   }
 }
 
@@ -340,8 +355,9 @@ void PrefixCache::read(const PageImage& image, std::string_view where, const Pre
   require(image.parent == parent, "{}: a page does not follow the one before", where);
   check(image, policy, cache.shape(), entropies.dim(1), where);
   const Key next = chain(parent, image.tokens), key = image.asked > 0 ? own(next) : next;
-  parent = next;
-  if (entries_.contains(key)) return;
+  parent = key;
+  const int64_t need = cache.shape().pages(1) * cache.page_bytes();
+  if (entries_.contains(key) || bytes_ + need > max_bytes_) return;  // is read again
   insert(key,
          {.parent = image.parent,
           .policy = policy,

@@ -53,15 +53,17 @@ void Team::grow(int n_threads) {
 
 void Team::run(int n_threads, int64_t n, Call call, const void* context) {
   grow(n_threads);
-  // Every call of the loop before has returned, so that nobody takes these for its.
-  n_.store(n, std::memory_order_relaxed);
+  const uint32_t loop = loop_.load(std::memory_order_relaxed) + 1;
+  // Closed until all of the loop is there. Every call of the loop before has returned, but a thread
+  // may come late for it: who sees the new n sees that his next call is no longer the next.
+  next_.store(uint64_t{loop} << 32 | UINT32_MAX, std::memory_order_relaxed);
+  n_.store(n, std::memory_order_release);
   n_threads_.store(n_threads, std::memory_order_relaxed);
   call_.store(call, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
   left_.store(n, std::memory_order_relaxed);
-  const uint32_t loop = loop_.load(std::memory_order_relaxed) + 1;
   next_.store(uint64_t{loop} << 32, std::memory_order_release);
-  loop_.store(loop, std::memory_order_release);
+  loop_.store(loop, std::memory_order_seq_cst);  // before notify_all() looks who sleeps
   loop_.notify_all();
   work(loop, 0);
   for (int64_t left; (left = left_.load(std::memory_order_acquire)) > 0;) await(left_, left);
@@ -74,7 +76,7 @@ void Team::work(uint32_t loop, int thread) {
     const int64_t i = static_cast<int64_t>(next & UINT32_MAX);
     const Call call = call_.load(std::memory_order_relaxed);
     const void* context = context_.load(std::memory_order_relaxed);
-    if (i >= n_.load(std::memory_order_relaxed) ||
+    if (i >= n_.load(std::memory_order_acquire) ||
         thread >= n_threads_.load(std::memory_order_relaxed))
       break;
     if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel,

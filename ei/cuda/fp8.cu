@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
   differ = block_reduce(differ, Max{}, parts);
   top = block_reduce(top, Max{}, parts);
   if (thread == 0) scale[blockIdx.x] = differ > 0 ? top / 448 : first;
-  const float inverse = top > 0 ? 448 / top : 0;
+  const float inverse = top > 0 ? fminf(448 / top, 3e38f) : 0;  // finite: 0 stays 0
   for (int b = thread; b < n_blocks; b += kThreads) {
     for (int i = 0; i < 8; ++i) {
       float x[4];

@@ -46,8 +46,8 @@ void Batch::execute(const StepPlan& plan) noexcept {
 
 bool Batch::begin_chunk(Sequence& sequence, int64_t max_rows) {
   sequence.begin();
-  if (!sequence.context_.find_prefix(max_rows)) return false;
   const int64_t rows = sequence.context_.chunk_rows();
+  if (!sequence.context_.find_prefix(std::min(max_rows, rows))) return false;
   const int64_t logit_rows = sequence.all_rows() ? Sequence::kScoreRows : 1;
   if (!chunk_act_ || chunk_act_->max_rows() < rows || chunk_act_->max_logit_rows() < logit_rows) {
     const int64_t had = chunk_act_ ? chunk_act_->max_logit_rows() : 0;
@@ -110,11 +110,13 @@ void Batch::write(std::span<Sequence* const> sequences) noexcept {
 
 void Batch::try_write(std::span<Sequence* const> sequences) {
   running_.clear();
-  for (Sequence* s : sequences)
+  for (Sequence* s : sequences) {
+    s->context_.reserve_whole();
     running_.push_back({.cache = &s->context_.cache(),
                         .window = &s->context_.window(),
                         .token = s->token_,
                         .whole = s->context_.whole()});
+  }
   const Act logits = decoder_.step(step_act_, running_);
   const std::span<const int32_t> tokens = draw(logits, sequences);
   for (size_t i = 0; i < sequences.size(); ++i) {

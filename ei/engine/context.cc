@@ -10,6 +10,21 @@
 #include "ei/policy/settings.h"
 
 namespace ei {
+namespace {
+
+// What helps a later prompt alone: where it fails, that prompt is read, and nobody's answer is
+// hurt.
+template <class F>
+bool if_possible(const F& f) noexcept {
+  try {
+    f();
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+}  // namespace
 
 void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) const {
   validate(request.prefill);
@@ -162,16 +177,26 @@ void Context::blame_layer(Activations& act, const Chunk& chunk) {
 }
 
 void Context::keep_prefix() {
-  if (prefixes_ != nullptr && !cache_->compacted())
+  if (prefixes_ == nullptr || cache_->compacted()) return;
+  if_possible([&] {
     prefixes_->remember(tokens_, reusable_, reusable_, plan_->policy(), *cache_, plan_->entropies(),
                         asked_);
+  });
+}
+
+void Context::reserve_whole() noexcept {
+  if (whole_ && !if_possible([&] { whole_->reserve(1); })) whole_.reset();
 }
 
 void Context::compress(const std::function<void()>& action) {
   std::unique_ptr<KvCache> whole;
-  if (!whole_ && plan_ && prefixes_ != nullptr && prefixes_->keeps_anything()) {
-    whole = std::make_unique<KvCache>(*engine_.backend, cache_->pool(), cache_->shape());
-    whole->tail_of(*cache_, reusable_ / cache_->shape().layout.rows);
+  if (!whole_ && plan_ && plan_->can_go_on() && wanted_ == Hidden::kLast && prefixes_ != nullptr &&
+      prefixes_->keeps_anything()) {
+    const bool made = if_possible([&] {
+      whole = std::make_unique<KvCache>(*engine_.backend, cache_->pool(), cache_->shape());
+      whole->tail_of(*cache_, reusable_ / cache_->shape().layout.rows);
+    });
+    if (!made) whole.reset();
   }
   action();
   if (whole && cache_->compacted()) whole_ = std::move(whole);
@@ -197,8 +222,10 @@ void Context::finish_answer() {
     std::vector<int64_t> asked = asked_;
     asked.resize(static_cast<size_t>(reusable_ / page));
     asked.resize(static_cast<size_t>(cache_->shape().layout.pages(n_read())), n_prompt());
-    prefixes_->remember(tokens_, n_read(), n_prompt(), plan_->policy(), *whole, plan_->entropies(),
-                        asked);
+    if_possible([&] {
+      prefixes_->remember(tokens_, n_read(), n_prompt(), plan_->policy(), *whole,
+                          plan_->entropies(), asked);
+    });
   }
   // Answers of a dense conversation can be reused as well: they were read as a prompt would be.
   if (plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());

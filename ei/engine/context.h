@@ -79,6 +79,8 @@ class Context {
   // The end of the text, from where keep_prefix() has not kept it, as it was read and written; once
   // the cache was compressed. Null: nobody wants it.
   KvCache* whole() { return whole_.get(); }
+  // Readies it for a token, or does without it where memory is short.
+  void reserve_whole() noexcept;
   QueryWindow& window() { return *window_; }
   PrefillPlan& plan() { return *plan_; }
   // Of a prompt that is read. Waits for the device.

@@ -15,14 +15,16 @@ std::string cache_identity(const Engine::Impl& engine) {
   std::vector<int32_t> tokens(static_cast<size_t>(std::min(kTokens, config.max_positions)));
   for (size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(config.vocab_size));
-  const std::vector<float> keys = read_keys(*engine.backend, *engine.model, tokens);
+  std::vector<float> values;
+  std::vector<float> rows = read_keys(*engine.backend, *engine.model, tokens, &values);
+  rows.insert(rows.end(), values.begin(), values.end());
   return OrderedJson{{"architecture", config.architecture},
                      {"layers", config.n_layers},
                      {"kv_heads", config.n_kv_heads},
                      {"head_dim", config.head_dim},
                      {"kv_type", dtype_name(engine.options.kv_type)},
                      {"page", engine.options.page},
-                     {"weights", fmt::format("{:016x}", checksum(std::as_bytes(std::span(keys))))}}
+                     {"weights", fmt::format("{:016x}", checksum(std::as_bytes(std::span(rows))))}}
       .dump();
 }
 

@@ -69,7 +69,7 @@ void Session::save(const std::filesystem::path& file, const PrefillPolicy& prefi
                     .note = note}
             .bytes());
   impl_->prefixes.write(impl_->text, prefill, context.cache().shape(), write);
-  to.commit();
+  to.commit(/*to_disk=*/true);
 }
 
 std::string Session::load(const std::filesystem::path& file, const PrefillPolicy& prefill) {

@@ -37,6 +37,7 @@ SessionFile parse_session(std::span<const std::byte> file, std::string_view wher
     require(file.size() >= kWord, "{}: ends in the middle; save the session again", where);
     std::memcpy(&n_bytes, file.data(), kWord);
     file = file.subspan(kWord);
+    require(n_bytes > kWord, "{}: is no saved session, or it is damaged", where);
     require(n_bytes <= file.size(), "{}: {} bytes are missing at its end; save the session again",
             where, n_bytes - file.size());
     pieces.push_back(file.first(n_bytes));

@@ -34,10 +34,13 @@ void NewFile::write(std::span<const std::byte> bytes) {
   }
 }
 
-void NewFile::commit() {
-  require(::rename(aside_.c_str(), path_.c_str()) == 0, "{}: cannot be written: {}", path_.string(),
-          errno_text());
-  ::close(std::exchange(file_, -1));
+void NewFile::commit(bool to_disk) {
+  bool whole = !to_disk || ::fsync(file_) == 0;
+  whole = ::close(std::exchange(file_, -1)) == 0 && whole;
+  if (whole && ::rename(aside_.c_str(), path_.c_str()) == 0) return;
+  const std::string why = errno_text();
+  ::unlink(aside_.c_str());
+  fail("{}: cannot be written: {}", path_.string(), why);
 }
 
 }  // namespace ei

@@ -8,8 +8,7 @@
 namespace ei {
 
 // A file that is written aside, and takes its name once it is whole: whoever looks sees the old one
-// or all of the new one, whenever the program ends. Its owner alone may read it. It is not forced
-// to the disk: what a power cut leaves is for the reader to check.
+// or all of the new one, whenever the program ends. Its owner alone may read it.
 class NewFile {
  public:
   // Throws Error naming the path when it cannot be made.
@@ -20,7 +19,8 @@ class NewFile {
 
   // Both throw Error naming the path, when the disk is full for instance.
   void write(std::span<const std::byte> bytes);
-  void commit();
+  // Not to_disk: what a power cut leaves is for the reader to check.
+  void commit(bool to_disk);
 
   // What names of files aside end with; a killed program leaves them.
   static constexpr const char* kSuffix = ".part";

@@ -55,8 +55,8 @@ void spread(std::span<float> keys, int64_t n, const ModelConfig& config) {
 
 }  // namespace
 
-std::vector<float> read_keys(Backend& backend, const Model& model,
-                             std::span<const int32_t> tokens) {
+std::vector<float> read_keys(Backend& backend, const Model& model, std::span<const int32_t> tokens,
+                             std::vector<float>* values) {
   const ModelConfig& config = model.config();
   const int64_t n = std::ssize(tokens), d = config.head_dim;
   PrefillPolicy policy = PrefillPolicy::dense();
@@ -82,10 +82,15 @@ std::vector<float> read_keys(Backend& backend, const Model& model,
   prefill_chunk(backend, model, act, cache, window, plan, tokens, Hidden::kLast);
 
   std::vector<float> keys(static_cast<size_t>(config.n_layers * config.n_kv_heads * n * d));
-  float* to = keys.data();
+  if (values != nullptr) values->resize(keys.size());
+  int64_t at = 0;
+  const int64_t n_bytes = n * d * int64_t{sizeof(float)};
   for (int l = 0; l < config.n_layers; ++l)
-    for (int64_t h = 0; h < config.n_kv_heads; ++h, to += n * d)
-      backend.copy_out(to, cache.page(l, h, 0)->data(), n * d * int64_t{sizeof(float)});
+    for (int64_t h = 0; h < config.n_kv_heads; ++h, at += n * d) {
+      const char* page = static_cast<const char*>(cache.page(l, h, 0)->data());
+      backend.copy_out(keys.data() + at, page, n_bytes);
+      if (values != nullptr) backend.copy_out(values->data() + at, page + n_bytes, n_bytes);
+    }
   spread(keys, n, config);
   return keys;
 }

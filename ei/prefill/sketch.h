@@ -40,8 +40,9 @@ Sketch::Shape sketch_shape(const ModelConfig& config);
 
 // The keys [n_layers, n_kv_heads, n, d] that the model computes of a text, read densely in a float
 // cache, and turned by RoPE to positions that are spread over all that the model knows.
-// Throws Error when there is no memory for it.
-std::vector<float> read_keys(Backend& backend, const Model& model, std::span<const int32_t> tokens);
+// Throws Error when there is no memory for it. `values`, if it is given, gets the values.
+std::vector<float> read_keys(Backend& backend, const Model& model, std::span<const int32_t> tokens,
+                             std::vector<float>* values = nullptr);
 
 // Of these keys, for each layer: directions [n_kv_heads, n_directions, d], and the projections on
 // them of the keys' mean [n_kv_heads, n_directions]. A head with fewer keys than directions gets

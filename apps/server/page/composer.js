@@ -62,7 +62,8 @@ async function attach(list) {
   $('attach').setAttribute('aria-busy', 'true');
   for (const file of list) {
     try {
-      files.push(await read(file));
+      const content = await read(file);  // `files` may be another list by now
+      files.push(content);
       announce(file.name + ' is attached');
     } catch (error) {
       errors.push(error.message);

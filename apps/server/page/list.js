@@ -23,6 +23,7 @@ export async function show(id = shown) {
     if (its !== day && !query) items.push(el('li', {class: 'day', role: 'presentation'}, day = its));
     items.push(item(head));
   }
+  if (renaming !== null && $('list').querySelector('input')) return;  // shown again when the title is there
   if (!items.length) items.push(el('li', {class: 'dim'}, query ? 'Nothing found' : 'No conversations yet'));
   $('list').replaceChildren(...items);
   $('list').querySelector('input')?.select();

@@ -23,7 +23,9 @@ function newConversation() {
   open({id, title: '', updated: Date.now(), root: tree.makeRoot()});
 }
 
+let opening = 0;  // what was asked for last is opened
 function open(it) {
+  ++opening;
   conversation = it;
   const isKept = it.root.children.length > 0;
   history.replaceState(null, '', isKept ? '#' + it.id : location.pathname);
@@ -35,7 +37,10 @@ function open(it) {
 
 async function openHead(head) {
   if (run?.conversation.id === head.id) return open(run.conversation);
+  const mine = ++opening;
   const body = await store.load(head.id);
+  if (mine !== opening) return;
+  if (run?.conversation.id === head.id) return open(run.conversation);
   if (!body) return newConversation();
   forEachAnswer(body.root, answer => {
     if (answer.state === 'done') return;
@@ -78,9 +83,10 @@ list.use({
   open: openHead,
   remove,
   async rename(head, title) {
-    if (head.id === conversation.id) conversation.title = title;
-    const body = head.id === conversation.id ? conversation : await store.load(head.id);
-    await store.save({...head, title, root: body.root});
+    const held = [conversation, run?.conversation].find(it => it?.id === head.id);
+    if (held) held.title = title;
+    const body = held ?? await store.load(head.id);
+    if (body) await store.save({...head, title, root: body.root});
     show();
   },
   async exportIt(head) {
@@ -131,13 +137,18 @@ async function perform(question, node, answers, isNew = false) {
   announce('Reading');
   await keep(it);
   list.show();
-  let saved = Date.now();
+  // Kept every two seconds if there is more of it: attachments are written again as well.
+  const size = () => answers.reduce((n, answer) => n + answer.text.length + answer.thoughts.length, 0);
+  let savedAt = Date.now(), savedSize = size(), isSaving = false;
   const changed = () => {
     if (it === conversation) chat.update(node);
-    if (Date.now() - saved > 2000) {
-      saved = Date.now();
-      keep(it);
-    }
+    if (isSaving || size() === savedSize || Date.now() - savedAt < 2000) return;
+    savedSize = size();
+    isSaving = true;
+    keep(it).finally(() => {
+      isSaving = false;
+      savedAt = Date.now();
+    });
   };
   const clock = setInterval(changed, 250);  // until the first progress comes
   for (const answer of answers) {
@@ -166,7 +177,7 @@ async function settle(it, question, node, isNew) {
   }
   await keep(it);
   if (!it.root.children.length) {
-    await store.remove(it.id);
+    await store.remove(it.id).catch(() => {});
     it.title = '';
   }
   show();
@@ -240,11 +251,11 @@ function askKey(then) {
   if ($('ask-key').open) return;
   $('key-why').textContent = api.hasKey() ? 'That key is wrong: the server does not accept it.' : 'This server wants a key. It is kept in this browser.';
   $('key-why').classList.toggle('error', api.hasKey());
-  $('key').value = '';
+  $('key').value = $('ask-key').returnValue = '';
   $('ask-key').showModal();
 }
 $('ask-key').addEventListener('close', async () => {
-  if (!$('key').value) return void ($('model').textContent = 'No key');
+  if ($('ask-key').returnValue !== 'use' || !$('key').value) return void ($('model').textContent = 'No key');
   api.useKey($('key').value);
   if (!await connect()) return;
   thenRetry?.();
@@ -276,9 +287,13 @@ async function start() {
   composer.choose(composer.chosen() ?? 'entropy');
   const isKept = await store.open();
   const id = location.hash.slice(1);
-  const head = id && (await store.heads()).find(h => h.id === id);
-  if (head) await openHead(head);
-  else newConversation();
+  newConversation();
+  try {
+    const head = id && (await store.heads()).find(h => h.id === id);
+    if (head) await openHead(head);
+  } catch (error) {
+    notice('The conversations in this browser cannot be read: ' + error.message);
+  }
   if (!isKept) notice('This browser keeps no conversations: they are gone when the page is.');
   if (await connect() && !composer.chosen() && server.prefill === 'dense') composer.choose('dense');
 }

@@ -12,6 +12,11 @@ const done = request => new Promise((resolve, reject) => {
   request.onerror = () => reject(request.error);
 });
 
+const committed = change => new Promise((resolve, reject) => {
+  change.oncomplete = resolve;
+  change.onabort = () => reject(change.error);
+});
+
 // Whether conversations outlive the page.
 export async function open() {
   try {
@@ -20,7 +25,11 @@ export async function open() {
       for (const store of [HEADS, BODIES]) request.result.createObjectStore(store, {keyPath: 'id'});
     };
     db = await done(request);
-    db.onversionchange = () => db.close();
+    db.onversionchange = () => {
+      db.close();
+      db = null;
+    };
+    db.onclose = () => { db = null; };
   } catch {
     db = null;
   }
@@ -49,17 +58,17 @@ export async function save({id, title, updated, root}) {
   const change = db.transaction([HEADS, BODIES], 'readwrite');
   change.objectStore(HEADS).put(head);
   change.objectStore(BODIES).put(body);
-  await new Promise((resolve, reject) => {
-    change.oncomplete = resolve;
-    change.onabort = () => reject(change.error);
-  });
+  await committed(change);
 }
 
 export async function remove(id) {
-  for (const store of [HEADS, BODIES]) {
-    if (db) await done(db.transaction(store, 'readwrite').objectStore(store).delete(id));
-    else memory[store].delete(id);
+  if (!db) {
+    for (const store of [HEADS, BODIES]) memory[store].delete(id);
+    return;
   }
+  const change = db.transaction([HEADS, BODIES], 'readwrite');
+  for (const store of [HEADS, BODIES]) change.objectStore(store).delete(id);
+  await committed(change);
 }
 
 // The heads of those in which all of the words occur, in a title or in what was said.
@@ -68,7 +77,10 @@ export async function search(query) {
   const found = [];
   for (const head of await heads()) {
     let text = head.title.toLowerCase();
-    if (!wanted.every(word => text.includes(word))) text += '\n' + words((await load(head.id)).root).toLowerCase();
+    if (!wanted.every(word => text.includes(word))) {
+      const body = await load(head.id);  // another page may have removed it
+      if (body) text += '\n' + words(body.root).toLowerCase();
+    }
     if (wanted.every(word => text.includes(word))) found.push(head);
   }
   return found;

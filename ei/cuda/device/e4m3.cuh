@@ -34,7 +34,7 @@ __device__ void round_row(const uint4 (&held)[kHeld], int n_vectors, const E4m3R
     for (int e = 0; e < 8; ++e) top = fmaxf(top, fabsf(v.x[e]));
   }
   top = block_reduce(top, Max{}, parts);
-  const float inverse = top > 0 ? 448 / top : 0;
+  const float inverse = top > 0 ? fminf(448 / top, 3e38f) : 0;  // finite: 0 stays 0
   if (thread == 0) *row.scale = top / 448;
 #pragma unroll
   for (int j = 0; j < kHeld; ++j) {
