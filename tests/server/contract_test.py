@@ -129,19 +129,29 @@ def test_the_next_turn_reuses_what_was_read(client):
     assert dense.usage.prompt_tokens_details.cached_tokens == 0 and dense.sparsity['density'] == 1
 
 
+def counted(n):
+    return ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(n))
+
+
+def ask(server, messages, question):
+    """A turn of a conversation, answered from a compressed cache."""
+    messages.append({'role': 'user', 'content': question})
+    status, got = server.post('/v1/chat/completions', {'messages': messages, 'temperature': 0, 'budget': 192})
+    assert status == 200, got
+    messages.append({'role': 'assistant', 'content': got['choices'][0]['message']['content']})
+    return got['timings'] | {'total': got['usage']['prompt_tokens'], 'text': messages[-1]['content']}
+
+
+def wait_for_files(folder, n):
+    for _ in range(10**6):
+        if len(list(folder.glob('*.safetensors'))) >= n:
+            return
+
+
 def test_a_conversation_outlives_the_server(start, tmp_path):
     """Each turn reads what is new: also beside a compressed cache, and after the server was killed."""
     flags = '--prefix-dir', tmp_path / 'pages', '--default-max-tokens', '64'
-    text = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(250))
-    more = {'temperature': 0, 'budget': 192}
-
-    def ask(server, messages, question):
-        messages.append({'role': 'user', 'content': question})
-        status, got = server.post('/v1/chat/completions', {'messages': messages, **more})
-        assert status == 200, got
-        messages.append({'role': 'assistant', 'content': got['choices'][0]['message']['content']})
-        return got['timings'] | {'total': got['usage']['prompt_tokens'], 'text': messages[-1]['content']}
-
+    text = counted(250)
     server = start(*flags)
     messages = []
     first = ask(server, messages, text + ' What follows 7?')
@@ -152,9 +162,7 @@ def test_a_conversation_outlives_the_server(start, tmp_path):
     third = ask(server, messages, 'And 11?')
     # Pages of 512 tokens, the last of each of two turns in part.
     n_files = -(-(second['total'] + second['predicted_n'] - 1) // 512) + 1
-    for _ in range(10**6):
-        if len(list((tmp_path / 'pages').glob('*.safetensors'))) >= n_files:
-            break
+    wait_for_files(tmp_path / 'pages', n_files)
     server.process.kill()
     server.process.wait()
     (tmp_path / 'pages' / '0123456789abcdef.safetensors.1.part').write_bytes(b'half')
@@ -168,6 +176,16 @@ def test_a_conversation_outlives_the_server(start, tmp_path):
     assert server.stop() == 0
     done = [event for event in server.events() if event['event'] == 'request_done']
     assert done[-1]['loaded_tokens'] == again['cache_disk_n'] and 'prefix_file' not in ''.join(server.log)
+
+
+def test_files_alone_keep_a_conversation(start, tmp_path):
+    """Where memory keeps no page, the answer's are filed behind those of the prompt that it no longer has."""
+    server = start('--prefix-dir', tmp_path / 'pages', '--prefix-memory', '0', '--default-max-tokens', '64')
+    messages = []
+    first = ask(server, messages, counted(120) + ' What follows 7?')
+    wait_for_files(tmp_path / 'pages', -(-(first['total'] + first['predicted_n'] - 1) // 512))
+    second = ask(server, messages, 'And 9?')
+    assert second['cache_disk_n'] == second['cache_n'] > first['total']
 
 
 @pytest.mark.parametrize('body, param', [
