@@ -216,12 +216,13 @@ int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, doub
     for (int i = 0; i < repeat; ++i) {
       ei::PrefixCache prefixes(bench.backend, INT64_MAX);
       auto start = Clock::now();
-      prefixes.remember(tokens, n, policy, read, plan.entropies());
+      prefixes.remember(tokens, n, n, policy, read, plan.entropies(), {});
       remembering.push_back(ms_since(start));
       ei::KvCache restored(bench.backend, pool, shape);
       bench.wait();
       start = Clock::now();
-      prefixes.restore(tokens, n, policy, restored, plan.entropies());
+      std::vector<int64_t> asked;
+      prefixes.restore(tokens, n, policy, restored, plan.entropies(), asked);
       bench.wait();
       restoring.push_back(ms_since(start));
     }
