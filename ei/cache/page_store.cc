@@ -13,6 +13,7 @@
 
 #include "ei/base/fail.h"
 #include "ei/cache/page_image.h"
+#include "ei/io/errno_text.h"
 #include "ei/io/new_file.h"
 
 namespace ei {
@@ -166,6 +167,11 @@ void PageStore::discard(Key key, const std::string& why) {
 void PageStore::touch(std::span<const Key> keys) {
   int64_t now = now_ns();
   const std::lock_guard lock(mutex_);
+  // A prompt that is read on touches all its pages every time: they are the first already.
+  auto first = uses_.begin();
+  const bool in_order =
+      std::ranges::all_of(keys, [&](Key key) { return !files_.contains(key) || key == *first++; });
+  if (in_order) return;
   for (size_t i = keys.size(); i-- > 0; ++now) {
     const auto it = files_.find(keys[i]);
     if (it == files_.end()) continue;

@@ -263,10 +263,8 @@ constexpr int64_t kPanelOutputs = 128;
 constexpr int64_t kPanelRows = 258;
 constexpr int64_t kPackedWeights = kPanelOutputs * HWY_NAMESPACE::kDepth;
 
-bool has_integers(const MatMul& op) {
-  return std::any_of(op.parts.begin(), op.parts.end(), [](const MatMul::Part& part) {
-    return part.weight.data != nullptr && is_integer(part.weight.format);
-  });
+bool has_integers(const MatMul::Part& part) {
+  return part.weight.data != nullptr && is_integer(part.weight.format);
 }
 
 // Outputs [begin, end) of a part as a part of their own, its weights floats in the order of x:
@@ -306,10 +304,7 @@ void CpuBackend::run_in_floats(const MatMul& op) {
 std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
   const int64_t n = op.x.rows, cols = op.x.cols, bytes = IntegerRows::bytes(n, cols);
   std::array<IntegerRows, 3> rows;
-  const auto wanted = [&](size_t p) {
-    const Weight& weight = op.parts[p].weight;
-    return weight.data != nullptr && is_integer(weight.format);
-  };
+  const auto wanted = [&](size_t p) { return has_integers(op.parts[p]); };
   const auto first_of_order = [&](size_t p) {
     size_t first = 0;
     while (!wanted(first) || op.parts[first].weight.order != op.parts[p].weight.order) ++first;
@@ -341,7 +336,8 @@ void CpuBackend::run(const MatMul& op) {
   check(op);
   const int64_t n = op.x.rows;
   if (n == 0) return;
-  if (math_ == Math::kF32 && has_integers(op)) return run_in_floats(op);
+  if (math_ == Math::kF32 && std::any_of(op.parts.begin(), op.parts.end(), has_integers))
+    return run_in_floats(op);
   if (n > kFewRows && fits_tiles(op)) return run_tiles(op);
   const std::array<IntegerRows, 3> integers = integer_rows(op);
   const auto integers_of = [&](const MatMul::Part& part) -> const IntegerRows& {

@@ -1,7 +1,6 @@
 #pragma once
 
-#include <cuda_bf16.h>
-
+#include "ei/cuda/device/numbers.cuh"
 #include "ei/ops/matmul.h"
 
 namespace ei::cuda {
@@ -15,17 +14,28 @@ struct FewRows {
     int m;
     bool accumulate;
     bool out_is_float;
+
+    // Number `at` of the output, or what is to be added to it.
+    __device__ void store(int64_t at, float y) const {
+      if (out_is_float) {
+        float* to = static_cast<float*>(out);
+        to[at] = accumulate ? to[at] + y : y;
+      } else {
+        bf16* to = static_cast<bf16*>(out);
+        to[at] = __float2bfloat16_rn(accumulate ? to_float(to[at]) + y : y);
+      }
+    }
   };
   Part parts[3];
   int first_block[4];  // of each part; parts end where the next begins
-  const __nv_bfloat16* x;
+  const bf16* x;
   int n, k;
   int n_parts = 0;
 
   explicit FewRows(const Act& x)
       : parts{},
         first_block{},
-        x(static_cast<const __nv_bfloat16*>(x.data)),
+        x(static_cast<const bf16*>(x.data)),
         n(static_cast<int>(x.rows)),
         k(static_cast<int>(x.cols)) {}
 

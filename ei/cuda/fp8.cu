@@ -14,11 +14,7 @@ __global__ void __launch_bounds__(1024)
   const int64_t begin = int64_t{blockIdx.x} * cols;
   const int n_vectors = cols / 8;
   uint4 held[kRoundHeld];
-#pragma unroll
-  for (int j = 0; j < kRoundHeld; ++j) {
-    const auto i = static_cast<int>(threadIdx.x + j * blockDim.x);
-    held[j] = i < n_vectors ? reinterpret_cast<const uint4*>(from + begin)[i] : uint4{};
-  }
+  hold_row(held, n_vectors, [&](int i) { return reinterpret_cast<const uint4*>(from + begin)[i]; });
   round_row(held, n_vectors, {reinterpret_cast<uint2*>(to + begin), scale + blockIdx.x}, parts);
 }
 

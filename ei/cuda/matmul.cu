@@ -93,15 +93,8 @@ __global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constan
     if (r >= n_rows) break;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const int64_t at = int64_t{n} * part.m + first + r;
-      float y = sums[r][n] + (part.bias == nullptr ? 0.0f : part.bias[first + r]);
-      if (part.out_is_float) {
-        float* out = static_cast<float*>(part.out);
-        out[at] = part.accumulate ? out[at] + y : y;
-      } else {
-        bf16* out = static_cast<bf16*>(part.out);
-        out[at] = __float2bfloat16_rn(part.accumulate ? to_float(out[at]) + y : y);
-      }
+      part.store(int64_t{n} * part.m + first + r,
+                 sums[r][n] + (part.bias == nullptr ? 0.0f : part.bias[first + r]));
     }
   }
 }

@@ -192,14 +192,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTiles < 4 ? 2 : 1)
     float y = part.bias == nullptr ? 0.0f : part.bias[weight_row];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) y += totals[w * 8 * kTiles * L::kRows + i];
-    const int64_t at = int64_t{i / L::kRows} * part.m + weight_row;
-    if (part.out_is_float) {
-      float* out = static_cast<float*>(part.out);
-      out[at] = part.accumulate ? out[at] + y : y;
-    } else {
-      bf16* out = static_cast<bf16*>(part.out);
-      out[at] = __float2bfloat16_rn(part.accumulate ? to_float(out[at]) + y : y);
-    }
+    part.store(int64_t{i / L::kRows} * part.m + weight_row, y);
   }
 }
 

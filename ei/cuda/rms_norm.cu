@@ -32,11 +32,7 @@ __global__ void rms_norm(const bf16* x, const float* weight, float eps, bf16* ou
     for (int e = 0; e < 8; ++e) sum += v.x[e] * v.x[e];
   };
   uint4 held[kHeld];
-#pragma unroll
-  for (int j = 0; j < kHeld; ++j) {
-    const int i = thread + j * n_threads;
-    held[j] = i < n_vectors ? reinterpret_cast<const uint4*>(from)[i] : uint4{};
-  }
+  hold_row(held, n_vectors, [&](int i) { return reinterpret_cast<const uint4*>(from)[i]; });
 #pragma unroll
   for (int j = 0; j < kHeld; ++j) add(Numbers<8>::of(held[j]));
   for (int i = thread + held_end; i < n_vectors; i += n_threads)

@@ -32,19 +32,16 @@ __global__ void __launch_bounds__(1024) swiglu_rounded(const bf16* gate, const b
   const int64_t begin = int64_t{blockIdx.x} * cols;
   const int n_vectors = cols / 8;
   uint4 held[kRoundHeld];
-#pragma unroll
-  for (int j = 0; j < kRoundHeld; ++j) {
-    const auto i = static_cast<int>(threadIdx.x + j * blockDim.x);
-    held[j] = {};
-    if (i >= n_vectors) continue;
+  hold_row(held, n_vectors, [&](int i) {
     const auto g = Numbers<8>::load(gate + begin + 8 * i), u = Numbers<8>::load(up + begin + 8 * i);
     float y[8];
 #pragma unroll
     for (int e = 0; e < 8; ++e) y[e] = swiglu(g.x[e], u.x[e]);
     const Bf16x8 packed = pack_bf16(y);
-    held[j] = {packed.word[0], packed.word[1], packed.word[2], packed.word[3]};
-    reinterpret_cast<uint4*>(out + begin)[i] = held[j];
-  }
+    const uint4 vector = {packed.word[0], packed.word[1], packed.word[2], packed.word[3]};
+    reinterpret_cast<uint4*>(out + begin)[i] = vector;
+    return vector;
+  });
   round_row(held, n_vectors, {reinterpret_cast<uint2*>(rows + begin), scale + blockIdx.x}, parts);
 }
 

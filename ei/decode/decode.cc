@@ -22,7 +22,6 @@ Act Decoder::step(Activations& act, std::span<const Running> running) {
   positions_.clear();
   for (const Running& sequence : running) {
     sequence.cache->reserve(1);
-    if (sequence.whole != nullptr) sequence.whole->reserve(1);
     tokens_.push_back(sequence.token);
     positions_.push_back(static_cast<int32_t>(sequence.cache->n_tokens()));
   }

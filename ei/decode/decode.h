@@ -14,7 +14,7 @@ struct Running {
   KvCache* cache = nullptr;
   QueryWindow* window = nullptr;
   int32_t token = 0;         // to be read by the next step
-  KvCache* whole = nullptr;  // that gets the token's rows as well; null: none
+  KvCache* whole = nullptr;  // that gets the token's rows as well, and has room; null: none
 };
 
 // The token loop's body, and its scratch, which is made once.

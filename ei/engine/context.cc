@@ -184,20 +184,23 @@ void Context::keep_prefix() {
   });
 }
 
+bool Context::keeps_answer() const {
+  return plan_ && plan_->can_go_on() && wanted_ == Hidden::kLast && prefixes_ != nullptr &&
+         prefixes_->keeps_anything();
+}
+
 void Context::reserve_whole() noexcept {
   if (whole_ && !if_possible([&] { whole_->reserve(1); })) whole_.reset();
 }
 
 void Context::compress(const std::function<void()>& action) {
   std::unique_ptr<KvCache> whole;
-  if (!whole_ && plan_ && plan_->can_go_on() && wanted_ == Hidden::kLast && prefixes_ != nullptr &&
-      prefixes_->keeps_anything()) {
-    const bool made = if_possible([&] {
-      whole = std::make_unique<KvCache>(*engine_.backend, cache_->pool(), cache_->shape());
-      whole->tail_of(*cache_, reusable_ / cache_->shape().layout.rows);
+  if (!whole_ && keeps_answer())
+    if_possible([&] {
+      auto tail = std::make_unique<KvCache>(*engine_.backend, cache_->pool(), cache_->shape());
+      tail->tail_of(*cache_, reusable_ / cache_->shape().layout.rows);
+      whole = std::move(tail);
     });
-    if (!made) whole.reset();
-  }
   action();
   if (whole && cache_->compacted()) whole_ = std::move(whole);
 }
@@ -216,8 +219,7 @@ void Context::rewind() {
 void Context::finish_answer() {
   if (!plan_) return;
   const KvCache* const whole = whole_ ? whole_.get() : cache_->compacted() ? nullptr : cache_.get();
-  if (prefixes_ != nullptr && prefixes_->keeps_anything() && whole != nullptr &&
-      plan_->can_go_on() && wanted_ == Hidden::kLast) {
+  if (whole != nullptr && keeps_answer()) {
     const int64_t page = cache_->shape().layout.rows;
     std::vector<int64_t> asked = asked_;
     asked.resize(static_cast<size_t>(reusable_ / page));

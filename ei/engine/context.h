@@ -92,7 +92,8 @@ class Context {
  private:
   KvShape kv_shape(const PrefillPolicy& prefill) const;
   int64_t own_prefix(int64_t window_rows) const;
-  void keep_prefix();  // lets other requests reuse what was read of the prompt
+  void keep_prefix();         // lets other requests reuse what was read of the prompt
+  bool keeps_answer() const;  // for the conversation's next turn
   std::unique_ptr<QueryWindow> make_window(int64_t n_rows) const;
 
   Engine::Impl& engine_;

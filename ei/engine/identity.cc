@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "ei/engine/sketch.h"
 #include "ei/io/checksum.h"
 #include "ei/io/json.h"
 
@@ -12,9 +13,7 @@ namespace ei {
 std::string cache_identity(const Engine::Impl& engine) {
   const ModelConfig& config = engine.model->config();
   constexpr int64_t kTokens = 64;
-  std::vector<int32_t> tokens(static_cast<size_t>(std::min(kTokens, config.max_positions)));
-  for (size_t i = 0; i < tokens.size(); ++i)
-    tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(config.vocab_size));
+  const std::vector<int32_t> tokens = any_tokens(config, std::min(kTokens, config.max_positions));
   std::vector<float> values;
   std::vector<float> rows = read_keys(*engine.backend, *engine.model, tokens, &values);
   rows.insert(rows.end(), values.begin(), values.end());

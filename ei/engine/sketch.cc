@@ -1,9 +1,6 @@
 #include "ei/engine/sketch.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +8,8 @@
 
 #include "ei/base/fail.h"
 #include "ei/engine/sketch_text.h"
+#include "ei/io/checksum.h"
+#include "ei/io/new_file.h"
 
 namespace ei {
 namespace {
@@ -20,24 +19,13 @@ namespace fs = std::filesystem;
 constexpr int64_t kTextTokens = 1024;
 constexpr int64_t kKeyTokens = 16;  // by whose keys weights are told apart
 
-uint64_t hash_of(std::span<const float> values) {
-  uint64_t hash = 0xCBF29CE484222325ull;  // FNV-1a, over whole numbers
-  for (const float value : values)
-    hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001B3ull;
-  return hash;
-}
-
 // The text as the model's tokens; for a model without a tokenizer, other tokens.
 std::vector<int32_t> text_of(const Engine::Impl& engine) {
   const ModelConfig& config = engine.model->config();
   std::vector<int32_t> tokens;
   if (engine.longest_token > 0) tokens = engine.tokenizer->encode(kSketchText, /*add_bos=*/true);
   const bool fits = std::ranges::all_of(tokens, [&](int32_t t) { return t < config.vocab_size; });
-  if (tokens.empty() || !fits) {
-    tokens.resize(kTextTokens);
-    for (size_t i = 0; i < tokens.size(); ++i)
-      tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(config.vocab_size));
-  }
+  if (tokens.empty() || !fits) tokens = any_tokens(config, kTextTokens);
   tokens.resize(
       static_cast<size_t>(std::min({std::ssize(tokens), kTextTokens, config.max_positions})));
   return tokens;
@@ -51,35 +39,41 @@ fs::path cache_directory() {
   return home != nullptr && *home != '\0' ? fs::path(home) / ".cache/entropyinfer" : fs::path();
 }
 
-// A file of `values`, behind their hash.
+uint64_t checksum_of(std::span<const float> values) { return checksum(std::as_bytes(values)); }
+
+// A file of `values`, behind their checksum.
 std::vector<float> read_file(const fs::path& path, int64_t size) {
   std::vector<float> values(static_cast<size_t>(size));
-  uint64_t hash = 0;
+  uint64_t sum = 0;
   std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(&hash), sizeof hash);
+  file.read(reinterpret_cast<char*>(&sum), sizeof sum);
   file.read(reinterpret_cast<char*>(values.data()), size * int64_t{sizeof(float)});
-  if (!file || file.peek() != std::ifstream::traits_type::eof() || hash_of(values) != hash)
+  if (!file || file.peek() != std::ifstream::traits_type::eof() || checksum_of(values) != sum)
     values.clear();
   return values;
 }
 
-// Written aside and renamed, so that nobody sees half of it.
+// Or nothing, where it cannot be kept.
 void write_file(const fs::path& path, std::span<const float> values) {
-  std::error_code ignored;
-  fs::create_directories(path.parent_path(), ignored);
-  fs::path aside = path;
-  aside += fmt::format(".{}", getpid());
-  const uint64_t hash = hash_of(values);
-  std::ofstream file(aside, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(&hash), sizeof hash);
-  file.write(reinterpret_cast<const char*>(values.data()),
-             std::ssize(values) * int64_t{sizeof(float)});
-  file.close();
-  if (file) fs::rename(aside, path, ignored);
-  if (!file || ignored) fs::remove(aside, ignored);
+  try {
+    fs::create_directories(path.parent_path());
+    const uint64_t sum = checksum_of(values);
+    NewFile file(path);
+    file.write(std::as_bytes(std::span(&sum, 1)));
+    file.write(std::as_bytes(values));
+    file.commit(/*to_disk=*/false);
+  } catch (const std::exception&) {
+  }
 }
 
 }  // namespace
+
+std::vector<int32_t> any_tokens(const ModelConfig& config, int64_t n) {
+  std::vector<int32_t> tokens(static_cast<size_t>(n));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(config.vocab_size));
+  return tokens;
+}
 
 Sketch make_sketch(const Engine::Impl& engine) {
   Backend& backend = *engine.backend;
@@ -91,8 +85,8 @@ Sketch make_sketch(const Engine::Impl& engine) {
   };
   // Other weights have other keys.
   const fs::path directory = cache_directory();
-  const fs::path path =
-      directory / fmt::format("sketch-{:016x}", hash_of(keys_of(kKeyTokens)) ^ std::ssize(text));
+  const fs::path path = directory / fmt::format("sketch-{:016x}", checksum_of(keys_of(kKeyTokens)) ^
+                                                                      std::ssize(text));
   std::vector<float> values;
   if (!directory.empty()) values = read_file(path, shape.size());
   if (values.empty()) {

@@ -12,4 +12,7 @@ namespace ei {
 // when memory is short or the model's keys are not finite.
 Sketch make_sketch(const Engine::Impl& engine);
 
+// n tokens that mean nothing, the same ones every time.
+std::vector<int32_t> any_tokens(const ModelConfig& config, int64_t n);
+
 }  // namespace ei

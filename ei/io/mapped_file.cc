@@ -5,21 +5,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include "ei/base/fail.h"
+#include "ei/io/errno_text.h"
 
 namespace ei {
 namespace {
 
-std::string reason() { return std::generic_category().message(errno); }
-
 struct stat status_of(int file, const std::string& path) {
   struct stat status {};
   const bool ok = ::fstat(file, &status) == 0;
-  require(ok, "{}: {}", path, reason());
+  require(ok, "{}: {}", path, errno_text());
   return status;
 }
 
@@ -37,13 +34,13 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string())
   // hangs the program.
   MappedFile opened;
   opened.file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  require(opened.file_ >= 0, "{}: cannot be opened: {}", path_, reason());
+  require(opened.file_ >= 0, "{}: cannot be opened: {}", path_, errno_text());
   const struct stat status = status_of(opened.file_, path_);
   require(S_ISREG(status.st_mode), "{}: not a regular file", path_);
   if (status.st_size > 0) {
     const auto size = static_cast<size_t>(status.st_size);
     void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, opened.file_, 0);
-    require(data != MAP_FAILED, "{}: cannot be mapped into memory: {}", path_, reason());
+    require(data != MAP_FAILED, "{}: cannot be mapped into memory: {}", path_, errno_text());
     opened.bytes_ = {static_cast<const std::byte*>(data), size};
     refuse_lfs_pointer({static_cast<const char*>(data), size}, path_);
   }

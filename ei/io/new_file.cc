@@ -4,14 +4,12 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include "ei/base/fail.h"
+#include "ei/io/errno_text.h"
 
 namespace ei {
-
-std::string errno_text() { return std::generic_category().message(errno); }
 
 NewFile::NewFile(std::filesystem::path path)
     : path_(std::move(path)), aside_(fmt::format("{}.{}{}", path_.string(), getpid(), kSuffix)) {

@@ -30,7 +30,4 @@ class NewFile {
   int file_ = -1;
 };
 
-// What the system says of the call that failed last.
-std::string errno_text();
-
 }  // namespace ei

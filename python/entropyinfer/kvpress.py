@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from kvpress import ScorerPress
 from kvpress.utils import get_prerope_query_states
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import rotate_half
 
 from entropyinfer import ops
 
@@ -34,8 +34,8 @@ class LatentPress(ScorerPress):
         if n <= self.window:
             raise ValueError(f'the prompt has {n} tokens, expected more than the window, {self.window}')
         queries = get_prerope_query_states(module, hidden_states[:, -self.window:])
-        cos, sin = (x[:, -self.window:] for x in kwargs['position_embeddings'])
-        queries, _ = apply_rotary_pos_emb(queries, queries, cos, sin)
+        cos, sin = (x[:, None, -self.window:] for x in kwargs['position_embeddings'])
+        queries = queries * cos + rotate_half(queries) * sin
         votes = torch.stack([ops.pool_votes(ops.vote(q, k, scale=module.scaling), self.pooling, self.kernel)
                              for q, k in zip(queries, keys)])
         return torch.nn.functional.pad(votes, (0, self.window), value=float(votes.max()) + 1)

@@ -190,38 +190,29 @@ TEST_P(MatMulTest, MultipliesPermutedColumns) {
 
 // Formats may differ from part to part, and each has its bias and its output.
 TEST_P(MatMulTest, PartsAreIndependent) {
-  for (const int64_t rows : {1, 3, 40}) {
-    const DeviceAct x = act(normal<2>({rows, 256}, 1));
-    const HostWeight q4(WeightFormat::kQ4_K, 70, 256, 2), q6(WeightFormat::kQ6_K, 9, 256, 3),
-        k4(WeightFormat::kQ4_K, 33, 256, 4);
-    const DeviceAct q_out = poisoned(rows, 70), k_out = act(Matrix({rows, 9}, 0.0)),
-                    v_out = poisoned(rows, 33);
-    backend().run(MatMul{
-        .x = x,
-        .parts = {
-            {{.weight = backend().place(q4.weight()), .bias = {}, .out = q_out},
-             {.weight = backend().place(q6.weight()), .bias = {}, .out = k_out, .accumulate = true},
-             {.weight = backend().place(k4.weight()), .bias = {}, .out = v_out}}}});
-    EXPECT_LE(nmse(q_out.values().v, ref::matmul(x.values(), q4.values).v), tolerance(1e-8));
-    EXPECT_LE(nmse(k_out.values().v, ref::matmul(x.values(), q6.values).v), tolerance(1e-8));
-    EXPECT_LE(nmse(v_out.values().v, ref::matmul(x.values(), k4.values).v), tolerance(1e-8));
-  }
-  for (const int64_t rows : {1, 3, 40}) {
-    const DeviceAct x = act(normal<2>({rows, 96}, 1));
-    const HostWeight q(normal<2>({70, 96}, 2), DType::kBF16), k(normal<2>({9, 96}, 3), DType::kF32),
-        v(normal<2>({33, 96}, 4), DType::kF16);
-    const DeviceAct q_out = poisoned(rows, 70), k_out = act(Matrix({rows, 9}, 0.0)),
-                    v_out = poisoned(rows, 33);
-    backend().run(MatMul{
-        .x = x,
-        .parts = {
-            {{.weight = backend().place(q.weight()), .bias = {}, .out = q_out},
-             {.weight = backend().place(k.weight()), .bias = {}, .out = k_out, .accumulate = true},
-             {.weight = backend().place(v.weight()), .bias = {}, .out = v_out}}}});
-    EXPECT_LE(nmse(q_out.values().v, ref::matmul(x.values(), q.values).v), tolerance(1e-9));
-    EXPECT_LE(nmse(k_out.values().v, ref::matmul(x.values(), k.values).v), tolerance(1e-9));
-    EXPECT_LE(nmse(v_out.values().v, ref::matmul(x.values(), v.values).v), tolerance(1e-9));
-  }
+  const HostWeight quantized[] = {{WeightFormat::kQ4_K, 70, 256, 2},
+                                  {WeightFormat::kQ6_K, 9, 256, 3},
+                                  {WeightFormat::kQ4_K, 33, 256, 4}};
+  const HostWeight floats[] = {{normal<2>({70, 96}, 2), DType::kBF16},
+                               {normal<2>({9, 96}, 3), DType::kF32},
+                               {normal<2>({33, 96}, 4), DType::kF16}};
+  for (const auto& [weights, error] :
+       {std::pair{std::span(quantized), 1e-8}, {std::span(floats), 1e-9}})
+    for (const int64_t rows : {1, 3, 40}) {
+      const DeviceAct x = act(normal<2>({rows, weights[0].values.dim(1)}, 1));
+      const DeviceAct outs[] = {poisoned(rows, 70), act(Matrix({rows, 9}, 0.0)),
+                                poisoned(rows, 33)};
+      MatMul op = {.x = x, .parts = {}};
+      for (size_t p = 0; p < 3; ++p)
+        op.parts[p] = {.weight = backend().place(weights[p].weight()),
+                       .bias = {},
+                       .out = outs[p],
+                       .accumulate = p == 1};
+      backend().run(op);
+      for (size_t p = 0; p < 3; ++p)
+        EXPECT_LE(nmse(outs[p].values().v, ref::matmul(x.values(), weights[p].values).v),
+                  tolerance(error));
+    }
 }
 
 TEST_P(MatMulTest, ThreadsDoNotChangeTheResult) {

@@ -20,8 +20,18 @@ struct E4m3Row {
   float* scale;
 };
 
-// Rounds a row whose vectors i = thread, thread + n_threads, ... of 8 bf16 each thread of the block
-// holds, zeros beyond the row. `parts` is shared memory of 32.
+// Of a row, what a thread of its block holds: vector_of(i) for the vectors i = thread,
+// thread + n_threads, ... of 8 bf16 each, zeros beyond the row.
+template <int kHeld, class F>
+__device__ void hold_row(uint4 (&held)[kHeld], int n_vectors, F vector_of) {
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const auto i = static_cast<int>(threadIdx.x + j * blockDim.x);
+    held[j] = i < n_vectors ? vector_of(i) : uint4{};
+  }
+}
+
+// Rounds a row that the threads of a block hold so. `parts` is shared memory of 32.
 template <int kHeld>
 __device__ void round_row(const uint4 (&held)[kHeld], int n_vectors, const E4m3Row& row,
                           float* parts) {
