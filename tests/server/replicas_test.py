@@ -5,13 +5,14 @@ import concurrent.futures
 import itertools
 import json
 import random
+import socket
 import threading
 import urllib.error
 
 import pytest
 
 from conftest import HELLO, serving
-from faults_test import wait_for
+from faults_test import request_bytes, wait_for
 from load_test import prompt
 from proxy_test import BROKEN, CHAT, post, proxy, pytestmark  # noqa: F401
 
@@ -143,6 +144,20 @@ def test_a_killed_server_loses_only_what_had_begun(replicas, alone, capsys):
         done = sum((each.result(timeout=120) for each in clients), collections.Counter())
     with capsys.disabled():
         print(f'\none of three servers was killed: of the load {dict(done)}, of long answers {len(whole)} whole, 1 broken', end='')
+
+
+def test_who_hangs_up_is_noticed(start, proxy):  # noqa: F811
+    server = start(*FLAGS)
+    front = proxy([server])
+    endless = {'messages': HELLO, 'max_tokens': 100_000, 'ignore_eos': True}
+    sockets = []
+    for more in ({}, {'stream': True}):
+        sockets.append(socket.create_connection(('127.0.0.1', front.port)))
+        sockets[-1].sendall(request_bytes({**endless, **more}))
+    wait_for(lambda: server.metric('num_requests_running') == 2, 'requests are not under way')
+    for each in sockets:
+        each.close()
+    wait_for(lambda: server.metric('num_requests_running') == 0, 'the server goes on')
 
 
 def health(server):
