@@ -5,6 +5,8 @@
 
 Each turn adds a tool's result and asks for an answer of 32 tokens. What a turn reads is compared with what is new in it (all
 that stands behind the answer before), and its time to the first token with that of a prompt of which only so much is there.
+Every fifth conversation is read once more without the cache: what its end takes there, the same new tokens with the same
+attention to all that stands before them, is what a turn should take.
 Once with one server, and once with a server that is killed before every turn and finds the conversation in --prefix-dir.
 """
 import argparse
@@ -28,12 +30,13 @@ class Server:
         self.process = subprocess.Popen([program, 'serve', MODEL, '--port', '0', '--quiet', *flags], stdout=subprocess.PIPE, text=True)
         self.port = int(re.search(r':(\d+) ', self.process.stdout.readline())[1])
 
-    def ask(self, messages):
-        """The answer, its timings and the seconds to its first token."""
+    def ask(self, messages, **fields):
+        """The answer, its timings, the seconds to its first token, and how many tokens were read by when."""
         connection = http.client.HTTPConnection('127.0.0.1', self.port)
-        start, first, text = time.monotonic(), None, ''
+        start, first, text, progress = time.monotonic(), None, '', []
         connection.request('POST', '/v1/chat/completions', json.dumps(
-            {'messages': messages, 'max_tokens': N_ANSWER, 'temperature': 0, 'stream': True, 'stream_options': {'include_usage': True}}),
+            {'messages': messages, 'max_tokens': N_ANSWER, 'temperature': 0, 'stream': True, 'stream_options': {'include_usage': True},
+             'return_progress': True} | fields),
             {'Content-Type': 'application/json'})
         reply = connection.getresponse()
         assert reply.status == 200, reply.read()
@@ -43,11 +46,21 @@ class Server:
                 continue
             chunk = json.loads(line[6:])
             timings |= chunk.get('timings') or {}
+            if 'prompt_progress' in chunk:
+                progress.append((chunk['prompt_progress']['processed'], time.monotonic() - start))
             piece = (chunk['choices'] or [{'delta': {}}])[0]['delta'].get('content') or ''
             if piece and first is None:
                 first = time.monotonic() - start
             text += piece
-        return text, timings, first or time.monotonic() - start
+        return text, timings, first or time.monotonic() - start, progress
+
+    def end_of(self, messages, n):
+        """Seconds from the n-th token of a prompt to the first of its answer where all is read at once."""
+        _, _, first, progress = self.ask(messages, cache_prompt=False)
+        for (n_before, before), (n_after, after) in zip(progress, progress[1:]):
+            if n_before <= n < n_after:
+                return first - before - (after - before) * (n - n_before) / (n_after - n_before)
+        raise SystemExit(f'no progress was reported around token {n}: {progress}')
 
     def metric(self, name):
         connection = http.client.HTTPConnection('127.0.0.1', self.port)
@@ -80,25 +93,27 @@ def measure(program, n_turns, n_tokens, restarts):
                 server = Server(program, *flags)
                 server.ask([{'role': 'user', 'content': 'Once upon a time'}])
             messages.append({'role': 'user', 'content': result(draw, n_tokens)})
-            text, timings, seconds = server.ask(messages)
+            text, timings, seconds, _ = server.ask(messages)
+            at_once = round(1000 * server.end_of(messages, n_known)) if turn % 5 == 0 else ''
             messages.append({'role': 'assistant', 'content': text})
             n_prompt = timings['cache_n'] + timings['prompt_n']
             new = n_prompt - n_known
             n_known = n_prompt + timings['predicted_n']
-            _, fresh, fresh_seconds = server.ask([{'role': 'user', 'content': result(other, n_tokens)}])
-            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), fresh['prompt_n'], round(1000 * fresh_seconds)])
+            _, fresh, fresh_seconds, _ = server.ask([{'role': 'user', 'content': result(other, n_tokens)}])
+            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), at_once, fresh['prompt_n'], round(1000 * fresh_seconds)])
             print(*rows[-1], flush=True)
         server.stop()
     return rows
 
 
 def table(rows):
-    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'fresh prompt', 'its TTFT (ms)']
+    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'of it read at once', 'fresh prompt', 'its TTFT (ms)']
     later = rows[1:]
     new, read = sum(row[2] for row in later), sum(row[3] for row in later)
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '--:|' * len(head)]
-    lines += ['| ' + ' | '.join(f'{cell:,}' for cell in row) + ' |' for row in rows]
-    return '\n'.join(lines) + f'\n\nTurns 2 to {len(rows)}: {read:,} tokens read of {new:,} that are new, {100 * (read / new - 1):.1f}% more.'
+    lines += ['| ' + ' | '.join(f'{cell:,}' if cell != '' else '' for cell in row) + ' |' for row in rows]
+    ratios = ', '.join(f'{row[5] / row[6]:.2f}' for row in rows if row[6])
+    return '\n'.join(lines) + f'\n\nTurns 2 to {len(rows)}: {read:,} tokens read of {new:,} that are new, {100 * (read / new - 1):.1f}% more. TTFT over that of the same tokens read at once: {ratios}.'
 
 
 def main():
