@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/cli/ascii.h"
+#include "apps/server/embeddings.h"
 #include "apps/server/error_replies.h"
 #include "apps/server/log.h"
 #include "apps/server/page.h"
@@ -107,6 +108,7 @@ struct Api::Endpoint {
 // That take a body.
 const Api::Endpoint Api::kEndpoints[] = {{"/v1/chat/completions", &Api::chat<parse_chat_request>},
                                          {"/v1/completions", &Api::completion},
+                                         {"/v1/embeddings", &Api::embeddings},
                                          {"/v1/messages", &Api::chat<parse_messages_request>},
                                          {"/v1/messages/count_tokens", &Api::count_tokens},
                                          {"/v1/responses", &Api::chat<parse_responses_request>},
@@ -129,6 +131,7 @@ void Api::serve(Engine& engine, const SchedulerOptions& options, RequestDefaults
                  .count();
   defaults_ = std::move(defaults);
   defaults_.sampling = engine.default_sampling();
+  defaults_.max_dimensions = info_.hidden;
   defaults_.tools = !info_.chat_template.empty() && engine.chat_template().knows_tools();
   if (!info_.chat_template.empty()) format_ = engine.chat_template().answer_format();
   grammars_.emplace(make_token_trie(engine), format_.tools);
@@ -158,7 +161,9 @@ void Api::answer(Exchange& exchange, F f) {
   } catch (const ApiError& error) {
     reply = to_reply(error);
   } catch (const Refusal& refusal) {
-    reply = to_reply(refusal, request.path == "/v1/completions" ? "prompt" : "messages");
+    reply = to_reply(refusal, request.path == "/v1/completions"  ? "prompt"
+                              : request.path == "/v1/embeddings" ? "input"
+                                                                 : "messages");
   } catch (const Error& error) {
     reply = error_reply(400, "invalid_request_error", without_path(error.what()));
   } catch (const std::bad_alloc&) {
@@ -303,8 +308,7 @@ std::optional<HttpReply> Api::from_head(const HttpRequest& request) const {
   const std::string kModels = "/v1/models";
   if (get && path == kModels) return models("");
   if (get && path.starts_with(kModels + "/")) return models(path.substr(kModels.size() + 1));
-  if (is({"/v1/embeddings", "/v1/rerank", "/v1/images/generations", "/v1/audio/transcriptions",
-          "/v1/moderations"}))
+  if (is({"/v1/rerank", "/v1/images/generations", "/v1/audio/transcriptions", "/v1/moderations"}))
     return error_reply(501, "not_supported_error", fmt::format("{} is not supported.", path));
   return error_reply(404, "not_found_error",
                      fmt::format("There is no {} {}.", request.method, path));
@@ -363,6 +367,21 @@ std::vector<int32_t> Api::encode(const std::string& text, bool add_special_token
 
 std::vector<int32_t> Api::encode(const Conversation& conversation) const {
   return engine_->chat_template().encode(conversation.messages, options_of(conversation));
+}
+
+std::vector<std::vector<int32_t>> Api::encode(std::vector<Prompt> prompts, bool add_special_tokens,
+                                              const char* param) const {
+  std::vector<std::vector<int32_t>> all;
+  for (Prompt& prompt : prompts) {
+    if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
+      all.push_back(std::move(*ids));
+      continue;
+    }
+    const auto& text = std::get<std::string>(prompt);
+    check_bytes(text.size(), param);
+    all.push_back(encode(text, add_special_tokens));
+  }
+  return all;
 }
 
 std::string Api::rendered(const Conversation& conversation) const {
@@ -442,18 +461,21 @@ std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, He
 std::optional<HttpReply> Api::completion(const std::shared_ptr<Exchange>& exchange, Held body) {
   ApiRequest request = parse_completion_request(*body, defaults_);
   body.reset();
-  std::vector<std::vector<int32_t>> prompts;
-  for (Prompt& prompt : request.prompts) {
-    if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
-      prompts.push_back(std::move(*ids));
-      continue;
-    }
-    const auto& text = std::get<std::string>(prompt);
-    check_bytes(text.size(), "prompt");
-    prompts.push_back(encode(text, request.add_special_tokens));
-  }
-  request.prompts = {};
+  auto prompts = encode(std::exchange(request.prompts, {}), request.add_special_tokens, "prompt");
   start(exchange, std::move(request), std::move(prompts));
+  return {};
+}
+
+std::optional<HttpReply> Api::embeddings(const std::shared_ptr<Exchange>& exchange, Held body) {
+  auto [request, unknown_fields] = parse_embeddings_request(*body, defaults_);
+  body.reset();
+  tell_unknown(*exchange, unknown_fields);
+  auto inputs = encode(std::exchange(request.inputs, {}), request.add_special_tokens, "input");
+  log_event("request", {{"id", exchange->request().id},
+                        {"path", exchange->request().path},
+                        {"prompt_tokens", inputs[0].size()},
+                        {"prompts", inputs.size()}});
+  start_embeddings(*completions_, exchange, std::move(request), std::move(inputs));
   return {};
 }
 

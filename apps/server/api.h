@@ -71,6 +71,9 @@ class Api final : public HttpHandler {
   template <auto parse>  // of a dialect that asks for chats
   std::optional<HttpReply> chat(const std::shared_ptr<Exchange>& exchange, Held body);
   std::optional<HttpReply> completion(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::optional<HttpReply> embeddings(const std::shared_ptr<Exchange>& exchange, Held body);
+  std::vector<std::vector<int32_t>> encode(std::vector<Prompt> prompts, bool add_special_tokens,
+                                           const char* param) const;
   static void tell_unknown(Exchange& exchange, const std::vector<std::string>& fields);
   void start(const std::shared_ptr<Exchange>& exchange, ApiRequest request,
              std::vector<std::vector<int32_t>> prompts);

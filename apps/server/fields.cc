@@ -15,7 +15,8 @@ constexpr unsigned kAnswers = kChat | kCompletions;
 constexpr unsigned kTemplates = kChat | kTokenize | kTemplate;
 constexpr unsigned kAnthropic = kMessages | kCountTokens;
 constexpr unsigned kEveryAnswer = kAnswers | kMessages | kResponses;
-constexpr unsigned kAll = kEveryAnswer | kTokenize | kDetokenize | kTemplate | kCountTokens;
+constexpr unsigned kAll =
+    kEveryAnswer | kTokenize | kDetokenize | kTemplate | kCountTokens | kEmbeddings;
 
 constexpr FieldRule kRules[] = {
     // What OpenAI's API has.
@@ -71,7 +72,7 @@ constexpr FieldRule kRules[] = {
     {"verbosity", kChat, kUnsupported, R"("low")", R"("medium")", ""},
     {"store", kChat | kResponses, kUnsupported, "true", "false", "nothing is stored"},
     {"metadata", kEveryAnswer, kNoEffect, R"({"a":"b"})", "", "nothing is stored"},
-    {"user", kAnswers | kResponses, kNoEffect, R"("u")", "", "tells who asks"},
+    {"user", kAnswers | kResponses | kEmbeddings, kNoEffect, R"("u")", "", "tells who asks"},
     {"safety_identifier", kChat | kResponses, kNoEffect, R"("u")", "", "tells who asks"},
     {"prompt_cache_key", kChat | kResponses, kNoEffect, R"("k")", "",
      "equal prompts share what was read in any case"},
@@ -97,6 +98,11 @@ constexpr FieldRule kRules[] = {
     {"max_tool_calls", kResponses, kUnsupported, "2", "", ""},
     {"context_management", kResponses | kAnthropic, kUnsupported, R"([{"type":"compaction"}])",
      "[]", "a prompt is never cut"},
+    // What /v1/embeddings has beside.
+    {"input", kEmbeddings, kObeyed, R"(["a"])", "", "text or token ids, one or several"},
+    {"encoding_format", kEmbeddings, kObeyed, R"("base64")", "", "float or base64"},
+    {"dimensions", kEmbeddings, kObeyed, "2", "", "so many first numbers, at length 1 again"},
+    {"pooling", kEmbeddings, kObeyed, R"("mean")", "", "last or mean: of which tokens"},
     // What /v1/messages has beside.
     {"system", kAnthropic, kObeyed, R"("a")", "", "a text, or blocks of text"},
     {"stop_sequences", kMessages, kObeyed, R"(["x"])", "", "at most 16 strings"},
@@ -119,7 +125,7 @@ constexpr FieldRule kRules[] = {
      R"({"enable_thinking":false})", "", "variables of the template"},
     {"add_generation_prompt", kTemplates, kObeyed, "false", "", ""},
     {"continue_final_message", kTemplates, kUnsupported, "true", "false", ""},
-    {"add_special_tokens", kCompletions | kTokenize, kObeyed, "false", "",
+    {"add_special_tokens", kCompletions | kTokenize | kEmbeddings, kObeyed, "false", "",
      "whether BOS comes first"},
     {"add_special", kTokenize, kObeyed, "false", "", "the same"},
     {"parse_special", kTokenize, kUnsupported, "false", "true",
@@ -138,7 +144,7 @@ constexpr FieldRule kRules[] = {
     {"return_token_ids", kAnswers, kUnsupported, "true", "false", ""},
     {"return_tokens_as_token_ids", kAnswers, kUnsupported, "true", "false", ""},
     {"return_tokens", kAnswers, kUnsupported, "true", "false", ""},
-    {"truncate_prompt_tokens", kAnswers, kUnsupported, "5", "", "a prompt is never cut"},
+    {"truncate_prompt_tokens", kAnswers | kEmbeddings, kUnsupported, "5", "", "a prompt is never cut"},
     {"allowed_token_ids", kAnswers, kUnsupported, "[5]", "", ""},
     {"bad_words", kAnswers, kUnsupported, R"(["x"])", "[]", "logit_bias bans tokens"},
     {"use_beam_search", kAnswers, kUnsupported, "true", "false", ""},
@@ -172,13 +178,13 @@ constexpr FieldRule kRules[] = {
     {"samplers", kAnswers, kUnsupported, R"(["top_k"])", "", "their order is fixed"},
     {"return_progress", kAnswers, kObeyed, "true", "", "with stream only"},
     // Ours.
-    {"prefill", kEveryAnswer, kObeyed, R"("dense")", "",
+    {"prefill", kEveryAnswer | kEmbeddings, kObeyed, R"("dense")", "",
      "how the prompt is read: a name of run --prefill"},
     {"decode", kEveryAnswer, kObeyed, R"("snapkv")", "",
      "how its cache is kept: a name of run --decode, but for kvzip"},
-    {"base_budget", kEveryAnswer, kObeyed, "256", "", "not with prefill dense"},
+    {"base_budget", kEveryAnswer | kEmbeddings, kObeyed, "256", "", "not with prefill dense"},
     {"budget", kEveryAnswer, kObeyed, "256", "", "not with decode full"},
-    {"timeout_ms", kEveryAnswer, kObeyed, "60000", "", ""},
+    {"timeout_ms", kEveryAnswer | kEmbeddings, kObeyed, "60000", "", ""},
 };
 
 bool is_accepted(const FieldRule& rule, const OrderedJson& value) {

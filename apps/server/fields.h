@@ -18,7 +18,8 @@ enum Endpoint : unsigned {
   kTemplate = 16,
   kMessages = 32,
   kCountTokens = 64,
-  kResponses = 128
+  kResponses = 128,
+  kEmbeddings = 256
 };
 
 // What becomes of a field. docs/API.md shows the same table; a test compares the two.

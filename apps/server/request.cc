@@ -18,6 +18,7 @@ constexpr size_t kMaxValueBytes = 128 << 20;  // a million token ids take a quar
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxLogitBias = 1024;
+constexpr size_t kMaxInputs = 2048;
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
 
 // What two fields say must not contradict each other.
@@ -35,6 +36,30 @@ std::vector<int32_t> ids_of(const OrderedJson& json, const std::string& param) {
     ids.push_back(id.get<int32_t>());
   }
   return ids;
+}
+
+// A string, token ids, or a list of either.
+std::vector<Prompt> prompts_of(const OrderedJson& json, const std::string& param) {
+  if (!json.contains(param)) bad(param, fmt::format("'{}' is missing.", param));
+  const OrderedJson& prompt = json[param];
+  std::vector<Prompt> prompts;
+  if (prompt.is_string()) {
+    prompts.emplace_back(prompt.get<std::string>());
+  } else if (prompt.is_array() && !prompt.empty() && prompt[0].is_number()) {
+    prompts.emplace_back(ids_of(prompt, param));
+  } else if (prompt.is_array() && !prompt.empty()) {
+    for (const OrderedJson& p : prompt) {
+      if (p.is_array()) {
+        prompts.emplace_back(ids_of(p, param));
+      } else {
+        prompts.emplace_back(text_of(p, param));
+      }
+    }
+  } else {
+    bad(param,
+        fmt::format("'{}' must be a string, an array of token ids, or an array of either.", param));
+  }
+  return prompts;
 }
 
 // The content for a template: null, a string or a list of text parts, of which there is at least
@@ -373,26 +398,40 @@ ApiRequest parse_completion_request(std::string_view body, const RequestDefaults
     if (out.request.max_tokens == 0 && !out.echo)
       bad("max_tokens", "'max_tokens' is 0, which is of use with 'echo' only.");
 
-    if (!json.contains("prompt")) bad("prompt", "'prompt' is missing.");
-    const OrderedJson& prompt = json["prompt"];
-    if (prompt.is_string()) {
-      out.prompts.push_back(prompt.get<std::string>());
-    } else if (prompt.is_array() && !prompt.empty() && prompt[0].is_number()) {
-      out.prompts.push_back(ids_of(prompt, "prompt"));
-    } else if (prompt.is_array() && !prompt.empty()) {
-      for (const OrderedJson& p : prompt) {
-        if (p.is_array()) {
-          out.prompts.push_back(ids_of(p, "prompt"));
-        } else {
-          out.prompts.push_back(text_of(p, "prompt"));
-        }
-      }
-    } else {
-      bad("prompt", "'prompt' must be a string, an array of token ids, or an array of either.");
-    }
+    out.prompts = prompts_of(json, "prompt");
     if (static_cast<int64_t>(out.prompts.size()) > defaults.max_choices / out.best_of)
       bad("prompt", fmt::format("{} prompts times {} answers are more than {}.", out.prompts.size(),
                                 out.best_of, defaults.max_choices));
+    return out;
+  });
+}
+
+Given<EmbeddingRequest> parse_embeddings_request(std::string_view body,
+                                                 const RequestDefaults& defaults) {
+  return checked([&] {
+    Given<EmbeddingRequest> out;
+    const OrderedJson json = parse_body(body, defaults, kEmbeddings, out.unknown_fields);
+    const OrderedFields fields(json, "request");
+    EmbeddingRequest& request = out.value;
+    request.inputs = prompts_of(json, "input");
+    if (request.inputs.size() > kMaxInputs)
+      bad("input", fmt::format("'input' has {} texts, at most {} are allowed.",
+                               request.inputs.size(), kMaxInputs));
+    request.request.prefill = defaults.prefill;
+    read_policy(fields, request.request);
+    request.request.decode = DecodePolicy::full();
+    request.request.max_tokens = 0;
+    request.add_special_tokens = fields.boolean("add_special_tokens", true);
+    request.dimensions = fields.integer("dimensions", 1, defaults.max_dimensions, 0);
+    request.timeout_ms = fields.integer("timeout_ms", 0, kMaxTokens, 0);
+    const auto one_of = [&](const char* key, const char* usual, const char* other) {
+      const std::string value = fields.has(key) ? fields.string(key) : usual;
+      if (value != usual && value != other)
+        bad(key, fmt::format("'{}' is '{}', expected {} or {}.", key, value, usual, other));
+      return value == other;
+    };
+    request.base64 = one_of("encoding_format", "float", "base64");
+    if (one_of("pooling", "last", "mean")) request.pooling = SequenceOptions::Pooling::kMean;
     return out;
   });
 }

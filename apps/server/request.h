@@ -22,6 +22,7 @@ struct RequestDefaults {
   SamplingParams sampling;
   int64_t chat_max_tokens = 2048;
   int64_t max_choices = 128;  // n times the number of prompts
+  int64_t max_dimensions = 1 << 20;  // of an embedding
   size_t max_json_bytes = 64 << 20;
   bool tools = false;  // whether the model's chat template knows any
 };
@@ -76,6 +77,17 @@ struct ApiRequest {
   std::vector<std::string> unknown_fields;
 };
 
+// A request for vectors of texts.
+struct EmbeddingRequest {
+  std::vector<Prompt> inputs;  // at least one
+  Request request;             // all but the prompt
+  SequenceOptions::Pooling pooling = SequenceOptions::Pooling::kLast;
+  bool add_special_tokens = true;
+  bool base64 = false;     // floats as they lie in memory; else numbers
+  int64_t dimensions = 0;  // of a vector's beginning; 0: all
+  int64_t timeout_ms = 0;
+};
+
 // What one of the smaller requests gives, and the fields of it that nobody knows.
 template <class T>
 struct Given {
@@ -89,6 +101,8 @@ ApiRequest parse_chat_request(std::string_view body, const RequestDefaults& defa
 ApiRequest parse_completion_request(std::string_view body, const RequestDefaults& defaults);
 ApiRequest parse_messages_request(std::string_view body, const RequestDefaults& defaults);
 ApiRequest parse_responses_request(std::string_view body, const RequestDefaults& defaults);
+Given<EmbeddingRequest> parse_embeddings_request(std::string_view body,
+                                                 const RequestDefaults& defaults);
 // {"messages": [...]} with what templates take beside them, for /apply-template.
 Given<Conversation> parse_conversation_request(std::string_view body,
                                                const RequestDefaults& defaults);

@@ -141,6 +141,7 @@ struct Generation {
   Timings timings;
   SparsityStats sparsity;
   KvStats kv;
+  std::vector<float> hidden;  // of the prompt, where a server asks for it (SequenceOptions)
 };
 
 struct TokenScore {

@@ -64,8 +64,9 @@ void Sequence::end_chunk(Activations& act, const Chunk& chunk) {
       !is_finite(*engine_.backend, engine_.model->residual(act).slice(chunk.size - 1, 1)))
     context_.blame_layer(act, chunk);
   context_.end_chunk();
-  if (all_rows()) report_prompt(act, chunk);
+  if (all_logits()) report_prompt(act, chunk);
   read_ = context_.n_read() == n_prompt();
+  pool(act, chunk);
 }
 
 void Sequence::compress() {
@@ -90,6 +91,20 @@ void Sequence::report_prompt(Activations& act, const Chunk& chunk) {
       delta_.prompt_reports.push_back(rows.report(r, prompt[static_cast<size_t>(at + 1 + r)],
                                                   options_.top_logprobs, engine_.n_ids()));
   }
+}
+
+void Sequence::pool(Activations& act, const Chunk& chunk) {
+  using enum SequenceOptions::Pooling;
+  if (options_.pooling == kNone || (options_.pooling == kLast && !read_)) return;
+  const bool all = options_.pooling == kMean;
+  const LogitRows rows(*engine_.backend,
+                       engine_.model->normed(act, all ? 0 : act.rows() - 1, all ? chunk.size : 1));
+  hidden_.resize(static_cast<size_t>(engine_.model->config().hidden));
+  for (int64_t r = 0; r < (all ? chunk.size : 1); ++r)
+    std::ranges::transform(hidden_, rows[r], hidden_.begin(), std::plus<>());
+  if (!read_) return;
+  const double n = all ? double(n_prompt()) : 1;
+  for (const double sum : hidden_) result_.hidden.push_back(static_cast<float>(sum / n));
 }
 
 void Sequence::constrain() {

@@ -34,6 +34,9 @@ struct SequenceOptions {
   // The logits [n, vocab_size] of the tokens after `position` and the n - 1 that follow it. All of
   // the prompt is read then.
   std::function<void(const Act& logits, int64_t position)> on_logits;
+  // What Generation::hidden is of the prompt's hidden states after the final norm: of their mean
+  // all of the prompt is read.
+  enum class Pooling { kNone, kLast, kMean } pooling = Pooling::kNone;
 };
 
 // What has become known of an answer since it was last asked for.
@@ -84,7 +87,10 @@ class Sequence {
  private:
   friend class Batch;
   using Clock = std::chrono::steady_clock;
-  bool all_rows() const { return options_.score_prompt || options_.on_logits; }
+  bool all_logits() const { return options_.score_prompt || options_.on_logits; }
+  bool all_rows() const {
+    return all_logits() || options_.pooling == SequenceOptions::Pooling::kMean;
+  }
   // Goes on from what another has read: its prompt is this one's.
   void fork(Sequence& read);
   // The chunk that the context was reading is in `act`.
@@ -95,6 +101,7 @@ class Sequence {
   // Takes the token drawn from logits [1, vocab_size], or what `given` has in its place.
   void accept(int32_t token, const Act& logits);
   void report_prompt(Activations& act, const Chunk& chunk);
+  void pool(Activations& act, const Chunk& chunk);
   void finish(FinishReason reason);
   void emit(const std::string& text);
 
@@ -116,6 +123,7 @@ class Sequence {
   int32_t token_ = 0;  // the next step reads
   bool begun_ = false, read_ = false, finished_ = false;
   std::exception_ptr error_;
+  std::vector<double> hidden_;  // the sum of what is pooled
   Delta delta_;
   Generation result_;
 };

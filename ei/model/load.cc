@@ -250,9 +250,14 @@ Model Model::load(Backend& backend, const std::filesystem::path& dir,
                   std::optional<WeightFormat> weights, const LoadProgress& progress) {
   const ModelConfig config = load_config(dir);
   const auto files = std::make_shared<const Checkpoint>(dir);
-  const auto same = [](std::string_view name) { return std::string(name); };
+  // Models that make embeddings are often saved without a head, and without "model." in front.
+  const auto& tensors = files->entries();
+  const bool bare = tensors.contains("norm.weight") && !tensors.contains("model.norm.weight");
+  const auto full_name = [bare](std::string_view name) {
+    return (bare && name != "lm_head.weight" ? "model." : "") + std::string(name);
+  };
   Model model(backend, config);
-  model.load(std::make_shared<CheckpointSource>(files, config, weights, same), dir.string(),
+  model.load(std::make_shared<CheckpointSource>(files, config, weights, full_name), dir.string(),
              progress);
   files->check_size();
   return model;

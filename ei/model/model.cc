@@ -171,15 +171,23 @@ void Model::finish(int layer, Activations& act) const {
   add_to_x(gate, w.down, {});
 }
 
+Act Model::normed(Activations& act, int64_t first_row, int64_t n_rows) const {
+  require(first_row >= 0 && n_rows >= 0 && first_row + n_rows <= act.rows_,
+          "rows {} to {} were asked for; the chunk has {}", first_row, first_row + n_rows,
+          act.rows_);
+  const Act x = act.act(act.x_, config_.hidden).slice(first_row, n_rows);
+  const Act h = act.act(act.h_, config_.hidden).slice(first_row, n_rows);
+  backend_->run(RmsNorm{.x = x, .weight = norm_.view(), .eps = config_.rms_norm_eps, .out = h});
+  return h;
+}
+
 Act Model::logits(Activations& act, int64_t first_row, int64_t n_rows) const {
   require(first_row >= 0 && n_rows >= 0 && first_row + n_rows <= act.rows_ &&
               n_rows <= act.max_logit_rows_,
           "logits of rows {} to {} were asked for; the chunk has {} rows and room for {} at a time",
           first_row, first_row + n_rows, act.rows_, act.max_logit_rows_);
-  const Act x = act.act(act.x_, config_.hidden).slice(first_row, n_rows);
-  const Act h = act.act(act.h_, config_.hidden).slice(first_row, n_rows);
+  const Act h = normed(act, first_row, n_rows);
   const Act out{act.logits_.data(), n_rows, config_.vocab_size, sizeof(float)};
-  backend_->run(RmsNorm{.x = x, .weight = norm_.view(), .eps = config_.rms_norm_eps, .out = h});
   backend_->run(MatMul{.x = h, .parts = {{{.weight = head_, .bias = {}, .out = out}}}});
   return out;
 }

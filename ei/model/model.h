@@ -105,8 +105,10 @@ class Model {
   void finish(int layer, Activations& act) const;
   // [n, hidden]: what the last call left for the next layer to read.
   Act residual(Activations& act) const;
-  // Final norm and head of rows [first_row, first_row + n_rows) of the chunk: [n_rows, vocab_size],
-  // valid until the next logits(). May be called repeatedly.
+  // Final norm of rows [first_row, first_row + n_rows) of the chunk: [n_rows, hidden], valid until
+  // the next call of any piece. May be called repeatedly.
+  Act normed(Activations& act, int64_t first_row, int64_t n_rows) const;
+  // The head of these: [n_rows, vocab_size], valid until the next logits().
   Act logits(Activations& act, int64_t first_row, int64_t n_rows) const;
 
  private:

@@ -363,17 +363,22 @@ class Reader {
   // "single" is a list of {"SpecialToken": {"id": name}} and one {"Sequence": ..} for the text.
   void read_template(const Fields& step) {
     const Json& parts = step.at("single");
-    require(parts.is_array() && !parts.empty() && parts.back().is_object() &&
-                parts.back().contains("Sequence"),
-            "{}: only tokens before the text are supported in \"single\"", step.where());
-    for (size_t i = 0; i + 1 < parts.size(); ++i) {
-      const Fields part(parts[i], step.where());
+    require(parts.is_array(), "{}: \"single\" is not a list", step.where());
+    std::vector<int32_t>* side = &parts_.vocabulary.prefix;
+    for (const Json& json : parts) {
+      const Fields part(json, step.where());
+      if (part.has("Sequence")) {
+        require(side == &parts_.vocabulary.prefix, "{}: \"single\" has two texts", step.where());
+        side = &parts_.vocabulary.suffix;
+        continue;
+      }
       const std::string name = Fields(part.at("SpecialToken"), step.where()).string("id");
       const Fields known(step.at("special_tokens"), step.where());
       const Json& ids = Fields(known.at(name), step.where()).at("ids");
       require(ids.is_array(), "{}: the ids of {} are not a list", step.where(), name);
-      for (const Json& id : ids) parts_.vocabulary.prefix.push_back(id_in(id, step.where()));
+      for (const Json& id : ids) side->push_back(id_in(id, step.where()));
     }
+    require(side == &parts_.vocabulary.suffix, "{}: \"single\" has no text", step.where());
   }
 
   std::optional<int32_t> named(const std::optional<std::string>& content) const {

@@ -41,6 +41,7 @@ std::vector<int32_t> Tokenizer::encode(std::span<const TextPiece> pieces, bool a
     done = match.end;
   }
   encode_until(text.size());
+  if (add_bos) ids.insert(ids.end(), vocabulary_.suffix.begin(), vocabulary_.suffix.end());
   return ids;
 }
 

@@ -32,6 +32,7 @@ struct Vocabulary {
   std::vector<Token> tokens;    // by id; ids nobody uses have no bytes
   AddedTokens added;            // recognised in the text before anything else is done to it
   std::vector<int32_t> prefix;  // what encode(add_bos) puts in front: nothing, or BOS
+  std::vector<int32_t> suffix;  // and behind: nothing, or EOS where texts become embeddings
   std::optional<int32_t> bos, eos;
   Utf8Stream::Errors errors = Utf8Stream::Errors::kEachSequence;
   // decode() takes away the space that encode() puts in front: of the first token, or of each token
@@ -48,8 +49,9 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // The strings of added and special tokens in the text are recognised, as Hugging Face does.
-  // With `add_bos`, whatever the model's files put in front of a text comes first: BOS for Llama,
-  // nothing for Qwen. Throws Error naming the byte offset when the text is not UTF-8.
+  // With `add_bos`, whatever the model's files put around a text is there: BOS in front for Llama,
+  // nothing for Qwen, EOS behind for models of embeddings. Throws Error naming the byte offset when
+  // the text is not UTF-8.
   std::vector<int32_t> encode(std::string_view text, bool add_bos) const;
 
   // The ids of the joined text, except for what TextPiece says: the borders of pieces are

@@ -197,6 +197,17 @@ TEST_P(ModelTest, RefusesTensorsThatConfigDoesNotDescribe) {
   }
 }
 
+// Models of embeddings are saved so.
+TEST_P(ModelTest, NamesMayBeginBelowTheModel) {
+  Broken whole, bare;
+  for (const auto& [name, tensor] : whole.header.items())
+    if (name.starts_with("model.")) bare.rename(name, name.substr(6));
+  EXPECT_EQ(logits(Model::load(backend(), bare.write())).v,
+            logits(Model::load(backend(), whole.write())).v);
+  bare.rename("layers.1.mlp.up_proj.weight", "layers.1.mlp.up.weight");
+  EXPECT_THAT(error(bare), HasSubstr("up_proj.weight is missing"));
+}
+
 // Leaving a bias out would give wrong answers without a word.
 TEST_P(ModelTest, RefusesBiasesItDoesNotUse) {
   Broken broken;

@@ -239,8 +239,36 @@ def test_tokens_and_template(server):
     assert status == 200 and reply['count'] == len(reply['tokens'])
     assert server.post('/detokenize', {'tokens': reply['tokens']})[1]['content'] == 'hello world'
     assert server.post('/apply-template', {'messages': HELLO})[1]['prompt'] == '<|bos|><|user|>Once upon a time<|assistant|>'
-    assert server.post('/v1/embeddings', {})[0] == 501
+    assert server.post('/v1/rerank', {})[0] == 501
     assert server.post('/nowhere', {})[0] == 404
+
+
+def test_embeddings(client, server):
+    texts = [f'The heron lay north of the old grove, {i} days long.' for i in range(40)]
+    reply = client.embeddings.create(model=MODEL, input=texts)  # as base64
+    vectors = [one.embedding for one in reply.data]
+    assert [one.index for one in reply.data] == list(range(40)) and len({len(v) for v in vectors}) == 1
+    assert all(abs(sum(x * x for x in v) - 1) < 1e-5 for v in vectors)  # floats' rounding
+    assert len({tuple(v) for v in vectors}) == 40
+    n_tokens = [server.post('/tokenize', {'content': text})[1]['count'] for text in texts]
+    assert reply.usage.prompt_tokens == reply.usage.total_tokens == sum(n_tokens)
+    near = lambda a, b: all(abs(x - y) < 1e-6 for x, y in zip(a, b, strict=True))
+    one = client.embeddings.create(model=MODEL, input=texts[20], encoding_format='float').data[0].embedding
+    assert near(one, vectors[20])
+    ids = server.post('/tokenize', {'content': texts[20]})[1]['tokens']
+    assert near(client.embeddings.create(model=MODEL, input=[ids, ids]).data[1].embedding, vectors[20])
+    short = client.embeddings.create(model=MODEL, input=texts[20], dimensions=8).data[0].embedding
+    length = sum(x * x for x in one[:8]) ** .5
+    assert near(short, [x / length for x in one[:8]])
+    # The mean of one token is its own.
+    pooled = lambda pooling, ids: client.embeddings.create(model=MODEL, input=ids, extra_body={'pooling': pooling}).data[0].embedding
+    assert near(pooled('mean', ids[:1]), pooled('last', ids[:1])) and not near(pooled('mean', ids), one)
+    with pytest.raises(openai.BadRequestError) as error:
+        client.embeddings.create(model=MODEL, input=['a', [5] * 131073])
+    assert error.value.code == 'context_length_exceeded' and error.value.param == 'input'
+    for field, value in [('input', []), ('input', ''), ('input', None), ('dimensions', len(one) + 1), ('pooling', 'max'), ('encoding_format', 'int8')]:
+        status, reply = server.post('/v1/embeddings', {'input': 'a', field: value})
+        assert status == 400 and field in str(reply['error']), (field, value, reply)
 
 
 def test_keys_hosts_and_origins(start):

@@ -20,7 +20,8 @@ constexpr std::pair<Endpoint, const char*> kEndpoints[] = {{kChat, "chat"},
                                                            {kTemplate, "apply-template"},
                                                            {kMessages, "messages"},
                                                            {kCountTokens, "count-tokens"},
-                                                           {kResponses, "responses"}};
+                                                           {kResponses, "responses"},
+                                                           {kEmbeddings, "embeddings"}};
 
 RequestDefaults defaults() {
   RequestDefaults defaults;
@@ -41,6 +42,7 @@ OrderedJson least(Endpoint endpoint) {
     case kMessages:
       return {{"messages", {{{"role", "user"}, {"content", "a"}}}}, {"max_tokens", 2}};
     case kResponses:
+    case kEmbeddings:
       return {{"input", "a"}};
     case kDetokenize:
       break;
@@ -78,6 +80,9 @@ void parse(Endpoint endpoint, const OrderedJson& request) {
       return;
     case kResponses:
       parse_responses_request(body, defaults());
+      return;
+    case kEmbeddings:
+      parse_embeddings_request(body, defaults());
       return;
     case kTemplate:
       parse_conversation_request(body, defaults());

@@ -97,13 +97,26 @@ TEST(MalformedTokenizerJson, IsRefusedByName) {
            {"/added_tokens/0/content", "7", "\"content\""},
            {"/added_tokens/0/lstrip", "7", "\"lstrip\""},
            {"/post_processor/type", "\"BertProcessing\"", "post_processor BertProcessing is not"},
-           {"/post_processor/single", "[]", "only tokens before the text"},
+           {"/post_processor/single", "[]", "has no text"},
+           {"/post_processor/single/0", "{\"Sequence\": {\"id\": \"A\"}}", "has two texts"},
            {"/post_processor/single/0", "{}", "\"SpecialToken\" is missing"},
            {"/post_processor/special_tokens", "{}", "field \"<s>\" is missing"},
        })
     EXPECT_THAT(refusal_of_json(pointer, Json::parse(value)),
                 AllOf(HasSubstr("tokenizer.json"), HasSubstr(says)))
         << pointer << " = " << value;
+}
+
+// As models of embeddings have it.
+TEST(MalformedTokenizerJson, TokensMayStandBehindTheText) {
+  Json json = read_json(text_data() / "small.tokenizer.json");
+  Json& parts = json["post_processor"]["single"];
+  parts.push_back(parts[0]);
+  const auto tokenizer = make_byte_level(json, {}, "tokenizer.json");
+  std::vector<int32_t> ids = tokenizer->encode("a word", false);
+  ids.insert(ids.begin(), 270);
+  ids.push_back(270);
+  EXPECT_EQ(tokenizer->encode("a word", true), ids);
 }
 
 TEST(MalformedTokenizerJson, AnEndlessRegexGivesUp) {
