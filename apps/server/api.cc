@@ -181,8 +181,7 @@ void Api::answer(Exchange& exchange, F f) {
                                   {"status", reply->status},
                                   {"reason", reply->reason}});
   }
-  if (reply->status >= 400 && request.path.starts_with("/v1/messages"))
-    reply = messages_error(std::move(*reply));
+  if (reply->status >= 400) reply = in_form_of(request.path, std::move(*reply));
   exchange.reply(std::move(*reply));
 }
 
@@ -212,6 +211,10 @@ void Api::on_refusal(const HttpRefusal& refusal) {
   metrics_.refused(refusal.reason);
   log_event("request_refused",
             {{"id", refusal.id}, {"status", refusal.status}, {"reason", refusal.reason}});
+}
+
+HttpReply Api::in_form_of(std::string_view path, HttpReply error) const {
+  return path.starts_with("/v1/messages") ? messages_error(std::move(error)) : error;
 }
 
 // Without the folder of the model, in which its files are named.

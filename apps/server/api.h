@@ -42,6 +42,7 @@ class Api final : public HttpHandler {
   void on_head(Exchange& exchange) override;
   void on_request(std::shared_ptr<Exchange> exchange) override;
   void on_refusal(const HttpRefusal& refusal) override;  // logs and counts it
+  HttpReply in_form_of(std::string_view path, HttpReply error) const override;
 
  private:
   using Held = std::shared_ptr<const std::string>;  // a body: to be dropped once it is parsed

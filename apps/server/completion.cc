@@ -94,7 +94,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   std::optional<HttpReply> failure(const Choice& choice) const;
   void cancel();
   void send(std::string events) {
-    if (!events.empty()) exchange_->write(std::move(events));
+    if (!events.empty()) exchange_->write(std::exchange(first_events_, {}) + events);
   }
   Usage usage() const;
 
@@ -102,7 +102,8 @@ class Completion : public std::enable_shared_from_this<Completion> {
   const std::shared_ptr<Exchange> exchange_;
   const ApiRequest request_;
   std::unique_ptr<AnswerWriter> writer_;
-  int64_t n_prompt_ = 0;  // tokens, of the first
+  std::string first_events_;  // of a stream, until there are others
+  int64_t n_prompt_ = 0;      // tokens, of the first
   const Clock::time_point start_ = Clock::now();
   std::deque<Choice> choices_;
   size_t n_ended_ = 0;
@@ -171,7 +172,7 @@ void Completion::begin_stream() {
   context_.metrics.http_reply(head.status);
   exchange_->begin(head);
   exchange_->keep_alive(writer_->ping(), context_.ping_interval);
-  send(writer_->begin(choices_.size(), n_prompt_));
+  first_events_ = writer_->begin(choices_.size(), n_prompt_);
 }
 
 void Completion::cancel() {

@@ -40,7 +40,9 @@ class Exchange {
 
   virtual void add_headers(Headers headers) = 0;  // to the answer, before there is one
   virtual void reply(HttpReply reply) = 0;        // all at once; or
-  virtual void begin(HttpReply head) = 0;         // in pieces: status and headers first (no body),
+  // in pieces: status and headers first (no body). They go out with what comes next: until then
+  // whoever stands between may give the request to another server, should this one die.
+  virtual void begin(HttpReply head) = 0;
   virtual void write(std::string piece) = 0;
   virtual void end() = 0;
   // A piece to send whenever nothing was sent for `interval`, until end().
@@ -62,6 +64,8 @@ class HttpHandler {
   // All of it is.
   virtual void on_request(std::shared_ptr<Exchange> exchange) = 0;
   virtual void on_refusal(const HttpRefusal& refusal) = 0;
+  // An error in the form of the API that `path` belongs to; it comes in OpenAI's.
+  virtual HttpReply in_form_of(std::string_view path, HttpReply error) const = 0;
 };
 
 struct HttpOptions {
@@ -80,9 +84,10 @@ struct HttpOptions {
 std::string host_and_port(const std::string& address, uint16_t port);
 
 // HTTP/1.1 and 1.0 with limits on everything a client sends. What a client may not do is answered
-// here, by an error in OpenAI's form, and what comes too slowly is dropped; the handler gets whole
-// requests and hears of the rest. A client that has closed its side for sending still gets its
-// answer. No failure, were it for want of memory, ends more than the connection it happens on.
+// here, by an error in the form of the API asked, and what comes too slowly is dropped; the handler
+// gets whole requests and hears of the rest. A client that has closed its side for sending still
+// gets its answer. No failure, were it for want of memory, ends more than the connection it happens
+// on.
 class HttpServer {
  public:
   // Listens at once; throws Error naming address and port when it cannot.

@@ -83,7 +83,7 @@ class Connection::Reply final : public Exchange {
     add_own_headers(head);
     connection_->post([head = std::move(head), end = end_of_body()](Connection& c) {
       if (end == BodyEnd::kClose) c.keep_ = false;
-      c.send(reply_head(head, end, c.keep_), false);
+      c.hold(reply_head(head, end, c.keep_));
     });
   }
   void write(std::string piece) override {
@@ -329,7 +329,7 @@ void Connection::refuse(HttpReply reply) {
   const auto exchange = std::move(exchange_);
   server_->handler.on_refusal(
       {.id = exchange->request().id, .status = reply.status, .reason = reply.reason});
-  exchange->reply(std::move(reply));
+  exchange->reply(server_->handler.in_form_of(exchange->request().path, std::move(reply)));
 }
 
 // The same where nobody is there to read an answer.
@@ -356,8 +356,13 @@ void Connection::on_read_deadline() {
   close();
 }
 
+void Connection::hold(std::string head) {
+  if (!ended_ && state_ == State::kAnswering) head_ = std::move(head);
+}
+
 void Connection::send(std::string bytes, bool last) {
   if (ended_ || state_ != State::kAnswering) return;
+  if (!head_.empty()) bytes = std::exchange(head_, {}) + bytes;
   if (!std::exchange(has_begun_, true) && is_probed_) bytes.erase(0, kReplyBegin.size());
   ended_ = last;
   send_raw(std::move(bytes));
@@ -407,7 +412,7 @@ void Connection::start_pings() {
   ping_timer_.async_wait(guarded([](Connection& c, error_code error) {
     if (error || c.ended_) return;
     if (!c.writing_ && std::chrono::steady_clock::now() - c.last_write_ >= c.ping_interval_)
-      c.send_raw(c.ping_);
+      c.send(c.ping_, false);
     c.start_pings();
   }));
 }

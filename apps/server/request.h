@@ -21,7 +21,7 @@ struct RequestDefaults {
   DecodePolicy decode;
   SamplingParams sampling;
   int64_t chat_max_tokens = 2048;
-  int64_t max_choices = 128;  // n times the number of prompts
+  int64_t max_choices = 128;         // n times the number of prompts
   int64_t max_dimensions = 1 << 20;  // of an embedding
   size_t max_json_bytes = 64 << 20;
   bool tools = false;  // whether the model's chat template knows any

@@ -104,6 +104,7 @@ def test_what_is_refused_is_logged_and_counted(start):
         (b'POST /tokenize HTTP/1.1\r\n' + key + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n', 400, 'malformed_request'),
         (b'GET / HTTP/1.1\r\n' + key + b'X: ' + b'x' * 40000 + b'\r\n\r\n', 431, 'header_too_long'),
         (b'POST /tokenize HTTP/1.1\r\n' + key + b'Content-Length: 70000\r\n\r\n', 413, 'body_too_long'),
+        (b'POST /v1/messages HTTP/1.1\r\n' + key + b'Content-Length: 70000\r\n\r\n', 413, 'body_too_long'),
         (b'GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n', 401, 'invalid_api_key'),
         (b'GET /v1/models HTTP/1.1\r\nHost: rebound.example\r\n\r\n', 403, 'unknown_host'),
         (b'GET /tokenize HTTP/1.1\r\n' + key + b'\r\n', 405, 'method_not_allowed'),
@@ -116,6 +117,7 @@ def test_what_is_refused_is_logged_and_counted(start):
             sock.sendall(raw)
             reply = sock.recv(65536)
         assert int(reply.split()[1]) == status
+        assert (b'{"type":"error","error":{"type":"request_too_large"' in reply) == (b'/v1/messages' in raw)
         ids.append(re.search(rb'X-Request-Id: (\S+)', reply)[1].decode())
     with connect(server) as sock:  # hangs up within its body
         sock.sendall(b'POST /tokenize HTTP/1.1\r\n' + key + b'Content-Length: 100\r\n\r\n{')

@@ -52,6 +52,10 @@ class Client {
     return got;
   }
   std::string read_all() { return read_to(""); }
+  bool has_bytes() const {
+    char byte;
+    return recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+  }
 
  private:
   int fd_;
@@ -79,6 +83,10 @@ class Handler : public HttpHandler {
   void on_refusal(const HttpRefusal& refusal) override {
     const std::lock_guard lock(mutex_);
     reasons_.push_back(refusal.reason);
+  }
+  HttpReply in_form_of(std::string_view path, HttpReply error) const override {
+    error.headers.emplace_back("X-Path", path);
+    return error;
   }
 
   // The next request to /wait.
@@ -260,6 +268,31 @@ TEST_F(HttpServerTest, HeadHasNoBody) {
   Client client(server_);
   client.send("HEAD /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
   EXPECT_THAT(client.read_all(), AllOf(HasSubstr("Content-Length: 4"), EndsWith("\r\n\r\n")));
+}
+
+// So that a proxy may ask another server as long as nothing was said.
+TEST_F(HttpServerTest, AHeadGoesOutWithWhatComesNext) {
+  Handler handler;
+  HttpOptions options;
+  options.port = 0;
+  options.n_threads = 1;  // which does one thing after the other
+  const HttpServer server(options, handler);
+  for (const bool pinged : {false, true}) {
+    Client client(server);
+    client.send(post("/wait", ""));
+    const auto exchange = handler.next();
+    exchange->begin({});
+    EXPECT_THAT(Client(server).send(post("/a", "1")).read_all(), EndsWith("/a:1;"));
+    EXPECT_FALSE(client.has_bytes());
+    if (pinged) {
+      exchange->keep_alive("ping", std::chrono::milliseconds(1));
+    } else {
+      exchange->write("ping");
+    }
+    EXPECT_THAT(client.read_to("ping"),
+                AllOf(StartsWith("HTTP/1.1 200 "), HasSubstr("\r\n\r\n4\r\nping")));
+    exchange->end();
+  }
 }
 
 TEST(HttpServer, ListensOnNames) {
