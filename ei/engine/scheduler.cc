@@ -101,6 +101,7 @@ struct Scheduler::Active {
     const Request &mine = job.request, &theirs = other.job.request;
     return hash == other.hash && mine.tokens == theirs.tokens && mine.prefill == theirs.prefill &&
            !job.options.score_prompt && job.options.reuse &&
+           job.options.pooling == SequenceOptions::Pooling::kNone &&
            Compressor::window_rows(mine.decode) <= Compressor::window_rows(theirs.decode);
   }
   Outcome outcome() const noexcept;
