@@ -86,21 +86,6 @@ HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* 
 #endif
 }
 
-// kAmxRows numbers of each of two rows, side by side: a pair of rows of a second factor.
-HWY_INLINE void interleave(const uint16_t* even, const uint16_t* odd, uint32_t* HWY_RESTRICT to) {
-#if HWY_TARGET == HWY_SCALAR
-  for (int64_t j = 0; j < kAmxRows; ++j) to[j] = even[j] | uint32_t{odd[j]} << 16;
-#else
-  const hn::FixedTag<uint16_t, 8> d;
-  const hn::FixedTag<uint32_t, 4> d32;
-  for (int64_t j = 0; j < kAmxRows; j += 8) {
-    const auto a = hn::LoadU(d, even + j), b = hn::LoadU(d, odd + j);
-    hn::StoreU(hn::BitCast(d32, hn::InterleaveLower(d, a, b)), d32, to + j);
-    hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d, a, b)), d32, to + j + 4);
-  }
-#endif
-}
-
 // 16 kM rows of a by 16 kN columns of b, both in registers' order: those of a row of a follow each
 // other, and so do those of a column of b; one row or column is a_step or b_step numbers behind the
 // other. To floats `stride` apart, or added to them.
