@@ -5,16 +5,18 @@
 
 #include "ei/base/half.h"
 
-// The tile unit of x86 processors (AMX-BF16, since Sapphire Rapids): eight registers of 16 rows of
-// 64 bytes, and products of two of them that are added to a third:
+// The tile unit of x86 processors (AMX-BF16 and AMX-INT8, since Sapphire Rapids): eight registers
+// of 16 rows of 64 bytes, and products of two of them that are added to a third:
 //   c[i][j] += sum_k a[i][k] b[k / 2][2 j + k % 2]
 // for a of 16 x 32 numbers in bf16, b of 16 pairs of rows by 16 columns, a column's pair side by
-// side, and c of 16 x 16 floats.
+// side, and c of 16 x 16 floats. Of bytes, a's without and b's with a sign, four are side by side
+// and c are whole numbers.
 namespace ei::cpu {
 
-// Rows and columns of a register of floats; numbers in bf16 of a row, which is how deep a product
-// is; and numbers in bf16 of a register.
+// Rows and columns of a register of floats; bytes of a row; numbers in bf16 of a row, which is how
+// deep a product is; and numbers in bf16 of a register.
 inline constexpr int64_t kAmxRows = 16;
+inline constexpr int64_t kAmxRowBytes = 64;
 inline constexpr int64_t kAmxDepth = 32;
 inline constexpr int64_t kAmxTile = kAmxRows * kAmxDepth;
 
@@ -56,6 +58,10 @@ struct Amx {
   static void multiply() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
   }
+  template <int kC, int kA, int kB>
+  static void multiply_bytes() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+  }
 };
 
 #endif
@@ -92,6 +98,16 @@ struct EmulatedAmx {
             sum += number(tile_[kA][i][p], k) * number(tile_[kB][p][j], k);
           tile_[kC][i][j] = std::bit_cast<uint32_t>(sum);
         }
+  }
+  template <int kC, int kA, int kB>
+  static void multiply_bytes() {
+    for (int64_t i = 0; i < kAmxRows; ++i)
+      for (int64_t p = 0; p < kAmxRows; ++p)
+        for (int64_t j = 0; j < kAmxRows; ++j)
+          for (int64_t k = 0; k < 32; k += 8)
+            tile_[kC][i][j] +=
+                static_cast<uint32_t>(static_cast<int32_t>(tile_[kA][i][p] >> k & 255) *
+                                      static_cast<int8_t>(tile_[kB][p][j] >> k & 255));
   }
 
  private:

@@ -1,3 +1,5 @@
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -223,8 +225,9 @@ void attend(const SparseAttention& op, const AttentionItem& item, const Attentio
   const int64_t group = n_heads / op.kv.n_kv_heads(), n_rows = item.n_tokens * group;
   const int64_t depth = (d + kAmxDepth - 1) / kAmxDepth, deep = depth * kAmxDepth;
   const int64_t tall = (n_rows + kStripRows - 1) / kStripRows * kStripRows;
-  const int64_t value_offset = op.kv.layout.first_value() * op.kv.layout.row_bytes();
-  const char* keys[kStripKeys];
+  const int64_t row_bytes = op.kv.layout.row_bytes();
+  const int64_t value_offset = op.kv.layout.first_value() * row_bytes;
+  const char *keys[kStripKeys], *values[kStripKeys];
   AmxRowsAt tiles[kStripKeys / kAmxRows];
 
   const View<float, 2> queries = rows_of(op.q);
@@ -253,16 +256,24 @@ void attend(const SparseAttention& op, const AttentionItem& item, const Attentio
   const auto seen = [&](int64_t r) { return first_seen + std::min(r, n_rows - 1) / group; };
   const int64_t n_keys = seen(n_rows - 1);
 
+  const auto find = [&](int64_t j) {  // keys of the tile that begins with key j
+    const int64_t n = std::clamp<int64_t>(n_keys - j, 0, kStripKeys);
+    find_keys(op, item, j, n, keys);
+    return n;
+  };
   Unit::begin();
-  for (int64_t j = 0; j < n_keys; j += kStripKeys) {
-    const int64_t n_tile = std::min(kStripKeys, n_keys - j);
+  for (int64_t j = 0, n_tile = find(0), n_next; j < n_keys; j += kStripKeys, n_tile = n_next) {
     const int64_t wide = (n_tile + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
-    find_keys(op, item, j, n_tile, keys);
-    for (int64_t i = 0; i < n_tile; ++i) keys[i] += value_offset;
-    pack_values<Unit>(n_tile, wide, d, op.kv.layout.dtype, keys, memory);
-    for (int64_t i = 0; i < n_tile; ++i) keys[i] -= value_offset;
+    for (int64_t i = 0; i < n_tile; ++i) values[i] = keys[i] + value_offset;
+    pack_values<Unit>(n_tile, wide, d, op.kv.layout.dtype, values, memory);
     find_tiles<Unit>(n_tile, wide, d, op.kv.layout.dtype, keys, memory, tiles);
+    n_next = find(j + kStripKeys);  // fetched while this one is worked on, some for every strip
     for (int64_t r = 0; r < n_rows; r += kStripRows) {
+      for (int64_t i = n_next * r / tall; i < n_next * (r + kStripRows) / tall; ++i)
+        for (int64_t at = 0; at < row_bytes; at += 64) {
+          hwy::Prefetch(keys[i] + at);
+          hwy::Prefetch(keys[i] + value_offset + at);
+        }
       const int64_t n = std::min(kStripKeys, seen(r + kStripRows - 1) - j);
       if (n <= 0) continue;
       const int64_t n_deep = (n + kAmxDepth - 1) / kAmxDepth, columns = n_deep * kAmxDepth;
@@ -272,9 +283,10 @@ void attend(const SparseAttention& op, const AttentionItem& item, const Attentio
           depth * kAmxTile, memory.score, false);
       auto* const pairs = reinterpret_cast<uint32_t*>(memory.probabilities);
       int32_t visible[kStripRows];
-      for (int64_t i = 0; i < kStripRows; ++i)
+      const bool causal = seen(r) < j + columns;
+      for (int64_t i = 0; causal && i < kStripRows; ++i)
         visible[i] = static_cast<int32_t>(std::clamp<int64_t>(seen(r + i) - j, 0, columns));
-      const auto take = visible[0] < columns ? softmax<true> : softmax<false>;
+      const auto take = causal ? softmax<true> : softmax<false>;
       take(columns, scale, visible, memory.score, pairs, width, out, memory.top + r,
            memory.sum + r);
       multiply_by_pair<Unit>(
