@@ -341,9 +341,9 @@ TEST(EstimateMassTiles, ChangeNoBit) {
         cpu::use_target(name);
         const auto backend = make_cpu_backend(1);
         const Device device(*backend, in, c, DType::kBF16);
-        const auto mass = poisoned_array<float, 3>({2, 3, past + 2});
-        const auto own = poisoned_array<float, 2>({2, 3});
-        const auto entropy = poisoned_array<float, 3>({past + 3, 2, 2});
+        const DeviceArray<float, 3> mass(*backend, {2, 3, past + 2});
+        const DeviceArray<float, 2> own(*backend, {2, 3});
+        const DeviceArray<float, 3> entropy(*backend, {past + 3, 2, 2});
         backend->run(device.op(Estimate::kSketch, 0, 3, mass.view(), own.view(), entropy.view()));
         std::vector<float>& all = got.emplace_back();
         for (int64_t h = 0; h < 2; ++h)
