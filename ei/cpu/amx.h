@@ -31,13 +31,16 @@ bool has_vnni();
 // Inline assembly, since the compilers' intrinsics want their callers compiled for this processor.
 struct Amx {
   // Between the two a thread has the registers; without the second the system saves them for it.
-  static void begin() {
-    static constexpr struct {
+  // Rows of 4 and 5 have as many bytes as products of theirs are deep, 6 and 7 rows for as many.
+  static void begin(int64_t deep = kAmxRowBytes) {
+    struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } kShapes;
-    asm volatile("ldtilecfg %0" : : "m"(kShapes));
+    } shapes;
+    for (int t = 4; t < 6; ++t) shapes.row_bytes[t] = static_cast<uint16_t>(deep);
+    for (int t = 6; t < 8; ++t) shapes.rows[t] = static_cast<uint8_t>(deep / 4);
+    asm volatile("ldtilecfg %0" : : "m"(shapes));
   }
   static void end() { asm volatile("tilerelease"); }
 
@@ -68,7 +71,7 @@ struct Amx {
 
 // The same in plain loops, so that what is written for the unit is tested on any machine.
 struct EmulatedAmx {
-  static void begin() {}
+  static void begin(int64_t = kAmxRowBytes) {}
   static void end() {}
 
   template <int kTile>

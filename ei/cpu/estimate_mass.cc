@@ -76,18 +76,25 @@ HWY_INLINE void quantize_query(const float* x, int64_t w, int64_t i, const Strip
 // for.
 HWY_INLINE float quantize_block(int64_t n, const float* HWY_RESTRICT x, int64_t stride, int64_t w,
                                 const float* HWY_RESTRICT mean, uint8_t* HWY_RESTRICT to) {
-  float most = 0;
+  const hn::CappedTag<float, 4> d;  // w is a multiple of 4
+  const hn::RebindToSigned<decltype(d)> di;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto highest = hn::Zero(d);
   for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[j * stride + k] - mean[k]));
+    for (int64_t k = 0; k < w; k += lanes)
+      highest =
+          hn::Max(hn::AbsDiff(hn::LoadU(d, x + j * stride + k), hn::LoadU(d, mean + k)), highest);
+  const float most = hn::GetLane(hn::MaxOfLanes(d, highest));
   const float scale = most / 63, inverse = scale > 0 ? 1 / scale : 0;
   // To the nearest by adding what leaves no room for a fraction, with 64 steps on top.
-  constexpr float kRound = 0x1.8p23f;
+  const auto round = hn::Set(d, 0x1.8p23f + 64), by = hn::Set(d, inverse);
   for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < w; ++k) {
-      const float step = (x[j * stride + k] - mean[k]) * inverse + (kRound + 64);
-      int32_t bits;
-      std::memcpy(&bits, &step, sizeof bits);
-      to[j * w + k] = static_cast<uint8_t>(bits & 127);
+    for (int64_t k = 0; k < w; k += lanes) {
+      const auto step =
+          hn::MulAdd(hn::Sub(hn::LoadU(d, x + j * stride + k), hn::LoadU(d, mean + k)), by, round);
+      const auto whole = hn::And(hn::BitCast(di, step), hn::Set(di, 127));
+      hn::StoreU(hn::DemoteTo(hn::Rebind<uint8_t, decltype(d)>(), whole),
+                 hn::Rebind<uint8_t, decltype(d)>(), to + j * w + k);
     }
   return scale;
 }

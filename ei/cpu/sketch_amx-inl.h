@@ -27,9 +27,8 @@ constexpr bool fits_tiles(int64_t block, int64_t w) {
 }
 
 // take(b, highest) for blocks [0, n) of kAmxRows keys [n * kAmxRows, w], w <= kAmxRowBytes: the
-// highest product of each query of the strip with a block's keys, as highest_products() has it. A
-// register holds more of a key's row than the key, which meets zeros. Reads kAmxRowBytes behind the
-// keys' beginning.
+// highest product of each query of the strip with a block's keys, as highest_products() has it.
+// Where the unit is emulated, kAmxRowBytes of a key are read and meet zeros.
 template <class Unit, class Take>
 void highest_by_tiles(int64_t n, const uint8_t* keys, int64_t w, const StripQueries& strip,
                       const Take& take) {
@@ -71,7 +70,7 @@ void highest_by_tiles(int64_t n, const uint8_t* keys, int64_t w, const StripQuer
   };
   constexpr std::integral_constant<int, 0> kEven;
   constexpr std::integral_constant<int, 2> kOdd;
-  Unit::begin();
+  Unit::begin(w);
   Unit::template load<6>(queries, kStride);
   Unit::template load<7>(queries + kAmxRowBytes, kStride);
   for (int64_t b = 0; b < n + kBlocks - 1; ++b) {
