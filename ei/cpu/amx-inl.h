@@ -86,35 +86,31 @@ HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* 
 #endif
 }
 
-// kAmxRows numbers of each of two rows, side by side: a pair of rows of a second factor.
-HWY_INLINE void interleave(const uint16_t* even, const uint16_t* odd, uint32_t* HWY_RESTRICT to) {
-#if HWY_TARGET == HWY_SCALAR
-  for (int64_t j = 0; j < kAmxRows; ++j) to[j] = even[j] | uint32_t{odd[j]} << 16;
-#else
-  const hn::FixedTag<uint16_t, 8> d;
-  const hn::FixedTag<uint32_t, 4> d32;
-  for (int64_t j = 0; j < kAmxRows; j += 8) {
-    const auto a = hn::LoadU(d, even + j), b = hn::LoadU(d, odd + j);
-    hn::StoreU(hn::BitCast(d32, hn::InterleaveLower(d, a, b)), d32, to + j);
-    hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d, a, b)), d32, to + j + 4);
-  }
-#endif
-}
+// Floats of a product: where the first is, and how many a row is behind the one before.
+struct AmxSums {
+  float* at;
+  int64_t stride;
+};
 
 // 16 kM rows of a by 16 kN columns of b, both in registers' order: those of a row of a follow each
 // other, and so do those of a column of b; one row or column is a_step or b_step numbers behind the
-// other. To floats `stride` apart, or added to them.
+// other. Added to what is at `from`, if there is something, it goes to `to`.
 template <class Unit, int kM, int kN>
 HWY_INLINE void tile_product(int64_t n_tiles, const uint16_t* a, int64_t a_step, const uint16_t* b,
-                             int64_t b_step, float* c, int64_t stride, bool add) {
+                             int64_t b_step, const AmxSums& from, const AmxSums& to) {
   static_assert(kM <= 2 && kN <= 2);
-  const int64_t row_bytes = stride * int64_t{sizeof(float)};
-  float *c1 = c + kAmxRows, *c2 = c + kAmxRows * stride, *c3 = c2 + kAmxRows;
-  if (add) {
-    Unit::template load<0>(c, row_bytes);
-    if constexpr (kN == 2) Unit::template load<1>(c1, row_bytes);
-    if constexpr (kM == 2) Unit::template load<2>(c2, row_bytes);
-    if constexpr (kM == 2 && kN == 2) Unit::template load<3>(c3, row_bytes);
+  const auto for_all = [](const AmxSums& sums, const auto& f) HWY_ATTR {
+    const int64_t row_bytes = sums.stride * int64_t{sizeof(float)};
+    float* const below = sums.at + kAmxRows * sums.stride;
+    f(std::integral_constant<int, 0>(), sums.at, row_bytes);
+    if constexpr (kN == 2) f(std::integral_constant<int, 1>(), sums.at + kAmxRows, row_bytes);
+    if constexpr (kM == 2) f(std::integral_constant<int, 2>(), below, row_bytes);
+    if constexpr (kM == 2 && kN == 2)
+      f(std::integral_constant<int, 3>(), below + kAmxRows, row_bytes);
+  };
+  if (from.at != nullptr) {
+    for_all(from, []<int kC>(std::integral_constant<int, kC>, const float* c, int64_t row_bytes)
+                      HWY_ATTR { Unit::template load<kC>(c, row_bytes); });
   } else {
     Unit::template zero<0>();
     if constexpr (kN == 2) Unit::template zero<1>();
@@ -135,23 +131,21 @@ HWY_INLINE void tile_product(int64_t n_tiles, const uint16_t* a, int64_t a_step,
       if constexpr (kN == 2) Unit::template multiply<3, 5, 7>();
     }
   }
-  Unit::template store<0>(c, row_bytes);
-  if constexpr (kN == 2) Unit::template store<1>(c1, row_bytes);
-  if constexpr (kM == 2) Unit::template store<2>(c2, row_bytes);
-  if constexpr (kM == 2 && kN == 2) Unit::template store<3>(c3, row_bytes);
+  for_all(to, []<int kC>(std::integral_constant<int, kC>, float* c, int64_t row_bytes)
+                  HWY_ATTR { Unit::template store<kC>(c, row_bytes); });
 }
 
 // The same for one or two of each.
 template <class Unit>
 HWY_INLINE void tile_product(int64_t m, int64_t n, int64_t n_tiles, const uint16_t* a,
-                             int64_t a_step, const uint16_t* b, int64_t b_step, float* c,
-                             int64_t stride, bool add) {
+                             int64_t a_step, const uint16_t* b, int64_t b_step, const AmxSums& from,
+                             const AmxSums& to) {
   if (m > 1) {
-    if (n > 1) return tile_product<Unit, 2, 2>(n_tiles, a, a_step, b, b_step, c, stride, add);
-    return tile_product<Unit, 2, 1>(n_tiles, a, a_step, b, b_step, c, stride, add);
+    if (n > 1) return tile_product<Unit, 2, 2>(n_tiles, a, a_step, b, b_step, from, to);
+    return tile_product<Unit, 2, 1>(n_tiles, a, a_step, b, b_step, from, to);
   }
-  if (n > 1) return tile_product<Unit, 1, 2>(n_tiles, a, a_step, b, b_step, c, stride, add);
-  return tile_product<Unit, 1, 1>(n_tiles, a, a_step, b, b_step, c, stride, add);
+  if (n > 1) return tile_product<Unit, 1, 2>(n_tiles, a, a_step, b, b_step, from, to);
+  return tile_product<Unit, 1, 1>(n_tiles, a, a_step, b, b_step, from, to);
 }
 
 }  // namespace ei::cpu::HWY_NAMESPACE

@@ -15,6 +15,7 @@
 #include <hwy/foreach_target.h>
 
 #include "ei/cpu/sketch-inl.h"
+#include "ei/cpu/sketch_amx-inl.h"
 #include "ei/cpu/tile-inl.h"
 
 #ifndef EI_CPU_ESTIMATE_MASS_HEAD_
@@ -24,6 +25,7 @@ namespace ei::cpu {
 // What the segments of a chunk that are estimated have in common, and a KV head's keys as the
 // estimate takes them.
 struct MassOfHead {
+  Tiles tiles = Tiles::kNone;
   int64_t head = 0;
   int64_t group = 0;                  // query heads
   int64_t n_blocks = 0;               // up to the end of the last of these segments
@@ -74,18 +76,25 @@ HWY_INLINE void quantize_query(const float* x, int64_t w, int64_t i, const Strip
 // for.
 HWY_INLINE float quantize_block(int64_t n, const float* HWY_RESTRICT x, int64_t stride, int64_t w,
                                 const float* HWY_RESTRICT mean, uint8_t* HWY_RESTRICT to) {
-  float most = 0;
+  const hn::CappedTag<float, 4> d;  // w is a multiple of 4
+  const hn::RebindToSigned<decltype(d)> di;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto highest = hn::Zero(d);
   for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[j * stride + k] - mean[k]));
+    for (int64_t k = 0; k < w; k += lanes)
+      highest =
+          hn::Max(hn::AbsDiff(hn::LoadU(d, x + j * stride + k), hn::LoadU(d, mean + k)), highest);
+  const float most = hn::GetLane(hn::MaxOfLanes(d, highest));
   const float scale = most / 63, inverse = scale > 0 ? 1 / scale : 0;
   // To the nearest by adding what leaves no room for a fraction, with 64 steps on top.
-  constexpr float kRound = 0x1.8p23f;
+  const auto round = hn::Set(d, 0x1.8p23f + 64), by = hn::Set(d, inverse);
   for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < w; ++k) {
-      const float step = (x[j * stride + k] - mean[k]) * inverse + (kRound + 64);
-      int32_t bits;
-      std::memcpy(&bits, &step, sizeof bits);
-      to[j * w + k] = static_cast<uint8_t>(bits & 127);
+    for (int64_t k = 0; k < w; k += lanes) {
+      const auto step =
+          hn::MulAdd(hn::Sub(hn::LoadU(d, x + j * stride + k), hn::LoadU(d, mean + k)), by, round);
+      const auto whole = hn::And(hn::BitCast(di, step), hn::Set(di, 127));
+      hn::StoreU(hn::DemoteTo(hn::Rebind<uint8_t, decltype(d)>(), whole),
+                 hn::Rebind<uint8_t, decltype(d)>(), to + j * w + k);
     }
   return scale;
 }
@@ -215,6 +224,21 @@ void sketch_block(const EstimateMass& op, const MassOfHead& at, int64_t b, float
                                at.keys + b * op.block * w);
 }
 
+// take(b, highest) for the past blocks: the highest product of each query with the block's keys.
+template <class Take>
+void highest_of_past(Tiles tiles, int64_t n, int64_t block, const uint8_t* keys, int64_t w,
+                     const StripQueries& strip, const Take& take) {
+  if (tiles != Tiles::kNone && fits_tiles(block, w)) {
+    if (tiles == Tiles::kAmx) return highest_by_tiles<Amx>(n, keys, w, strip, take);
+    return highest_by_tiles<EmulatedAmx>(n, keys, w, strip, take);
+  }
+  for (int64_t b = 0; b < n; ++b) {
+    int32_t most[kStripQueries];
+    highest_products<false>(block, keys + b * block * w, w, strip, 0, most);
+    take(b, most);
+  }
+}
+
 // Shares of local segment s by sketches: for every strip of queries their highest logit of every
 // block, then one exponential for every group of queries and block.
 float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
@@ -248,16 +272,14 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
       float top[kStripQueries];
       std::fill_n(top, kStripQueries, -std::numeric_limits<float>::infinity());
       int32_t most[kStripQueries];
-      for (int64_t b = 0; b < n; ++b) {
-        const uint8_t* const keys = at.keys + b * op.block * w;
-        float* const to = logit + b * kStripQueries;
-        if (b < past) {
-          highest_products<false>(op.block, keys, w, strip, 0, most);
-          scale_products<false>(most, scale, at.scale[b], to, top);
-        } else {
-          highest_products<true>(op.block, keys, w, strip, b * op.block - begin - first, most);
-          scale_products<true>(most, scale, at.scale[b], to, top);
-        }
+      const auto take = [&](int64_t b, const int32_t* highest) {
+        scale_products<false>(highest, scale, at.scale[b], logit + b * kStripQueries, top);
+      };
+      highest_of_past(at.tiles, past, op.block, at.keys, w, strip, take);
+      for (int64_t b = past; b < n; ++b) {
+        highest_products<true>(op.block, at.keys + b * op.block * w, w, strip,
+                               b * op.block - begin - first, most);
+        scale_products<true>(most, scale, at.scale[b], logit + b * kStripQueries, top);
       }
       for (int64_t b = 0; b < n; ++b) {
         float highest[kStripGroups];
@@ -426,12 +448,14 @@ void CpuBackend::run(const EstimateMass& op) {
       for (int64_t h = 0; h < kv_heads; ++h) op.entropy[first + s][op.layer][h] = 0;
   if (from == to) return;
 
-  MassOfHead at = {.group = op.q.cols / d / kv_heads,
+  MassOfHead at = {.tiles = tiles_,
+                   .group = op.q.cols / d / kv_heads,
                    .n_blocks = (op.begin + to * op.segment) / op.block};
   const bool is_sketch = op.estimate == Estimate::kSketch;
   const int64_t n_directions =
       is_sketch ? HWY_DYNAMIC_DISPATCH(packed_directions)(op.basis, 0, nullptr) : 0;
-  const int64_t n_keys = is_sketch ? at.n_blocks * op.block * op.basis.n_directions() / 4 : 0;
+  const int64_t n_keys =  // and what a register reads behind them
+      is_sketch ? (at.n_blocks * op.block * op.basis.n_directions() + kAmxRowBytes) / 4 : 0;
   const int64_t n_means = op.estimate == Estimate::kMeanKeys ? at.n_blocks * d : at.n_blocks;
   const int64_t per_thread =
       (HWY_DYNAMIC_DISPATCH(mass_scratch)(op, at.group, at.n_blocks) + 15) / 16 * 16;

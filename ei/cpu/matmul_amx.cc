@@ -42,8 +42,11 @@ struct AmxRows {
   }
 };
 
-// What a thread needs: a packed panel; rows of weights on their way into it.
+// What a thread needs: sums over the inputs so far, two by two registers after each other: in the
+// output each row of a register would be in a page of its own; a packed panel; rows of weights on
+// their way into it.
 struct PanelMemory {
+  alignas(64) float sums[kMostTiles * kAmxRows * kMostOutputs];
   alignas(64) uint16_t packed[kMostOutputs * kDepth];
   alignas(64) uint16_t rounded[kAmxRows * kDepth];
   alignas(64) float numbers[kDepth];
@@ -108,8 +111,10 @@ void multiply_tiles(const AmxRows& x, const MatMul::Part& part, int64_t first, i
   const int64_t n_depths = std::max<int64_t>(1, (x.cols + kDepth - 1) / kDepth);
   const int64_t whole = std::max(kAmxDepth, block_of(part.weight.format).weights);
   const int64_t deep = ((x.cols + n_depths - 1) / n_depths + whole - 1) / whole * whole;
+  constexpr int64_t kWide = 2 * kAmxRows;
   Unit::begin();
   for (int64_t from = 0; from < x.cols; from += deep) {
+    const bool is_first = from == 0, is_last = from + deep >= x.cols;
     const int64_t depth = std::min(deep, x.cols - from);
     const int64_t n_tiles = (depth + kAmxDepth - 1) / kAmxDepth, width = n_tiles * kAmxTile;
     for (int64_t j = begin; j < end; j += kAmxRows)
@@ -124,21 +129,24 @@ void multiply_tiles(const AmxRows& x, const MatMul::Part& part, int64_t first, i
         const uint16_t* w = memory.packed + (j - begin) / kAmxRows * width;
         const int64_t outputs = std::min(2 * kAmxRows, end - j);
         const int64_t n = (outputs + kAmxRows - 1) / kAmxRows;
-        float* to = out[r * kAmxRows].data + j;
-        if (n_rows == m * kAmxRows && outputs == n * kAmxRows) {
-          tile_product<Unit>(m, n, n_tiles, rows, x_step, w, width, to, stride, add);
-          continue;
-        }
-        alignas(64) float edge[4 * kAmxRows * kAmxRows] = {};
-        constexpr int64_t kWide = 2 * kAmxRows;
-        for (int64_t i = 0; add && i < n_rows; ++i)
-          std::copy_n(to + i * stride, outputs, edge + i * kWide);
-        tile_product<Unit>(m, n, n_tiles, rows, x_step, w, width, edge, kWide, add);
-        for (int64_t i = 0; i < n_rows; ++i)
-          std::copy_n(edge + i * kWide, outputs, to + i * stride);
+        float* const sums = memory.sums + ((r - first) * kMostOutputs + (j - begin) * 2) * kAmxRows;
+        float* const result = out[r * kAmxRows].data + j;
+        const AmxSums between = {sums, kWide};
+        const bool whole_registers = n_rows == m * kAmxRows && outputs == n * kAmxRows;
+        const AmxSums at_result = whole_registers ? AmxSums{result, stride} : between;
+        if (is_first && add && !whole_registers)
+          for (int64_t i = 0; i < n_rows; ++i)
+            std::copy_n(result + i * stride, outputs, sums + i * kWide);
+        tile_product<Unit>(m, n, n_tiles, rows, x_step, w, width,
+                           !is_first ? between
+                           : add     ? at_result
+                                     : AmxSums{nullptr, 0},
+                           is_last ? at_result : between);
+        if (is_last && !whole_registers)
+          for (int64_t i = 0; i < n_rows; ++i)
+            std::copy_n(sums + i * kWide, outputs, result + i * stride);
       }
     }
-    add = true;
   }
   Unit::end();
 }

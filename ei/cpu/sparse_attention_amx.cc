@@ -1,3 +1,5 @@
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -14,22 +16,26 @@
 #include <hwy/foreach_target.h>
 
 #include "ei/cpu/amx-inl.h"
+#include "ei/cpu/amx_strip-inl.h"
 #include "ei/cpu/tile-inl.h"
 
 #ifndef EI_CPU_SPARSE_ATTENTION_AMX_ONCE_
 #define EI_CPU_SPARSE_ATTENTION_AMX_ONCE_
 namespace ei::cpu {
 
-// Rows that meet a tile of keys while their scores are in L1.
+// Rows that meet a tile of keys while their scores are in L1, and keys of a tile: both products'
+// factors and results are then 40 KiB at d 64.
 constexpr int64_t kStripRows = 2 * kAmxRows;
-// Products of probabilities with kTileKeys values are so many registers deep.
-constexpr int64_t kKeyTiles = kTileKeys / kAmxDepth;
+constexpr int64_t kStripKeys = 64;
+constexpr int64_t kKeyTiles = kStripKeys / kAmxDepth;  // registers they are deep
 
-// What a thread needs for items of at most `rows`; the first four in registers' order.
+// What a thread needs for items of at most `rows`. Scores, probabilities and outputs lie with keys
+// or dimensions as rows and with queries as columns, strip by strip: what a softmax does to a query
+// it does in a lane, and keys go into the unit as they lie in the cache.
 struct AttentionMemory {
-  uint16_t *queries, *keys, *values, *probabilities;
+  uint16_t *queries, *values, *probabilities;  // in registers' order
   float *score, *out, *top, *sum;
-  uint16_t* rows;  // keys or values, where they are stored in another way: kTileKeys of them
+  uint16_t *rows, *zeros;  // keys or values that are stored in another way; one of nothing
   float* numbers;
 
   // Divides `memory` up, if there is some, and returns how much is needed.
@@ -42,15 +48,15 @@ struct AttentionMemory {
     const int64_t deep = (d + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
     const int64_t tall = (n_rows + kStripRows - 1) / kStripRows * kStripRows;
     take(queries, tall * deep);
-    take(keys, kTileKeys * deep);
-    take(values, kTileKeys * padded(d));
-    take(probabilities, kStripRows * kTileKeys);
-    take(score, kStripRows * kTileKeys);
+    take(values, kStripKeys * padded(d));
+    take(probabilities, kStripRows * kStripKeys);
+    take(score, kStripRows * kStripKeys);
     take(out, tall * padded(d));
     take(top, tall);
     take(sum, tall);
-    take(rows, kTileKeys * deep);
-    take(numbers, deep);
+    take(rows, std::max(kStripKeys, kAmxRows) * deep);
+    take(zeros, deep);
+    take(numbers, std::max(deep, kStripRows * padded(d)));
     return n;
   }
 };
@@ -77,44 +83,52 @@ void round_rows(int64_t n, int64_t d, int64_t width, DType type, const char* con
   }
 }
 
-// Keys as columns of the scores' second factor; those behind the n-th mean nothing.
+// n values, and zeros up to `wide`, as columns of the output's first factor.
 template <class Unit>
-void pack_keys(int64_t n, int64_t d, DType type, const char* const* keys,
-               const AttentionMemory& memory) {
-  const int64_t n_tiles = (d + kAmxDepth - 1) / kAmxDepth;
-  const uint16_t* rows[kTileKeys];
-  round_rows<Unit>(n, d, n_tiles * kAmxDepth, type, keys, memory, rows);
-  const int64_t wide = (n + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
-  std::fill(rows + n, rows + wide, rows[n - 1]);
-  for (int64_t j = 0; j < wide; j += kAmxRows)
-    for (int64_t t = 0; t < n_tiles; ++t)
-      pack_pairs(
-          rows + j, t * kAmxDepth,
-          reinterpret_cast<uint32_t*>(memory.keys + (j / kAmxRows * n_tiles + t) * kAmxTile));
+void pack_values(int64_t n, int64_t wide, int64_t d, DType type, const char* const* values,
+                 const AttentionMemory& memory) {
+  const uint16_t* rows[kStripKeys];
+  round_rows<Unit>(n, d, padded(d), type, values, memory, rows);
+  std::fill(rows + n, rows + wide, memory.zeros);
+  for (int64_t j = 0; j < wide; j += kAmxDepth)
+    for (int64_t c = 0; c < d; c += kAmxRows)
+      transpose(rows + j, c, memory.values + (c / kAmxRows * kKeyTiles + j / kAmxDepth) * kAmxTile);
 }
 
-// Values as rows of the output's second factor, zeros behind the n-th.
+// n keys, and zeros up to `wide`, as rows of the scores' first factor: where they are, if 16 of
+// them follow each other, or copies.
 template <class Unit>
-void pack_values(int64_t n, int64_t d, DType type, const char* const* values,
-                 const AttentionMemory& memory) {
-  alignas(64) static constexpr uint16_t kZeros[kAmxRows] = {};
-  const int64_t width = padded(d);
-  const uint16_t* rows[kTileKeys];
-  round_rows<Unit>(n, d, width, type, values, memory, rows);
-  const int64_t deep = (n + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
-  for (int64_t j = 0; j < deep; j += 2) {
-    for (int64_t c = 0; c < width; c += kAmxRows) {
-      uint16_t* tile = memory.values + (c / kAmxRows * kKeyTiles + j / kAmxDepth) * kAmxTile;
-      interleave(j < n ? rows[j] + c : kZeros, j + 1 < n ? rows[j + 1] + c : kZeros,
-                 reinterpret_cast<uint32_t*>(tile + j % kAmxDepth * kAmxRows));
-    }
+void find_tiles(int64_t n, int64_t wide, int64_t d, DType type, const char* const* keys,
+                const AttentionMemory& memory, AmxRowsAt* tiles) {
+  const int64_t deep = (d + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
+  const uint16_t* rows[kStripKeys];
+  round_rows<Unit>(n, d, deep, type, keys, memory, rows);
+  std::fill(rows + n, rows + wide, memory.zeros);
+  for (int64_t j = 0; j < wide; j += kAmxRows) {
+    const int64_t stride = rows[j + 1] - rows[j];
+    bool regular = true;
+    for (int64_t i = 2; i < kAmxRows; ++i) regular &= rows[j + i] - rows[j + i - 1] == stride;
+    if (!regular)
+      for (int64_t i = 0; i < kAmxRows; ++i)
+        if (uint16_t* const to = memory.rows + (j + i) * deep; rows[j + i] != to)
+          std::copy_n(rows[j + i], deep, to);
+    tiles[j / kAmxRows] = {regular ? rows[j] : memory.rows + j * deep, kAmxDepth,
+                           (regular ? stride : deep) * int64_t{sizeof(uint16_t)}};
   }
 }
 
-// 2^x for x <= 0 as exp2_negative() has it, with a relative error below 8e-5: a fiftieth of
-// what rounding to bf16 costs.
+// 2^x for x <= 8 with a relative error below 8e-5: a fiftieth of what bf16 may cost.
 HWY_INLINE V32 rough_exp2(V32 x) {
   const F32 d;
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (hn::MaxLanes(F32()) == 16) {  // by instructions for what x lies above an integer
+    const V32 r{_mm512_reduce_ps(x.raw, 1)};
+    V32 p = hn::MulAdd(hn::Set(d, 0.07802455f), r, hn::Set(d, 0.22606719f));
+    p = hn::MulAdd(p, r, hn::Set(d, 0.6958335f));
+    p = hn::MulAdd(p, r, hn::Set(d, 0.99992526f));
+    return V32{_mm512_scalef_ps(p.raw, x.raw)};
+  }
+#endif
   return exp2_by(
       [&](V32 r) HWY_ATTR {
         V32 p = hn::MulAdd(hn::Set(d, 0.05517166f), r, hn::Set(d, 0.24261112f));
@@ -124,41 +138,83 @@ HWY_INLINE V32 rough_exp2(V32 x) {
       x);
 }
 
-// Online softmax of one row of a tile, in units of log 2 once scores are multiplied by `scale`: of
-// n scores the row sees the first n_seen. Writes probabilities relative to the maximum so far, row
-// i of the registers from `to` on, and returns the factor that makes older ones so.
-template <class Unit>
-HWY_INLINE float softmax_row(int64_t n_seen, int64_t n, float scale, float* HWY_RESTRICT s,
-                             int64_t i, uint16_t* HWY_RESTRICT to, float& top, float& sum) {
-  const F32 df;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  const auto at = [&](int64_t c) {
-    return to + c / kAmxDepth * kAmxTile + i * kAmxDepth + c % kAmxDepth;
-  };
-  if (n_seen < n) std::fill(s + n_seen, s + n, -std::numeric_limits<float>::infinity());
-  auto most = hn::LoadU(df, s);
-  for (int64_t c = lanes; c < n; c += lanes) most = hn::Max(most, hn::LoadU(df, s + c));
-  const auto by = hn::Set(df, scale);
-  const float factor = raise_top(hn::Mul(most, by), top);
-  auto total = hn::Zero(df);
-  const auto probability = [&](int64_t c) {
-    return rough_exp2(hn::MulSub(hn::LoadU(df, s + c), by, hn::Set(df, top)));
-  };
-  for (int64_t c = 0; c < n; c += 2 * lanes) {  // n is a multiple of 32
-    const auto p = probability(c), q = probability(c + lanes);
-    total = hn::Add(total, hn::Add(p, q));
-    store_rounded<Unit>(df, p, q, at(c));
+// A query's maximum is raised once a score is so far above it: probabilities relative to it may be
+// greater than one, which costs a float no precision, and outputs are rarely rescaled.
+constexpr float kSlack = 8;
+
+// Online softmax of a strip's scores s [n, kStripRows], n a multiple of 32, in units of log 2 once
+// they are multiplied by `scale`. With kCausal, query i sees the first seen[i]. Writes
+// probabilities relative to the maximum so far and makes older outputs [width, kStripRows] so.
+// Probabilities are cut to bf16 and sums are those of what is left, so that what they all lose on
+// average cancels, and the rest is what rounding to nearest would cost.
+template <bool kCausal>
+void softmax(int64_t n, float scale, const int32_t* seen, const float* HWY_RESTRICT s,
+             uint32_t* HWY_RESTRICT probabilities, int64_t width, float* HWY_RESTRICT out,
+             float* HWY_RESTRICT top, float* HWY_RESTRICT sum) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const hn::RebindToUnsigned<F32> du;
+  const auto by = hn::Set(d, scale);
+  const auto kept = hn::Set(du, 0xFFFF0000u);
+  for (int64_t c = 0; c < kStripRows; c += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto score = [&](int64_t k) HWY_ATTR {
+      const auto x = hn::LoadU(d, s + k * kStripRows + c);
+      if constexpr (!kCausal) return x;
+      const auto visible = hn::Lt(hn::Set(di, static_cast<int32_t>(k)), hn::LoadU(di, seen + c));
+      return hn::IfThenElse(hn::RebindMask(d, visible), x,
+                            hn::Set(d, -std::numeric_limits<float>::infinity()));
+    };
+    V32 most[4];
+    HWY_UNROLL(4)
+    for (int64_t k = 0; k < 4; ++k) most[k] = score(k);
+    for (int64_t k = 4; k < n; k += 4) HWY_UNROLL(4)
+    for (int64_t u = 0; u < 4; ++u) most[u] = hn::Max(most[u], score(k + u));
+    const auto highest = hn::Mul(hn::Max(hn::Max(most[0], most[1]), hn::Max(most[2], most[3])), by);
+    auto over = hn::LoadU(d, top + c), total = hn::LoadU(d, sum + c), other = hn::Zero(d);
+    const auto raised = hn::Gt(highest, hn::Add(over, hn::Set(d, kSlack)));
+    if (!hn::AllFalse(d, raised)) {
+      const auto factor =
+          hn::IfThenElse(raised, exp2_negative(hn::Sub(over, highest)), hn::Set(d, 1.0f));
+      over = hn::IfThenElse(raised, highest, over);
+      hn::StoreU(over, d, top + c);
+      total = hn::Mul(total, factor);
+      for (int64_t i = 0; i < width; ++i) {
+        float* const row = out + i * kStripRows + c;
+        hn::StoreU(hn::Mul(hn::LoadU(d, row), factor), d, row);
+      }
+    }
+    const auto probability = [&](int64_t k) HWY_ATTR {
+      return hn::And(hn::BitCast(du, rough_exp2(hn::MulSub(score(k), by, over))), kept);
+    };
+    uint32_t* const to = probabilities + c / kAmxRows * kKeyTiles * kAmxTile / 2 + c % kAmxRows;
+    HWY_UNROLL(2)
+    for (int64_t k = 0; k < n; k += 2) {
+      const auto even = probability(k), odd = probability(k + 1);
+      total = hn::Add(total, hn::BitCast(d, even));
+      other = hn::Add(other, hn::BitCast(d, odd));
+      hn::StoreU(hn::Or(hn::ShiftRight<16>(even), odd), du, to + k / 2 * kAmxRows);
+    }
+    hn::StoreU(hn::Add(total, other), d, sum + c);
   }
-  for (int64_t c = n_seen; c < n; ++c) *at(c) = 0;
-  sum = sum * factor + hn::GetLane(hn::SumOfLanes(df, total));
-  return factor;
 }
 
-HWY_INLINE void scale_row(float factor, int64_t n, float* HWY_RESTRICT row) {
-  const F32 d;
-  const auto by = hn::Set(d, factor);
-  for (int64_t c = 0; c < n; c += static_cast<int64_t>(hn::Lanes(d)))
-    hn::StoreU(hn::Mul(hn::LoadU(d, row + c), by), d, row + c);
+// Outputs [d, kStripRows] over their queries' sums, query by query.
+void finish_strip(int64_t d, const float* HWY_RESTRICT out, const float* HWY_RESTRICT sum,
+                  float* HWY_RESTRICT to) {
+  const int64_t width = padded(d);
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t r = 0; r < kStripRows; ++r)
+    for (int64_t c = 0; c < d; ++c) to[r * width + c] = out[c * kStripRows + r] / sum[r];
+#else
+  const hn::FixedTag<float, 4> d4;
+  for (int64_t r = 0; r < kStripRows; r += 4) {
+    const auto by = hn::Div(hn::Set(d4, 1.0f), hn::LoadU(d4, sum + r));
+    const auto row = [&](int64_t c)
+                         HWY_ATTR { return hn::Mul(hn::LoadU(d4, out + c * kStripRows + r), by); };
+    for (int64_t c = 0; c < width; c += 4)
+      store_columns<float>(row(c), row(c + 1), row(c + 2), row(c + 3), width, to + r * width + c);
+  }
+#endif
 }
 
 // As the kernel without tiles: online softmax over tiles of keys, with the running maximum and sum
@@ -167,23 +223,29 @@ template <class Unit>
 void attend(const SparseAttention& op, const AttentionItem& item, const AttentionMemory& memory) {
   const int64_t d = op.kv.layout.head_dim, width = padded(d), n_heads = op.q.cols / d;
   const int64_t group = n_heads / op.kv.n_kv_heads(), n_rows = item.n_tokens * group;
-  const int64_t n_tiles = (d + kAmxDepth - 1) / kAmxDepth;
-  const int64_t tall = (n_rows + kAmxRows - 1) / kAmxRows * kAmxRows;
-  const int64_t value_offset = op.kv.layout.first_value() * op.kv.layout.row_bytes();
-  const char* keys[kTileKeys];
+  const int64_t depth = (d + kAmxDepth - 1) / kAmxDepth, deep = depth * kAmxDepth;
+  const int64_t tall = (n_rows + kStripRows - 1) / kStripRows * kStripRows;
+  const int64_t row_bytes = op.kv.layout.row_bytes();
+  const int64_t value_offset = op.kv.layout.first_value() * row_bytes;
+  const char *keys[kStripKeys], *values[kStripKeys];
+  AmxRowsAt tiles[kStripKeys / kAmxRows];
 
   const View<float, 2> queries = rows_of(op.q);
   const float scale = op.scale * 1.44269504f;  // that of scores, in units of log 2
-  for (int64_t r = 0; r < tall; ++r) {
-    const float* from = nullptr;
-    if (r < n_rows)
-      from = queries[item.first + r / group].data + (item.kv_head * group + r % group) * d;
-    for (int64_t t = 0; t < n_tiles; ++t) {
-      const int64_t left = from != nullptr ? std::min(kAmxDepth, d - t * kAmxDepth) : 0;
-      round_row<Unit>(
-          left > 0 ? from + t * kAmxDepth : nullptr, left, kAmxDepth,
-          memory.queries + (r / kAmxRows * n_tiles + t) * kAmxTile + r % kAmxRows * kAmxDepth);
+  std::fill_n(memory.zeros, deep, uint16_t{0});
+  for (int64_t r = 0; r < tall; r += kAmxRows) {
+    const uint16_t* rows[kAmxRows];
+    for (int64_t i = 0; i < kAmxRows; ++i) {
+      const int64_t token = item.first + (r + i) / group;
+      const int64_t head = item.kv_head * group + (r + i) % group;
+      rows[i] = r + i < n_rows ? memory.rows + i * deep : memory.zeros;
+      if (r + i < n_rows)
+        round_row<Unit>(queries[token].data + head * d, d, deep, memory.rows + i * deep);
     }
+    for (int64_t t = 0; t < depth; ++t)
+      pack_pairs(
+          rows, t * kAmxDepth,
+          reinterpret_cast<uint32_t*>(memory.queries + (r * depth + t * kAmxRows) * kAmxDepth));
   }
   std::fill_n(memory.out, tall * width, 0.0f);
   std::fill_n(memory.top, tall, -std::numeric_limits<float>::infinity());
@@ -191,49 +253,58 @@ void attend(const SparseAttention& op, const AttentionItem& item, const Attentio
 
   // Row r sees the keys before seen(r) of the sequence: the past and, causally, its segment.
   const int64_t first_seen = item.n_past + op.begin + item.first - item.segment_begin + 1;
-  const auto seen = [&](int64_t r) { return first_seen + r / group; };
+  const auto seen = [&](int64_t r) { return first_seen + std::min(r, n_rows - 1) / group; };
   const int64_t n_keys = seen(n_rows - 1);
 
+  const auto find = [&](int64_t j) {  // keys of the tile that begins with key j
+    const int64_t n = std::clamp<int64_t>(n_keys - j, 0, kStripKeys);
+    find_keys(op, item, j, n, keys);
+    return n;
+  };
   Unit::begin();
-  for (int64_t j = 0; j < n_keys; j += kTileKeys) {
-    const int64_t n_tile = std::min(kTileKeys, n_keys - j);
-    find_keys(op, item, j, n_tile, keys);
-    pack_keys<Unit>(n_tile, d, op.kv.layout.dtype, keys, memory);
-    for (int64_t i = 0; i < n_tile; ++i) keys[i] += value_offset;
-    pack_values<Unit>(n_tile, d, op.kv.layout.dtype, keys, memory);
+  for (int64_t j = 0, n_tile = find(0), n_next; j < n_keys; j += kStripKeys, n_tile = n_next) {
+    const int64_t wide = (n_tile + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
+    for (int64_t i = 0; i < n_tile; ++i) values[i] = keys[i] + value_offset;
+    pack_values<Unit>(n_tile, wide, d, op.kv.layout.dtype, values, memory);
+    find_tiles<Unit>(n_tile, wide, d, op.kv.layout.dtype, keys, memory, tiles);
+    n_next = find(j + kStripKeys);  // fetched while this one is worked on, some for every strip
     for (int64_t r = 0; r < n_rows; r += kStripRows) {
-      const int64_t last = std::min(r + kStripRows, n_rows);
-      const int64_t n = std::min(kTileKeys, seen(last - 1) - j);
+      for (int64_t i = n_next * r / tall; i < n_next * (r + kStripRows) / tall; ++i)
+        for (int64_t at = 0; at < row_bytes; at += 64) {
+          hwy::Prefetch(keys[i] + at);
+          hwy::Prefetch(keys[i] + value_offset + at);
+        }
+      const int64_t n = std::min(kStripKeys, seen(r + kStripRows - 1) - j);
       if (n <= 0) continue;
-      const int64_t columns = (n + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
-      const int64_t m = (last - r + kAmxRows - 1) / kAmxRows;
-      const uint16_t* q = memory.queries + r * n_tiles * kAmxDepth;
-      for (int64_t c = 0; c < columns; c += 2 * kAmxRows)
-        tile_product<Unit>(m, 2, n_tiles, q, n_tiles * kAmxTile,
-                           memory.keys + c * n_tiles * kAmxDepth, n_tiles * kAmxTile,
-                           memory.score + c, kTileKeys, false);
-      for (int64_t i = 0; i < last - r; ++i) {  // what is in the rows behind is nobody's
-        const float factor =
-            softmax_row<Unit>(std::clamp<int64_t>(seen(r + i) - j, 0, n), columns, scale,
-                              memory.score + i * kTileKeys, i % kAmxRows,
-                              memory.probabilities + i / kAmxRows * kKeyTiles * kAmxTile,
-                              memory.top[r + i], memory.sum[r + i]);
-        if (factor != 1) scale_row(factor, width, memory.out + (r + i) * width);
-      }
-      for (int64_t c = 0; c < width; c += 2 * kAmxRows)
-        tile_product<Unit>(m, std::min<int64_t>(2, (width - c) / kAmxRows), columns / kAmxDepth,
-                           memory.probabilities, kKeyTiles * kAmxTile,
-                           memory.values + c / kAmxRows * kKeyTiles * kAmxTile,
-                           kKeyTiles * kAmxTile, memory.out + r * width + c, width, true);
+      const int64_t n_deep = (n + kAmxDepth - 1) / kAmxDepth, columns = n_deep * kAmxDepth;
+      float* const out = memory.out + r * width;
+      multiply_by_pair<Unit>(
+          columns / kAmxRows, depth, [&](int64_t i) { return tiles[i]; }, memory.queries + r * deep,
+          depth * kAmxTile, memory.score, false);
+      auto* const pairs = reinterpret_cast<uint32_t*>(memory.probabilities);
+      int32_t visible[kStripRows];
+      const bool causal = seen(r) < j + columns;
+      for (int64_t i = 0; causal && i < kStripRows; ++i)
+        visible[i] = static_cast<int32_t>(std::clamp<int64_t>(seen(r + i) - j, 0, columns));
+      const auto take = causal ? softmax<true> : softmax<false>;
+      take(columns, scale, visible, memory.score, pairs, width, out, memory.top + r,
+           memory.sum + r);
+      multiply_by_pair<Unit>(
+          width / kAmxRows, n_deep,
+          [&](int64_t i) {
+            return AmxRowsAt{memory.values + i * kKeyTiles * kAmxTile, kAmxTile, 64};
+          },
+          memory.probabilities, kKeyTiles * kAmxTile, out, true);
     }
   }
   Unit::end();
 
   const View<float, 2> context = rows_of(op.out);
-  for (int64_t r = 0; r < n_rows; ++r) {
-    float* to = context[item.first + r / group].data + (item.kv_head * group + r % group) * d;
-    const float* from = memory.out + r * width;
-    for (int64_t c = 0; c < d; ++c) to[c] = from[c] / memory.sum[r];
+  for (int64_t r = 0; r < n_rows; r += kStripRows) {
+    finish_strip(d, memory.out + r * width, memory.sum + r, memory.numbers);
+    for (int64_t i = r; i < std::min(r + kStripRows, n_rows); ++i)
+      std::copy_n(memory.numbers + (i - r) * width, d,
+                  context[item.first + i / group].data + (item.kv_head * group + i % group) * d);
   }
 }
 

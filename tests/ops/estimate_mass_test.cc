@@ -7,6 +7,8 @@
 #include <random>
 
 #include "ei/base/error.h"
+#include "ei/cpu/backend.h"
+#include "ei/cpu/targets.h"
 #include "tests/support/device_kv.h"
 #include "tests/support/numbers.h"
 
@@ -323,6 +325,37 @@ TEST_P(EstimateMassTest, ThreadsAndChunksDoNotChangeABit) {
       EXPECT_EQ(got, want) << n_threads << " threads, " << n_at_once << " segments at a time";
     }
   }
+}
+
+// Products of sketches are whole numbers, so that it makes no difference who multiplies. More or
+// fewer blocks than the unit is ahead by, directions that fill its registers or do not fit them.
+TEST(EstimateMassTiles, ChangeNoBit) {
+  const std::vector<std::string> names = cpu::targets();
+  const std::string without = names.front() == "amx" ? names[1] : names.front();
+  for (const int64_t w : {4, 24, 60, 64, 68})
+    for (const int64_t past : {1, 2, 3, 4, 5, 9, 30}) {
+      const MassCase c = {48, past * 16, 16, 16, 2, 3, 72, w, 8};
+      const Inputs in = normal_inputs(c, DType::kBF16, 2);
+      std::vector<std::vector<float>> got;
+      for (const std::string& name : {without, names.front(), std::string("emulated_amx")}) {
+        cpu::use_target(name);
+        const auto backend = make_cpu_backend(1);
+        const Device device(*backend, in, c, DType::kBF16);
+        const DeviceArray<float, 3> mass(*backend, {2, 3, past + 2});
+        const DeviceArray<float, 2> own(*backend, {2, 3});
+        const DeviceArray<float, 3> entropy(*backend, {past + 3, 2, 2});
+        backend->run(device.op(Estimate::kSketch, 0, 3, mass.view(), own.view(), entropy.view()));
+        std::vector<float>& all = got.emplace_back();
+        for (int64_t h = 0; h < 2; ++h)
+          for (int64_t s = 0; s < 3; ++s) {
+            const float* const row = mass.view()[h][s].data;
+            all.insert(all.end(), row, row + past + s);
+            all.push_back(own.view()[h][s]);
+          }
+        EXPECT_EQ(got.back(), got.front()) << name << ", w " << w << ", " << past << " blocks";
+      }
+    }
+  cpu::use_target("");
 }
 
 TEST_P(EstimateMassTest, DenseSegmentsAreNotLookedAt) {
