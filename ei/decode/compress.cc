@@ -98,8 +98,9 @@ bool Compressor::due(const KvCache& cache) const {
     if (policy_.gap == kAutoGap) return n_written % kLook == 0;
     return n_written >= policy_.longest_gap();
   }
-  return policy_.regrow > 0 && n_ranks_ * cache.n_rows() + rows_ahead_ >=
-                                   n_ranks_ * cache.n_heads() * (policy_.budget + policy_.regrow);
+  return policy_.regrow > 0 &&
+         double(n_ranks_ * cache.n_rows() + rows_ahead_) >=
+             double(n_ranks_ * cache.n_heads()) * (double(policy_.budget) + double(policy_.regrow));
 }
 
 void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads,

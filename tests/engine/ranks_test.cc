@@ -156,6 +156,46 @@ TEST_P(RanksTest, ComputeWhatOneDoes) {
   }
 }
 
+// Matrices that are converted while loading are cut in whole blocks of what they become. The
+// columns of a product by whole numbers are rounded by the largest of what a rank has of them.
+TEST(RanksOfWeights, AreCutInWholeBlocks) {
+  for (const WeightFormat format : {WeightFormat::kQ8_0, WeightFormat::kQ4_K, WeightFormat::kFP8}) {
+    SCOPED_TRACE(block_of(format).name);
+    const auto logits_of = [&](const Ranks& ranks) {
+      Engine engine(test::kNeedle, {.device = Device::kCpu,
+                                    .threads = 1,
+                                    .kv_type = DType::kF32,
+                                    .math = Math::kF32,
+                                    .weights = format,
+                                    .ranks = ranks});
+      std::vector<int32_t> text;
+      for (int32_t i = 0; i < 40; ++i) text.push_back(300 + i * i * 37 % 3000);
+      Request dense;
+      dense.prefill = PrefillPolicy::dense();
+      dense.decode = DecodePolicy::full();
+      std::vector<float> logits;
+      Session(engine).score(text, dense, 30, {.on_logits = [&](int64_t, auto row) {
+                              logits.insert(logits.end(), row.begin(), row.end());
+                            }});
+      return logits;
+    };
+    const std::vector<float> want = logits_of(nullptr);
+    test::run_ranks(2, [&](const Ranks& ranks) {
+      EXPECT_LT(test::nmse(logits_of(ranks), want), 1e-6) << "rank " << ranks->rank();
+    });
+  }
+}
+
+TEST(RanksOfWeights, PartsOfBlocksAreRefused) {
+  const auto load = [](const Ranks& ranks) {
+    const auto backend = make_cpu_backend(1, Math::kF32, ranks);
+    Model::load(*backend, tiny("llama31"), WeightFormat::kQ8_0);
+  };
+  EXPECT_THAT(test::error_of([&] { test::run_ranks(2, load); }),
+              testing::HasSubstr("down_proj.weight: each of 2 ranks needs 48 of its columns, which "
+                                 "in Q8_0 come in blocks of 32"));
+}
+
 // Prompts of several policies, two of them the same, read and written at the same time: copied
 // caches, prefixes that are found again, compressions, draws of every kind, an answer that is cut.
 std::vector<Outcome> serve(const fs::path& dir, const Ranks& ranks) {
