@@ -188,11 +188,13 @@ void Scheduler::follow(Engine& engine, const SchedulerOptions& given) {
     request.sampling = SamplingParams{};
     request.max_tokens = told.max_tokens;
     request.ignore_eos = true;
+    SequenceOptions sequence_options{.reuse = told.reuse};
+    // Logits are made together; what is reported of them is rank 0's.
+    if (told.score_prompt) sequence_options.on_logits = [](const Act&, int64_t) {};
     Followed& f = followed[told.id];
     try {
       f.context.emplace(e, pool, &prefixes, room_for(request, e));
-      f.sequence.emplace(e, *f.context, request,
-                         SequenceOptions{.score_prompt = told.score_prompt, .reuse = told.reuse});
+      f.sequence.emplace(e, *f.context, request, sequence_options);
     } catch (const Error&) {
       f.sequence.reset();
     }

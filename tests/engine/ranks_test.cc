@@ -232,26 +232,29 @@ std::vector<Outcome> serve(const fs::path& dir, const Ranks& ranks) {
   std::vector<Outcome> outcomes = test::run_together(scheduler, requests);
   std::ranges::move(test::run_together(scheduler, requests), std::back_inserter(outcomes));
 
-  // A request whose answer is cut by whoever asked, in the middle.
-  std::promise<Outcome> ended;
+  const auto run = [&](Job job) {
+    std::promise<Outcome> ended;
+    job.on_end = [&](Outcome outcome) { ended.set_value(std::move(outcome)); };
+    scheduler.submit(std::move(job));
+    return ended.get_future().get();
+  };
+  // An answer that is cut by whoever asked, in the middle.
   std::stop_source cancel;
-  Job job;
-  job.request = requests[0];
-  job.request.max_tokens = 1000;
-  job.cancel = cancel.get_token();
-  job.on_delta = [&](const Delta&) { cancel.request_stop(); };
-  job.on_end = [&](Outcome outcome) { ended.set_value(std::move(outcome)); };
-  scheduler.submit(std::move(job));
-  EXPECT_EQ(ended.get_future().get().generation.finish_reason, FinishReason::kCancelled);
+  Job cut{.request = requests[0], .cancel = cancel.get_token()};
+  cut.request.max_tokens = 1000;
+  cut.on_delta = [&](const Delta&) { cancel.request_stop(); };
+  EXPECT_EQ(run(cut).generation.finish_reason, FinishReason::kCancelled);
   // What bans all tokens ends nobody else's answer.
-  Job banned;
-  std::promise<Outcome> refused;
-  banned.request = requests[1];
+  Job banned{.request = requests[1]};
   for (int32_t token = 0; token < 128; ++token)
     banned.options.logit_bias.push_back({token, -INFINITY});
-  banned.on_end = [&](Outcome outcome) { refused.set_value(std::move(outcome)); };
-  scheduler.submit(std::move(banned));
-  EXPECT_TRUE(refused.get_future().get().is_asked_for);
+  EXPECT_TRUE(run(banned).is_asked_for);
+  // A prompt's own tokens are reported.
+  Job scored{.request = requests[0], .options = {.top_logprobs = 2, .score_prompt = true}};
+  int64_t n_reports = 0;
+  scored.on_delta = [&](const Delta& delta) { n_reports += std::ssize(delta.prompt_reports); };
+  outcomes.push_back(run(scored));
+  EXPECT_EQ(n_reports, std::ssize(requests[0].tokens) - 1);
   std::ranges::move(test::run_together(scheduler, {requests[0]}), std::back_inserter(outcomes));
   return outcomes;
 }
