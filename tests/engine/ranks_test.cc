@@ -77,7 +77,7 @@ std::vector<Policies> all_policies() {
   const auto add = [&](std::string name, DecodePolicy p) {
     if (!p.is_full()) {
       p.budget = 48;
-      p.window = 8;
+      p.window = p.gap == kAutoGap ? 32 : 8;  // the first leaves room for several looks
       if (p.gap > 0) p.gap = 3;
       if (p.regrow > 0) p.regrow = 16;
     }
