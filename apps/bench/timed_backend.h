@@ -22,6 +22,7 @@ class TimedBackend final : public Backend {
   int64_t act_bytes() const override { return backend_.act_bytes(); }
   int64_t prompt_rows() const override { return backend_.prompt_rows(); }
   int64_t available_bytes() const override { return backend_.available_bytes(); }
+  Communicator& ranks() override { return backend_.ranks(); }
   void* allocate(int64_t bytes) override { return backend_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { backend_.release(data, bytes); }
   void discard(void* data, int64_t bytes) noexcept override { backend_.discard(data, bytes); }

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <vector>
 
 namespace ei::cli {
 
@@ -12,7 +13,12 @@ class Interrupts;
 struct Command {
   CLI::App* app;
   std::function<int()> run;
+  bool on_ranks = false;  // several ranks can do it together
 };
+
+// Does what was parsed of `commands`; throws CLI::ValidationError where ranks cannot do it
+// together.
+int run_parsed(const std::vector<Command>& commands);
 
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitError = 1;

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 
+#include "apps/cli/ranks.h"
 #include "apps/cli/units.h"
 #include "ei/base/fail.h"
 #include "ei/base/utf8.h"
@@ -50,8 +51,9 @@ std::string read_text(const std::filesystem::path& path, int64_t max_bytes) {
 }
 
 std::string read_stdin(int64_t max_bytes) {
+  if (has_ranks() && ranks()->rank() > 0) return of_first_rank({});
   say_when_waiting();
-  return read_all(stdin, "standard input", max_bytes);
+  return of_first_rank(read_all(stdin, "standard input", max_bytes));
 }
 
 void check_readable(const std::filesystem::path& path) {

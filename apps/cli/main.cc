@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
@@ -12,13 +14,15 @@
 #include "apps/cli/environment.h"
 #include "apps/cli/interrupt.h"
 #include "apps/cli/lost_file.h"
+#include "apps/cli/ranks.h"
 #include "apps/cli/suggest.h"
 #include "apps/cli/version.h"
 #include "apps/eval/eval.h"
 #include "apps/eval/perplexity.h"
 #include "apps/eval/profile.h"
+#include "apps/mpi/mpi.h"
 #include "apps/server/serve.h"
-#include "ei/base/error.h"
+#include "ei/base/fail.h"
 
 namespace ei::cli {
 namespace {
@@ -64,6 +68,20 @@ int complain(const std::string& message, int exit_code) {
   return exit_code;
 }
 
+// Of what ends this rank, and so all of them.
+int give_up(const std::string& message) {
+  if (has_ranks()) ranks()->abort(message);
+  return complain(message, kExitError);
+}
+
+// The first rank speaks for all.
+void join_ranks() {
+  set_ranks(mpi::ranks());
+  if (!has_ranks() || ranks()->rank() == 0) return;
+  for (std::FILE* file : {stdout, stderr})
+    require(std::freopen("/dev/null", "w", file) != nullptr, "/dev/null: {}", std::strerror(errno));
+}
+
 int run(int argc, char** argv) {
   Interrupts interrupts;  // before anything that starts threads
   report_lost_files();
@@ -92,22 +110,22 @@ int run(int argc, char** argv) {
   add_environment(program);
 
   try {
+    join_ranks();
     program.parse(argc, argv);
-    for (const Command& command : commands)
-      if (command.app->parsed()) return command.run();
-    return kExitUsage;  // not reached: a subcommand is required
+    return run_parsed(commands);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return program.exit(error);  // --help, --version
     const CLI::App& command = called(program);
     const std::string unknown = unknown_arguments(program, command);
     const std::string message =
         unknown.empty() ? set_by_environment(command, error.what(), {argv, size_t(argc)}) : unknown;
-    return complain(message + "\nSee `entropyinfer --help` and `entropyinfer COMMAND --help`.",
-                    kExitUsage);
+    const std::string usage =
+        message + "\nSee `entropyinfer --help` and `entropyinfer COMMAND --help`.";
+    return has_ranks() ? give_up(usage) : complain(usage, kExitUsage);
   } catch (const std::bad_alloc&) {
-    return complain("not enough memory", kExitError);
+    return give_up("not enough memory");
   } catch (const std::exception& error) {
-    return complain(error.what(), kExitError);
+    return give_up(error.what());
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include "apps/cli/limits.h"
 #include "apps/cli/progress.h"
+#include "apps/cli/ranks.h"
 #include "ei/policy/named.h"
 
 namespace ei::cli {
@@ -140,6 +141,7 @@ Engine ModelOptions::load(const std::function<void(const std::string&)>& warn) c
   const std::filesystem::path& path = model_.path();
   ProgressBar bar("loading", "MiB");
   EngineOptions options = options_;
+  options.ranks = ranks();
   const auto start = std::chrono::steady_clock::now();
   options.on_load = [&](int64_t done, int64_t total) {
     if (std::chrono::steady_clock::now() - start > std::chrono::seconds(1))

@@ -10,6 +10,7 @@
 #include "apps/cli/limits.h"
 #include "apps/cli/options.h"
 #include "apps/cli/progress.h"
+#include "apps/cli/ranks.h"
 #include "apps/cli/report.h"
 #include "apps/cli/saved_session.h"
 #include "apps/cli/terminal.h"
@@ -46,7 +47,7 @@ class PromptOptions {
 
   // Without a prompt, on a terminal.
   const std::filesystem::path& session() const { return session_; }
-  bool interactive() const { return !prompt_ && !raw_ && stdin_is_terminal(); }
+  bool interactive() const { return !prompt_ && !raw_ && !has_ranks() && stdin_is_terminal(); }
 
   // Before a model is loaded for nothing.
   void check() const {
@@ -57,6 +58,8 @@ class PromptOptions {
     if (prompt_) require_utf8(*prompt_, "--prompt");
     if (raw_ && !session_.empty())
       throw CLI::ValidationError("--session keeps messages, of which --raw has none");
+    if (has_ranks() && !session_.empty())
+      throw CLI::ValidationError("--session keeps one rank's cache; here several have parts of it");
   }
 
   std::vector<std::string> documents(int64_t max_bytes) const {
@@ -206,7 +209,8 @@ class Run {
 
 Command add_run(CLI::App& program, Interrupts& interrupts) {
   CLI::App* command = program.add_subcommand("run", "Answer a prompt, or chat on a terminal");
-  return {command, [run = std::make_shared<Run>(*command, interrupts)] { return (*run)(); }};
+  return {command, [run = std::make_shared<Run>(*command, interrupts)] { return (*run)(); },
+          /*on_ranks=*/true};
 }
 
 }  // namespace ei::cli

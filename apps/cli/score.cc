@@ -96,7 +96,8 @@ class Score {
 Command add_score(CLI::App& program, Interrupts& interrupts) {
   CLI::App* command =
       program.add_subcommand("score", "Log-probability and likeliest token at every position");
-  return {command, [score = std::make_shared<Score>(*command, interrupts)] { return (*score)(); }};
+  return {command, [score = std::make_shared<Score>(*command, interrupts)] { return (*score)(); },
+          /*on_ranks=*/true};
 }
 
 }  // namespace ei::cli

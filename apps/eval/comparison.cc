@@ -7,6 +7,7 @@
 
 #include "apps/cli/command.h"
 #include "apps/cli/progress.h"
+#include "apps/cli/ranks.h"
 #include "apps/cli/report.h"
 #include "apps/eval/summary.h"
 #include "ei/base/fail.h"
@@ -124,6 +125,7 @@ int Comparison::run(Engine& engine, nlohmann::ordered_json about, const std::vec
   for (const NamedPolicies& p : compared_) about["policies"][p.name] = policy_.describe(p.policies);
   std::optional<ResultFile> file;
   if (!out_.empty()) {
+    if (cli::has_ranks()) throw CLI::ValidationError("--out is written by one process alone");
     std::filesystem::create_directories(out_);
     file.emplace(out_ / "answers.jsonl", about);
     results_ = file->results();

@@ -18,11 +18,7 @@ Command add_eval(CLI::App& program, Interrupts& interrupts) {
       eval::add_needle(*command, interrupts), eval::add_ruler(*command, interrupts),
       eval::add_longbench(*command, interrupts), eval::add_multi_turn(*command, interrupts),
       eval::add_equal_work(*command, interrupts)};
-  return {command, [evaluations] {
-            for (const Command& evaluation : evaluations)
-              if (evaluation.app->parsed()) return evaluation.run();
-            return kExitUsage;  // not reached: one is required
-          }};
+  return {command, [evaluations] { return run_parsed(evaluations); }, /*on_ranks=*/true};
 }
 
 }  // namespace ei::cli

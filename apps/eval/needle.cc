@@ -99,7 +99,8 @@ cli::Command add_needle(CLI::App& eval, cli::Interrupts& interrupts) {
   CLI::App* command = eval.add_subcommand(
       "needle", "Questions on facts hidden in long texts, of any number of policies");
   return {command,
-          [needle = std::make_shared<NeedleEval>(*command, interrupts)] { return (*needle)(); }};
+          [needle = std::make_shared<NeedleEval>(*command, interrupts)] { return (*needle)(); },
+          /*on_ranks=*/true};
 }
 
 }  // namespace ei::eval

@@ -298,9 +298,10 @@ Command add_perplexity(CLI::App& program, Interrupts& interrupts) {
   CLI::App* command = program.add_subcommand(
       "perplexity",
       "How far policies are from dense attention on a text: perplexity, KL divergence");
-  return {command, [perplexity = std::make_shared<Perplexity>(*command, interrupts)] {
-            return (*perplexity)();
-          }};
+  return {
+      command,
+      [perplexity = std::make_shared<Perplexity>(*command, interrupts)] { return (*perplexity)(); },
+      /*on_ranks=*/true};
 }
 
 }  // namespace ei::cli

@@ -13,6 +13,7 @@
 #include "apps/cli/interrupt.h"
 #include "apps/cli/limits.h"
 #include "apps/cli/options.h"
+#include "apps/cli/ranks.h"
 #include "apps/cli/units.h"
 #include "apps/server/api.h"
 #include "apps/server/http.h"
@@ -187,6 +188,12 @@ class Serve {
       server::log_warning("prefix_file", {{"message", what}});
     };
 
+    if (has_ranks() && ranks()->rank() > 0) {  // the first serves
+      Engine engine = model_.load();
+      Scheduler::follow(engine, scheduler_);
+      return kExitOk;
+    }
+
     // The port is taken and /health answers while the model is loaded.
     Interrupts::Scope scope(interrupts_);
     std::optional<Engine> engine;
@@ -266,7 +273,8 @@ class Serve {
 
 Command add_serve(CLI::App& program, Interrupts& interrupts) {
   CLI::App* command = program.add_subcommand("serve", "Answer over HTTP as OpenAI's API does");
-  return {command, [serve = std::make_shared<Serve>(*command, interrupts)] { return (*serve)(); }};
+  return {command, [serve = std::make_shared<Serve>(*command, interrupts)] { return (*serve)(); },
+          /*on_ranks=*/true};
 }
 
 }  // namespace ei::cli

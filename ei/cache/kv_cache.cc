@@ -68,20 +68,18 @@ int64_t KvCache::bytes() const {
 
 int64_t KvCache::full_bytes() const { return shape_.pages(n_tokens_) * pool_.page_bytes(); }
 
-int64_t KvCache::entry_bytes() const {
-  int64_t n_rows = 0;
-  for (const Layer& layer : layers_)
-    n_rows = std::accumulate(layer.rows.begin(), layer.rows.end(), n_rows);
-  return n_rows * 2 * shape_.layout.row_bytes();
+int64_t KvCache::entry_bytes() const { return n_rows() * 2 * shape_.layout.row_bytes(); }
+
+int64_t KvCache::n_heads() const {
+  int64_t n = 0;
+  for (const Layer& layer : layers_) n += std::ssize(layer.rows);
+  return n;
 }
 
-double KvCache::mean_rows() const {
-  double sum = 0, n_heads = 0;
-  for (const Layer& layer : layers_) {
-    sum = std::accumulate(layer.rows.begin(), layer.rows.end(), sum);
-    n_heads += double(layer.rows.size());
-  }
-  return sum / n_heads;
+int64_t KvCache::n_rows() const {
+  int64_t n = 0;
+  for (const Layer& layer : layers_) n = std::accumulate(layer.rows.begin(), layer.rows.end(), n);
+  return n;
 }
 
 void KvCache::reserve(int64_t n) {

@@ -47,7 +47,8 @@ class KvCache {
   int64_t rows(int layer, int64_t head) const {
     return layers_[static_cast<size_t>(layer)].rows[static_cast<size_t>(head)];
   }
-  double mean_rows() const;     // of the heads of all layers
+  int64_t n_heads() const;      // of all layers
+  int64_t n_rows() const;       // of all of them
   int64_t bytes() const;        // of the pages held
   int64_t full_bytes() const;   // of those that all of the text would take
   int64_t entry_bytes() const;  // of the rows in them

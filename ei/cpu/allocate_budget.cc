@@ -2,9 +2,24 @@
 
 #include <algorithm>
 
+#include "ei/base/communicator.h"
 #include "ei/cpu/cpu_backend.h"
 
 namespace ei::cpu {
+namespace {
+
+// Every budget [n_kv_heads, n_segments] to the highest of its segment among all ranks' heads.
+void raise_to_highest(const View<float, 2>& budgets, Communicator& ranks) {
+  const auto n = static_cast<size_t>(budgets.dim(1));
+  std::vector<float> own(n, 0.0f), all(n * static_cast<size_t>(ranks.size()));
+  for (int64_t h = 0; h < budgets.dim(0); ++h)
+    for (size_t i = 0; i < n; ++i) own[i] = std::max(own[i], budgets[h][int64_t(i)]);
+  ranks.gather(std::as_bytes(std::span(own)), std::as_writable_bytes(std::span(all)));
+  for (size_t i = 0; i < all.size(); ++i) own[i % n] = std::max(own[i % n], all[i]);
+  for (int64_t h = 0; h < budgets.dim(0); ++h) std::ranges::copy(own, budgets[h].begin());
+}
+
+}  // namespace
 
 // A few hundred steps a head: not worth a second thread.
 void CpuBackend::run(const AllocateBudget& op) {
@@ -21,12 +36,10 @@ void CpuBackend::run(const AllocateBudget& op) {
       if (s >= op.first_segment) op.tokens[h][s - op.first_segment] = budget;
     }
   }
+  if (op.rule.max_over_heads) raise_to_highest(op.tokens, *ranks_);
   for (int64_t i = 0; i < n_segments; ++i) {
     const int64_t s = op.first_segment + i;
-    float most = 0;
-    for (int64_t h = 0; h < n_heads; ++h) most = std::max(most, op.tokens[h][i]);
     for (int64_t h = 0; h < n_heads; ++h) {
-      if (op.rule.max_over_heads) op.tokens[h][i] = most;
       const int64_t wanted = static_cast<int64_t>(op.tokens[h][i]) / op.block;
       const bool dense = s < op.dense_before || s >= op.dense_from;
       op.blocks[h][i] =

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/cpu/available_memory.h"
 #include "ei/cpu/cpu_backend.h"
@@ -39,8 +40,11 @@ void* Scratch::bytes(int64_t n) {
   return data_;
 }
 
-CpuBackend::CpuBackend(int n_threads, Math math)
-    : n_threads_(n_threads), math_(math), tiles_(math == Math::kBF16 ? tiles() : Tiles::kNone) {
+CpuBackend::CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks)
+    : n_threads_(n_threads),
+      math_(math),
+      tiles_(math == Math::kBF16 ? tiles() : Tiles::kNone),
+      ranks_(ranks ? std::move(ranks) : std::make_shared<OneRank>()) {
   require(n_threads >= 0, "threads is {}, expected 0 (all cores) or more", n_threads);
   if (n_threads_ == 0) n_threads_ = omp_get_num_procs();
 }
@@ -100,8 +104,9 @@ Weight CpuBackend::place(const Weight& host) {
 
 }  // namespace cpu
 
-std::unique_ptr<Backend> make_cpu_backend(int n_threads, Math math) {
-  return std::make_unique<cpu::CpuBackend>(n_threads, math);
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, Math math,
+                                          std::shared_ptr<Communicator> ranks) {
+  return std::make_unique<cpu::CpuBackend>(n_threads, math, std::move(ranks));
 }
 
 }  // namespace ei

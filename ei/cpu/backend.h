@@ -10,6 +10,8 @@ namespace ei {
 // The backend that everybody has. Activations are float; SIMD instructions are chosen at run time.
 // Results do not depend on n_threads (0: one per core). With Math::kBF16, what goes into products
 // of many rows and into prefill attention is rounded to bf16 where the processor has a unit for it.
-std::unique_ptr<Backend> make_cpu_backend(int n_threads = 0, Math math = Math::kBF16);
+// `ranks` share the model; null: nobody does.
+std::unique_ptr<Backend> make_cpu_backend(int n_threads = 0, Math math = Math::kBF16,
+                                          std::shared_ptr<Communicator> ranks = nullptr);
 
 }  // namespace ei

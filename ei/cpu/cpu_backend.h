@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "ei/base/math.h"
@@ -37,12 +38,13 @@ class Scratch {
 // Each run() is in the source named after its op.
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int n_threads, Math math);
+  CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks);
 
   std::string name() const override;
   int64_t act_bytes() const override { return sizeof(float); }
   int64_t prompt_rows() const override { return 2048; }
   int64_t available_bytes() const override;
+  Communicator& ranks() override { return *ranks_; }
   void* allocate(int64_t bytes) override;
   void release(void* data, int64_t bytes) noexcept override;
   void discard(void* data, int64_t bytes) noexcept override;
@@ -68,6 +70,7 @@ class CpuBackend final : public Backend {
   int n_threads_;
   Math math_;
   Tiles tiles_;
+  std::shared_ptr<Communicator> ranks_;
   Scratch scratch_;
   Scratch integers_;            // of integer_rows()
   std::vector<Buffer> placed_;  // copies of weights that could not be read where they are

@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "ei/base/communicator.h"
 #include "ei/base/math.h"
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
@@ -29,6 +30,7 @@ class CudaBackend final : public Backend {
   int64_t act_bytes() const override { return 2; }
   int64_t prompt_rows() const override { return 8192; }
   int64_t available_bytes() const override { return memory_.available_bytes(); }
+  Communicator& ranks() override { return ranks_; }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
   // Pages are smaller than the memory the GPU can unmap: they are reused, not given back.
@@ -71,6 +73,7 @@ class CudaBackend final : public Backend {
   Stream stream_;
   bool use_graphs_ = true;
   bool fp8_ = false;  // what place_factor() gives
+  OneRank ranks_;
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
   Room scratch_;

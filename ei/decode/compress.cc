@@ -2,14 +2,37 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <tuple>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/policy/split.h"
 
 namespace ei {
 namespace {
+
+// A row of numbers for every head, of the heads of all ranks, in their order.
+std::vector<std::vector<float>> of_all_heads(Communicator& ranks,
+                                             const std::vector<std::vector<float>>& own) {
+  if (ranks.size() == 1) return own;
+  int64_t longest = 0;
+  for (const auto& row : own) longest = std::max(longest, std::ssize(row));
+  longest = std::ranges::max(of_all(ranks, longest));
+  // Each behind its length, which a float of less than 2^24 rows holds.
+  const auto width = static_cast<size_t>(longest) + 1;
+  std::vector<float> mine(own.size() * width), all(mine.size() * static_cast<size_t>(ranks.size()));
+  for (size_t h = 0; h < own.size(); ++h) {
+    mine[h * width] = static_cast<float>(own[h].size());
+    std::ranges::copy(own[h], mine.begin() + static_cast<std::ptrdiff_t>(h * width + 1));
+  }
+  ranks.gather(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  std::vector<std::vector<float>> rows;
+  for (auto at = all.begin(); at != all.end(); at += static_cast<std::ptrdiff_t>(width))
+    rows.emplace_back(at + 1, at + 1 + static_cast<std::ptrdiff_t>(*at));
+  return rows;
+}
 
 // How many of the highest votes every head keeps when the heads compete for n_even each (AdaKV, and
 // KVzip over all layers). Ties to the lower head, then to the lower row.
@@ -75,7 +98,9 @@ bool Compressor::due(const KvCache& cache) const {
     if (policy_.gap == kAutoGap) return n_written % kLook == 0;
     return n_written >= policy_.longest_gap();
   }
-  return policy_.regrow > 0 && cache.mean_rows() >= double(policy_.budget + policy_.regrow);
+  return policy_.regrow > 0 &&
+         double(n_ranks_ * cache.n_rows() + rows_ahead_) >=
+             double(n_ranks_ * cache.n_heads()) * (double(policy_.budget) + double(policy_.regrow));
 }
 
 void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window, int64_t n_heads,
@@ -84,34 +109,41 @@ void Compressor::run(Backend& backend, KvCache& cache, const QueryWindow& window
           "a cache whose voter is not its window is compressed without votes");
   if (policy_.gap == kAutoGap && !cache.compacted() && !settled(backend, cache, window, n_heads))
     return;
-  if (policy_.split == Split::kGlobal)
-    return share_globally(backend, cache, window, n_heads, votes);
-  for (int l = 0; l < cache.shape().n_layers; ++l) {
-    if (policy_.split == Split::kStreaming) {
-      keep_ends(backend, cache, l, policy_.budget);
-    } else {
-      const Ballot ballot = vote(backend, cache, l, window, n_heads, votes);
-      const Choice choice = choose(backend, cache, l, ballot);
-      cache.compact(l, choice.keep(), choice.n_kept);
+  if (policy_.split == Split::kGlobal) {
+    share_globally(backend, cache, window, n_heads, votes);
+  } else {
+    for (int l = 0; l < cache.shape().n_layers; ++l) {
+      if (policy_.split == Split::kStreaming) {
+        keep_ends(backend, cache, l, policy_.budget);
+      } else {
+        const Ballot ballot = vote(backend, cache, l, window, n_heads, votes);
+        const Choice choice = choose(backend, cache, l, ballot);
+        cache.compact(l, choice.keep(), choice.n_kept);
+      }
     }
   }
+  n_ranks_ = backend.ranks().size();
+  rows_ahead_ = sum_of_all(backend.ranks(), cache.n_rows()) - n_ranks_ * cache.n_rows();
 }
 
 // Votes are asked for twice, so that those of one layer are held at a time on the device.
 void Compressor::share_globally(Backend& backend, KvCache& cache, const QueryWindow& window,
                                 int64_t n_heads, const Votes& votes) const {
   const auto ballot = [&](int l) { return vote(backend, cache, l, window, n_heads, votes); };
+  Communicator& ranks = backend.ranks();
   std::vector<std::vector<float>> all;
-  for (int l = 0; l < cache.shape().n_layers; ++l) ballot(l).add_to(backend, all);
+  for (int l = 0; l < cache.shape().n_layers; ++l)
+    std::ranges::move(of_all_heads(ranks, ballot(l).to_host(backend)), std::back_inserter(all));
   const std::vector<int64_t> tops =
       compete(all, policy_.budget - policy_.kept_window(), policy_.floor);
   auto of_layer = tops.begin();
   for (int l = 0; l < cache.shape().n_layers; ++l) {
     const Ballot voted = ballot(l);
     const auto n = std::ssize(voted.n_votes);
-    const Choice choice = keep_top(backend, voted, {of_layer, of_layer + n});
+    const auto own = of_layer + ranks.rank() * n;
+    const Choice choice = keep_top(backend, voted, {own, own + n});
     cache.compact(l, choice.keep(), choice.n_kept);
-    of_layer += n;
+    of_layer += ranks.size() * n;
   }
 }
 
@@ -126,8 +158,7 @@ bool Compressor::settled(Backend& backend, const KvCache& cache, const QueryWind
     const Choice choice = choose(backend, cache, l, ballot);
     const std::vector<int32_t>& count = choice.n_kept;
     const auto rows = choice.rows.to_host(backend);
-    std::vector<std::vector<float>> votes;
-    ballot.add_to(backend, votes);
+    const std::vector<std::vector<float>> votes = ballot.to_host(backend);
     const size_t most = rows.size() / count.size();
     for (size_t h = 0; h < count.size(); ++h) {
       const auto votes_for = [&](const std::vector<int32_t>& kept) {
@@ -142,16 +173,18 @@ bool Compressor::settled(Backend& backend, const KvCache& cache, const QueryWind
     }
   }
   looked_at_ = std::move(now);
-  return agree;
+  return sum_of_all(backend.ranks(), agree ? 0 : 1) == 0;
 }
 
-void Compressor::Ballot::add_to(Backend& backend, std::vector<std::vector<float>>& all) const {
+std::vector<std::vector<float>> Compressor::Ballot::to_host(Backend& backend) const {
   const std::vector<float> values = votes.to_host(backend);
+  std::vector<std::vector<float>> all;
   auto row = values.begin();
   for (const int32_t n : n_votes) {
     all.emplace_back(row, row + n);
     row += votes.view().dim(1);
   }
+  return all;
 }
 
 Compressor::Ballot Compressor::vote(Backend& backend, const KvCache& cache, int l,
@@ -195,9 +228,11 @@ Compressor::Choice Compressor::choose(Backend& backend, const KvCache& cache, in
     n_top = pyramid_capacity(l, cache.shape().n_layers, n_top, cache.n_tokens() - kept,
                              policy_.pyramid_beta);
   if (policy_.split != Split::kAdaptive) return keep_top(backend, ballot, {&n_top, 1});
-  std::vector<std::vector<float>> votes;
-  ballot.add_to(backend, votes);
-  return keep_top(backend, ballot, compete(votes, n_top, policy_.floor));
+  Communicator& ranks = backend.ranks();
+  const std::vector<int64_t> tops =
+      compete(of_all_heads(ranks, ballot.to_host(backend)), n_top, policy_.floor);
+  const auto n = std::ssize(ballot.n_votes);
+  return keep_top(backend, ballot, {tops.begin() + ranks.rank() * n, static_cast<size_t>(n)});
 }
 
 // n_top: of every head, or one number for all.

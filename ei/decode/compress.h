@@ -12,7 +12,8 @@
 namespace ei {
 
 // Shrinks one sequence's cache to what its newest queries look at (METHOD.md section 2): when to do
-// it, and how.
+// it, and how. Ranks that share the model do it at the same time, each to its heads: where heads
+// compete, or are asked whether they agree, it is those of all ranks.
 class Compressor {
  public:
   // n_prompt: tokens of the prompt; one no longer than the budget is not compressed for its gap.
@@ -31,6 +32,9 @@ class Compressor {
   // step.
   bool due(const KvCache& cache) const;
 
+  // Rows that all ranks hold beside as many times this one's as there are ranks.
+  int64_t rows_ahead() const { return rows_ahead_; }
+
   // Writes votes for all rows of a layer, [n_kv_heads, rows], where others vote than the window.
   using Votes = std::function<void(int layer, const View<float, 2>& votes)>;
 
@@ -48,8 +52,8 @@ class Compressor {
   struct Ballot {
     DeviceArray<float, 2> votes;   // [n_heads, such rows, at most]
     std::vector<int32_t> n_votes;  // [n_heads] of them
-    // Appends those of each head.
-    void add_to(Backend& backend, std::vector<std::vector<float>>& all) const;
+    // Those of each head.
+    std::vector<std::vector<float>> to_host(Backend& backend) const;
   };
   // What every head of a layer should keep.
   struct Choice {
@@ -68,6 +72,8 @@ class Compressor {
 
   DecodePolicy policy_;
   int64_t n_prompt_;
+  int n_ranks_ = 1;
+  int64_t rows_ahead_ = 0;
   std::vector<std::vector<int32_t>> looked_at_;  // [n_layers * n_heads] rows at the last look
 };
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 
 namespace ei {
@@ -56,11 +57,15 @@ std::span<const int32_t> Sampler::draw(const Act& logits, std::span<const Row> r
   rows_.clear();
   for (const Row& row : rows) rows_.push_back(row.state->row(row.logits_row));
   const View<int32_t, 1> tokens = tokens_.view().slice(0, n);
-  backend_.run(Sample{.logits = logits, .rows = rows_, .n_tokens = n_tokens_, .token = tokens});
-  backend_.copy_out(drawn_.data(), tokens.data, n * int64_t{sizeof(int32_t)});
+  const std::span<int32_t> drawn(drawn_.data(), rows.size());
+  if (backend_.ranks().rank() == 0) {
+    backend_.run(Sample{.logits = logits, .rows = rows_, .n_tokens = n_tokens_, .token = tokens});
+    backend_.copy_out(drawn.data(), tokens.data, static_cast<int64_t>(drawn.size_bytes()));
+  }
+  backend_.ranks().broadcast(std::as_writable_bytes(drawn));
   for (size_t i = 0; i < rows.size(); ++i)
-    if (drawn_[i] >= 0) ++rows[i].state->n_drawn_;
-  return {drawn_.data(), rows.size()};
+    if (drawn[i] >= 0) ++rows[i].state->n_drawn_;
+  return drawn;
 }
 
 void check_drawn(int32_t token) {

@@ -40,7 +40,7 @@ class SamplerState {
 };
 
 // Draws the next tokens of many answers at once: one op and one copy from the device, of a number
-// for each. Nothing is allocated.
+// for each. Nothing is allocated. Of ranks that share the model the first draws for all.
 class Sampler {
  public:
   // n_tokens: ids the tokenizer knows. At most max_rows are drawn at a time.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 
 namespace ei {
@@ -103,6 +104,11 @@ void Batch::write(std::span<Sequence* const> sequences) noexcept {
     for (Sequence* sequence : sequences) contained(*sequence, [&] { sequence->context_.rewind(); });
     if (sequences.size() == 1 && !sequences[0]->finished())
       return sequences[0]->fail(std::current_exception());
+    // Other ranks may have got further: nothing can be tried again.
+    if (engine_.backend->ranks().size() > 1) {
+      for (Sequence* sequence : sequences) sequence->fail(std::current_exception());
+      return;
+    }
   }
   for (Sequence* const& sequence : sequences)
     if (!sequence->finished()) write({&sequence, 1});
@@ -131,7 +137,8 @@ void Batch::try_write(std::span<Sequence* const> sequences) {
 void Batch::run(Sequence& sequence, const std::stop_token& cancel,
                 const std::function<void()>& after_step) {
   StepPlan plan;
-  while (!sequence.finished() && !cancel.stop_requested()) {
+  Communicator& ranks = engine_.backend->ranks();
+  while (!sequence.finished() && !of_first(ranks, cancel.stop_requested())) {
     plan.compress.assign(sequence.compression_due() ? 1 : 0, &sequence);
     plan.write.assign(sequence.writing() ? 1 : 0, &sequence);
     plan.read.sequence = sequence.reading() ? &sequence : nullptr;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/decode/compress.h"
 #include "ei/engine/logprobs.h"
@@ -130,6 +131,10 @@ bool Context::find_prefix(int64_t max_rows) {
   const PrefixCache::Hit hit =
       prefixes_->restore(prompt_, limit_, plan_->policy(), *cache_, plan_->entropies(), asked_,
                          std::max<int64_t>(1, max_rows / page));
+  const std::vector<int64_t> found = of_all(engine_.backend->ranks(), n_read());
+  require(std::ranges::count(found, n_read()) == std::ssize(found),
+          "the ranks remember {} tokens of the same prompt; one of them was short of memory",
+          fmt::join(found, ", "));
   if (before == n_cached_) lost_ = hit.stopped_by;
   n_cached_ += n_read() - before;
   n_loaded_ += hit.n_loaded;
@@ -156,6 +161,7 @@ void Context::end_chunk() {
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_read());
   reusable_ = std::min(n_read(), plan_->reusable(n_prompt()));
   keep_prefix();
+  if (n_read() == n_prompt() && engine_.backend->ranks().size() > 1) stats();  // all are here
 }
 
 void Context::blame_layer(Activations& act, const Chunk& chunk) {
@@ -231,6 +237,19 @@ void Context::finish_answer() {
   }
   // Answers of a dense conversation can be reused as well: they were read as a prompt would be.
   if (plan_->policy().is_dense()) reusable_ = plan_->reusable(n_read());
+}
+
+const PrefillStats& Context::stats() {
+  if (stats_) return *stats_;
+  stats_ = plan_->stats();
+  Communicator& ranks = engine_.backend->ranks();
+  stats_->attended_pairs = sum_of_all(ranks, stats_->attended_pairs);
+  stats_->dense_pairs = sum_of_all(ranks, stats_->dense_pairs);
+  stats_->kept_blocks = sum_of_all(ranks, stats_->kept_blocks);
+  stats_->n_sparse = sum_of_all(ranks, stats_->n_sparse);
+  stats_->rigid_heads = sum_of_all(ranks, stats_->rigid_heads);
+  stats_->dynamic_heads = sum_of_all(ranks, stats_->dynamic_heads);
+  return *stats_;
 }
 
 void Context::clear() {

@@ -83,11 +83,9 @@ class Context {
   void reserve_whole() noexcept;
   QueryWindow& window() { return *window_; }
   PrefillPlan& plan() { return *plan_; }
-  // Of a prompt that is read. Waits for the device.
-  const PrefillStats& stats() {
-    if (!stats_) stats_ = plan_->stats();
-    return *stats_;
-  }
+  // Of a prompt that is read, over the heads of all ranks. Waits for the device, and the first time
+  // for them.
+  const PrefillStats& stats();
 
  private:
   KvShape kv_shape(const PrefillPolicy& prefill) const;

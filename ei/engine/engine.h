@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "ei/base/communicator.h"
 #include "ei/base/dtype.h"
 #include "ei/base/error.h"
 #include "ei/base/math.h"
@@ -41,6 +42,10 @@ struct EngineOptions {
   std::optional<WeightFormat> weights;
   int64_t page = 512;  // tokens of a page of the KV cache, rounded up to whole segments
   int64_t chunk = 0;   // tokens read at a time, rounded up to whole pages; 0: what suits the device
+  // Those that share the model, this one among them; null: nobody does. All of them make the same
+  // calls with the same arguments in the same order: what rank 0 draws and decides holds for all.
+  // On the CPU alone, one engine to a communicator.
+  std::shared_ptr<Communicator> ranks;
   // While the weights are converted or copied to the device: bytes done, and of all.
   std::function<void(int64_t done, int64_t total)> on_load;
 };

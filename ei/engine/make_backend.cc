@@ -1,5 +1,6 @@
 #include "ei/engine/make_backend.h"
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/cpu/backend.h"
 #include "ei/cpu/targets.h"
@@ -16,8 +17,10 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
     require(options.math != Math::kFP8,
             "products in fp8 are computed on GPUs; take --math bf16 or f32 on a CPU");
     if (!options.cpu.empty()) cpu::use_target(options.cpu);
-    return make_cpu_backend(options.threads, options.math);
+    return make_cpu_backend(options.threads, options.math, options.ranks);
   }
+  require(!options.ranks || options.ranks->size() == 1,
+          "several ranks share a model on processors alone, not yet on GPUs; take --device cpu");
   require(options.kv_type != DType::kQ8,
           "KV caches of q8_0 are computed on the CPU alone; take --kv-type bf16, or --device cpu");
   require(options.math != Math::kF32,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <exception>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/engine/identity.h"
 #include "ei/engine/memory_plan.h"
@@ -27,19 +28,6 @@ void tell(const std::function<void(Outcome)>& on_end, Outcome outcome) noexcept 
   }
 }
 
-SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& engine) {
-  validate(options.prefill);
-  require(!options.prefill.budget.rigid_whole_prompt,
-          "a policy that looks at the whole prompt (rigid whole-prompt) cannot be read in chunks "
-          "between other requests");
-  require(options.max_sequences >= 1, "max-sequences is {}, expected 1 or more",
-          options.max_sequences);
-  const int64_t free = engine.backend->available_bytes();
-  if (options.kv_bytes == 0) options.kv_bytes = free / 2;
-  if (options.prefix_bytes < 0) options.prefix_bytes = free / 4;
-  return options;
-}
-
 void tell_failure(Outcome& outcome, const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
@@ -55,11 +43,6 @@ void tell_failure(Outcome& outcome, const std::exception_ptr& failure) {
   }
 }
 
-int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
-  const int64_t page = engine.page_rows(options.prefill);
-  return (engine.options.chunk + page - 1) / page * page;
-}
-
 std::unique_ptr<PageStore> open_store(const SchedulerOptions& options) {
   if (options.prefix_dir.empty()) return nullptr;
   return std::make_unique<PageStore>(PageStore::Options{.directory = options.prefix_dir,
@@ -67,16 +50,42 @@ std::unique_ptr<PageStore> open_store(const SchedulerOptions& options) {
                                                         .warn = options.on_warning});
 }
 
+}  // namespace
+
+SchedulerOptions Scheduler::with_defaults(SchedulerOptions options, const Engine::Impl& engine) {
+  validate(options.prefill);
+  require(!options.prefill.budget.rigid_whole_prompt,
+          "a policy that looks at the whole prompt (rigid whole-prompt) cannot be read in chunks "
+          "between other requests");
+  require(options.max_sequences >= 1, "max-sequences is {}, expected 1 or more",
+          options.max_sequences);
+  Communicator& ranks = engine.backend->ranks();
+  require(ranks.size() == 1 || options.prefix_dir.empty(),
+          "prefixes are kept in files by one rank alone: several hold a part of the cache each");
+  const int64_t free = std::ranges::min(of_all(ranks, engine.backend->available_bytes()));
+  if (options.kv_bytes == 0) options.kv_bytes = free / 2;
+  if (options.prefix_bytes < 0) options.prefix_bytes = free / 4;
+  return options;
+}
+
+int64_t Scheduler::chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
+  const int64_t page = engine.page_rows(options.prefill);
+  return (engine.options.chunk + page - 1) / page * page;
+}
+
 // With room for the paper's key bounds, whether or not the server's own policy wants any: requests
 // may.
-int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) {
+int64_t Scheduler::page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) {
   PageLayout layout = engine.kv_shape(options.prefill, 0).layout;
   const bool bounds = options.prefill.estimate == Estimate::kBounds;
   layout.block = bounds ? options.prefill.block : PrefillPolicy{}.block;
   return layout.bytes();
 }
 
-}  // namespace
+int64_t Scheduler::room_for(const Request& request, const Engine::Impl& engine) {
+  return std::min(std::ssize(request.tokens) + std::max<int64_t>(0, request.max_tokens),
+                  engine.model->config().max_positions);
+}
 
 struct Scheduler::Active {
   explicit Active(Job j) : job(std::move(j)) {
@@ -133,6 +142,7 @@ Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
       prefixes_(*engine_.backend, options_.prefix_bytes, store_.get(),
                 store_ ? cache_identity(engine_) : ""),
       batch_(engine_, options_.max_sequences, chunk_rows(options_, engine_), Sequence::kScoreRows),
+      leader_(engine_.backend->ranks()),
       reader_(active_.end()) {
   const auto n = static_cast<size_t>(options_.max_sequences);
   plan_.compress.reserve(n);
@@ -287,7 +297,7 @@ void Scheduler::step() {
   admit();
   decide();
   const auto begin = Clock::now();
-  batch_.execute(plan_);
+  leader_.execute(batch_, plan_);
   if (plan_.read.sequence != nullptr && batch_.mid_chunk() == nullptr) {
     const Sequence& sequence = *plan_.read.sequence;
     const double n_tokens = double(sequence.n_read() - sequence.n_cached() - n_computed_);
@@ -354,12 +364,11 @@ void Scheduler::admit() {
     it->started = Clock::now();
     try {
       const Request& request = it->job.request;
-      const int64_t n_total =
-          std::min(std::ssize(request.tokens) + std::max<int64_t>(0, request.max_tokens),
-                   engine_.model->config().max_positions);
-      it->context.emplace(engine_, pool_, &prefixes_, n_total);
+      it->context.emplace(engine_, pool_, &prefixes_, room_for(request, engine_));
       it->sequence.emplace(engine_, *it->context, request, it->job.options);
+      leader_.begin(*it->sequence, request, it->job.options);
     } catch (...) {
+      it->sequence.reset();
       it->error = std::current_exception();
       end(it);
     }
@@ -441,6 +450,7 @@ void Scheduler::end(Actives::iterator it) noexcept {
   if (it->sequence) {
     deliver(*it);
     batch_.drop(*it->sequence);
+    leader_.end(*it->sequence);
   }
   if (reader_ == it) reader_ = active_.end();
   for (Active& other : active_)

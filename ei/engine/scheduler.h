@@ -15,6 +15,7 @@
 #include "ei/cache/prefix_cache.h"
 #include "ei/engine/batch.h"
 #include "ei/engine/engine.h"
+#include "ei/engine/leader.h"
 #include "ei/engine/sequence.h"
 
 namespace ei {
@@ -99,6 +100,10 @@ class Scheduler {
   // Throws Error when there is no memory, or the policy cannot be read in chunks.
   Scheduler(Engine& engine, const SchedulerOptions& options);
   ~Scheduler();  // cancels what is left
+  // On the other ranks that share the model: does what the scheduler of rank 0 does, of the same
+  // options, as long as that lives. Throws Error for whatever fails here, after which the ranks are
+  // not in step any more and must all end.
+  static void follow(Engine& engine, const SchedulerOptions& options);
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
@@ -119,6 +124,12 @@ class Scheduler {
 
  private:
   using Clock = std::chrono::steady_clock;
+  static SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& engine);
+  static int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine);
+  static int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine);
+  // Tokens of a request with its answer.
+  static int64_t room_for(const Request& request, const Engine::Impl& engine);
+
   // A request that was taken: one node, which moves from the list of those that wait to the list of
   // those that run, so that neither this nor its end needs memory.
   struct Active;
@@ -144,6 +155,7 @@ class Scheduler {
   std::unique_ptr<PageStore> store_;  // null: none
   PrefixCache prefixes_;
   Batch batch_;
+  Leader leader_;
   Actives active_;  // the next to be read first
   StepPlan plan_;
   Actives::iterator reader_;  // whose prompt is read; end(): nobody's

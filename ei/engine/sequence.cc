@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/engine/votes.h"
 
@@ -109,11 +110,14 @@ void Sequence::pool(Activations& act, const Chunk& chunk) {
 
 void Sequence::constrain() {
   if (!matcher_) return;
-  const std::span<const uint32_t> allowed = [&] {
+  std::vector<uint32_t> none;
+  const std::span<const uint32_t> allowed = [&]() -> std::span<const uint32_t> {
     try {
       return matcher_->allowed();
     } catch (const Error& error) {
-      throw NothingLeft(error.what());
+      no_token_ = error.what();
+      none.resize(static_cast<size_t>((engine_.n_ids() + 31) / 32));
+      return none;
     }
   }();
   sampling_->allow(*engine_.backend, allowed);
@@ -126,6 +130,7 @@ void Sequence::accept(int32_t token, const Act& logits) {
   if (is_given) {
     token = given_[static_cast<size_t>(n_drawn)];
   } else {
+    if (token == Sample::kNoneLeft && !no_token_.empty()) throw NothingLeft(no_token_);
     check_drawn(token);
   }
   token_ = token;
@@ -176,17 +181,21 @@ void Sequence::finish(FinishReason reason) {
   if (read_) {
     const PrefillStats& stats = context_.stats();
     result_.sparsity = {.density = stats.attended_pairs / stats.dense_pairs,
-                        .kept_blocks_mean = stats.kept_blocks_mean,
+                        .kept_blocks_mean = double(stats.kept_blocks) /
+                                            double(std::max<int64_t>(1, stats.n_sparse)),
                         .rigid_heads = stats.rigid_heads,
                         .dynamic_heads = stats.dynamic_heads};
     context_.finish_answer();
   }
   if (begun_) {
     const KvCache& cache = context_.cache();
-    result_.kv = {.bytes = cache.bytes(),
-                  .bytes_full = cache.full_bytes(),
-                  .entry_bytes = cache.entry_bytes(),
-                  .entry_bytes_full = cache.shape().entry_bytes(cache.n_tokens()),
+    // Of all ranks: they have as many heads, whose rows are known, and about as many pages.
+    const int n = engine_.backend->ranks().size();
+    const int64_t row_bytes = 2 * cache.shape().layout.row_bytes();
+    result_.kv = {.bytes = n * cache.bytes(),
+                  .bytes_full = n * cache.full_bytes(),
+                  .entry_bytes = n * cache.entry_bytes() + compressor_.rows_ahead() * row_bytes,
+                  .entry_bytes_full = n * cache.shape().entry_bytes(cache.n_tokens()),
                   .compressed = cache.compacted()};
   }
   result_.finish_reason = reason;

@@ -96,7 +96,7 @@ class Sequence {
   // The chunk that the context was reading is in `act`.
   void end_chunk(Activations& act, const Chunk& chunk);
   void compress();
-  // Says what may be drawn next, if not everything.
+  // Says what may be drawn next, if not everything: perhaps nothing, which accept() throws for.
   void constrain();
   // Takes the token drawn from logits [1, vocab_size], or what `given` has in its place.
   void accept(int32_t token, const Act& logits);
@@ -118,6 +118,7 @@ class Sequence {
   Compressor compressor_;
   std::optional<SamplerState> sampling_;
   std::optional<grammar::Matcher> matcher_;
+  std::string no_token_;  // why the matcher allows none
   StreamDecoder text_;
   StopFilter filter_;
   int32_t token_ = 0;  // the next step reads

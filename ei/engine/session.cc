@@ -2,6 +2,7 @@
 #include <cmath>
 #include <memory>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/engine/batch.h"
 #include "ei/engine/context.h"
@@ -32,6 +33,11 @@ struct Session::Impl {
       throw;
     }
   }
+  void check_one_rank() const {
+    require(
+        engine.backend->ranks().size() == 1,
+        "sessions are saved and loaded by one rank alone: several hold a part of the cache each");
+  }
   void clear() {
     batch.reset();
     context.clear();
@@ -56,6 +62,7 @@ void Session::clear() {
 
 void Session::save(const std::filesystem::path& file, const PrefillPolicy& prefill,
                    const std::string& note) {
+  impl_->check_one_rank();
   const std::lock_guard lock(impl_->engine.mutex);
   Context& context = impl_->context;
   context.prepare(prefill);
@@ -73,6 +80,7 @@ void Session::save(const std::filesystem::path& file, const PrefillPolicy& prefi
 }
 
 std::string Session::load(const std::filesystem::path& file, const PrefillPolicy& prefill) {
+  impl_->check_one_rank();
   const std::lock_guard lock(impl_->engine.mutex);
   const MappedFile mapped(file);
   const std::string& where = mapped.path();

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/engine/sketch_text.h"
 #include "ei/io/checksum.h"
@@ -89,7 +90,8 @@ Sketch make_sketch(const Engine::Impl& engine) {
                                                                       std::ssize(text));
   std::vector<float> values;
   if (!directory.empty()) values = read_file(path, shape.size());
-  if (values.empty()) {
+  // Ranks that share the model have a file each, and read the text together.
+  if (sum_of_all(backend.ranks(), values.empty() ? 1 : 0) > 0) {
     std::vector<float> keys = keys_of(kTextTokens);
     // Of damaged weights. Whoever reads a prompt is told so by its logits.
     for (float& key : keys)

@@ -293,6 +293,21 @@ ModelConfig load_config(const std::filesystem::path& dir) {
   return parse_config(read_json(path, {.max_bytes = 1 << 20, .max_depth = 64}), path.string());
 }
 
+ModelConfig share_of(ModelConfig whole, int n_ranks, std::string_view where) {
+  const auto divide = [&](int64_t n, std::string_view name) {
+    require(n % n_ranks == 0,
+            "{}: {} is {}, which {} ranks cannot share alike; start as many ranks as divide it",
+            where, name, n, n_ranks);
+    return n / n_ranks;
+  };
+  whole.n_kv_heads = divide(whole.n_kv_heads, "the number of KV heads");
+  whole.n_heads /= n_ranks;  // groups of a KV head each
+  whole.intermediate = divide(whole.intermediate, "intermediate_size");
+  divide(whole.vocab_size, "vocab_size");
+  whole.n_ranks = n_ranks;
+  return whole;
+}
+
 GenerationConfig parse_generation_config(const Json& json, std::string_view where) {
   const Fields fields(json, where);
   const auto number = [&](std::string_view key, double min, double max) {

@@ -49,7 +49,13 @@ struct ModelConfig {
   bool qkv_bias = false;  // what the family or config.json says; a checkpoint's tensors decide
   bool o_bias = false;
   std::vector<int32_t> eos_ids;  // as the file has them: some may be outside of the vocabulary
+  // So many ranks share the model, and this is the share of one: heads and `intermediate` are its
+  // own, and 1 / n_ranks of the head's rows. To all that uses it, it is a narrower model.
+  int n_ranks = 1;
 };
+
+// The share of each of n_ranks. Throws Error naming `where` and what they cannot divide.
+ModelConfig share_of(ModelConfig whole, int n_ranks, std::string_view where);
 
 // Reads config.json, in the spellings of transformers 4 and 5. Throws Error naming `where`, the
 // field, the value and what is possible: for wrong types and ranges, and for what is not supported

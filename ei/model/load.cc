@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <exception>
 #include <set>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/io/gguf.h"
 #include "ei/model/gguf_model.h"
@@ -80,11 +82,13 @@ class CheckpointSource : public WeightSource {
  public:
   // `hugging_face` turns names in `files` into those of Hugging Face's checkpoints.
   template <class Files, class Rename>
-  CheckpointSource(std::shared_ptr<const Files> files, const ModelConfig& config,
+  CheckpointSource(std::shared_ptr<const Files> files, const ModelConfig& config, int rank,
                    std::optional<WeightFormat> weights, const Rename& hugging_face)
       : path_(files->path()),
         architecture_(config.architecture),
         n_layers_(config.n_layers),
+        rank_(rank),
+        n_ranks_(config.n_ranks),
         quantization_(config.quantization),
         weights_(weights) {
     require(!weights || can_quantize(*weights), "weights are not converted to {}",
@@ -96,7 +100,9 @@ class CheckpointSource : public WeightSource {
 
   bool has(const std::string& name) const override { return entries_.contains(name); }
 
-  Weight matrix(const std::string& name, int64_t rows, int64_t cols) override {
+  Weight matrix(const std::string& name, int64_t rows, int64_t cols, Part of_it) override {
+    if (of_it == Part::kRows) rows *= n_ranks_;
+    if (of_it == Part::kCols) cols *= n_ranks_;
     Weight weight{.rows = rows, .cols = cols};
     WriteRows write;
     const std::string module = name.substr(0, name.rfind('.'));
@@ -122,6 +128,8 @@ class CheckpointSource : public WeightSource {
         weight.format = format;
         weight.order = nullptr;
       }
+    if (n_ranks_ > 1 && of_it != Part::kAll)
+      take_share(weight, write, of_it, fmt::format("{}: tensor {}", path_, name));
     if (write && conversions_.emplace(weight.data, std::move(write)).second)
       unread_bytes_ += weight.bytes();
     return weight;
@@ -146,11 +154,14 @@ class CheckpointSource : public WeightSource {
 
   void drop(const Weight& weight) override { memory_.erase(weight.data); }
 
-  std::vector<float> vector(const std::string& name, int64_t size) override {
-    const Found found = find(name, {size});
-    std::vector<float> values(static_cast<size_t>(size));
-    dequantize(found.format, found.data.data(), size, values.data());
-    return values;
+  std::vector<float> vector(const std::string& name, int64_t size, Part part) override {
+    const Found found = find(name, {part == Part::kAll ? size : size * n_ranks_});
+    std::vector<float> values(found.data.size() /
+                              static_cast<size_t>(block_of(found.format).bytes));
+    dequantize(found.format, found.data.data(), std::ssize(values), values.data());
+    if (part == Part::kAll) return values;
+    const auto begin = values.begin() + rank_ * size;
+    return {begin, begin + size};
   }
 
   void check_complete() const override {
@@ -163,6 +174,44 @@ class CheckpointSource : public WeightSource {
   }
 
  private:
+  // Makes of a matrix, which `write` writes if it is given, the rank's part. Rows stay where they
+  // are, columns are gathered.
+  void take_share(Weight& weight, WriteRows& write, Part part, const std::string& where) const {
+    const int64_t all_bytes = row_bytes(weight.format, weight.cols);
+    if (part == Part::kRows) {
+      weight.rows /= n_ranks_;
+      const int64_t begin = rank_ * weight.rows;
+      if (!write) {
+        weight.data = weight.row(begin);
+      } else {
+        write = [write, begin](int64_t first, int64_t last, char* to) {
+          write(begin + first, begin + last, to);
+        };
+      }
+      return;
+    }
+    weight.cols /= n_ranks_;
+    const WeightBlock& block = block_of(weight.format);
+    require(weight.cols % block.weights == 0,
+            "{}: each of {} ranks needs {} of its columns, which in {} come in blocks of {}; start "
+            "fewer ranks, or take --weights bf16",
+            where, n_ranks_, weight.cols, block.name, block.weights);
+    require(
+        weight.order == nullptr,
+        "{}: its columns are in the order of their scales (act-order), which ranks cannot share; "
+        "start one, or take --weights bf16",
+        where);
+    const int64_t bytes = row_bytes(weight.format, weight.cols), begin = rank_ * bytes;
+    write = [=, from = static_cast<const char*>(weight.data)](int64_t first, int64_t last,
+                                                              char* to) {
+      std::vector<char> rows(static_cast<size_t>(write ? (last - first) * all_bytes : 0));
+      if (write) write(first, last, rows.data());
+      const char* row = write ? rows.data() : from + first * all_bytes;
+      for (int64_t i = first; i < last; ++i, row += all_bytes, to += bytes)
+        std::memcpy(to, row + begin, static_cast<size_t>(bytes));
+    };
+  }
+
   struct Entry : TensorEntry {
     std::string_view name;  // in the file
   };
@@ -217,7 +266,7 @@ class CheckpointSource : public WeightSource {
   }
 
   std::string path_, architecture_;
-  int n_layers_;
+  int n_layers_, rank_, n_ranks_;
   Quantization quantization_;
   std::optional<WeightFormat> weights_;
   std::shared_ptr<const void> files_;
@@ -248,7 +297,7 @@ std::string smaller(int64_t n_bytes, int64_t n_parameters, int64_t available) {
 
 Model Model::load(Backend& backend, const std::filesystem::path& dir,
                   std::optional<WeightFormat> weights, const LoadProgress& progress) {
-  const ModelConfig config = load_config(dir);
+  const ModelConfig config = share_of(load_config(dir), backend.ranks().size(), dir.string());
   const auto files = std::make_shared<const Checkpoint>(dir);
   // Models that make embeddings are often saved without a head, and without "model." in front.
   const auto& tensors = files->entries();
@@ -257,17 +306,19 @@ Model Model::load(Backend& backend, const std::filesystem::path& dir,
     return (bare && name != "lm_head.weight" ? "model." : "") + std::string(name);
   };
   Model model(backend, config);
-  model.load(std::make_shared<CheckpointSource>(files, config, weights, full_name), dir.string(),
-             progress);
+  model.load(
+      std::make_shared<CheckpointSource>(files, config, backend.ranks().rank(), weights, full_name),
+      dir.string(), progress);
   files->check_size();
   return model;
 }
 
 Model Model::load(Backend& backend, std::shared_ptr<const GgufFile> file,
                   std::optional<WeightFormat> weights, const LoadProgress& progress) {
-  const ModelConfig config = gguf_config(*file);
+  const ModelConfig config = share_of(gguf_config(*file), backend.ranks().size(), file->path());
   Model model(backend, config);
-  model.load(std::make_shared<CheckpointSource>(file, config, weights, hugging_face_name),
+  model.load(std::make_shared<CheckpointSource>(file, config, backend.ranks().rank(), weights,
+                                                hugging_face_name),
              file->path(), progress);
   file->check_size();
   return model;
@@ -313,7 +364,7 @@ void Model::load(const std::shared_ptr<WeightSource>& source, const std::string&
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
       place(*weight, /*factor=*/true);
   if (config_.tie_word_embeddings) {
-    head_ = embedding_;
+    tie_head();
   } else {
     place(head_);
   }

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/model/weight_source.h"
 
@@ -20,7 +21,9 @@ Activations::Activations(Backend& backend, const ModelConfig& config, int64_t ma
   context_ = rows_of(config.n_heads * d);
   gate_ = rows_of(config.intermediate);
   up_ = rows_of(config.intermediate);
-  logits_ = Buffer(backend, max_logit_rows * config.vocab_size * int64_t{sizeof(float)});
+  const int64_t logits_bytes = max_logit_rows * config.vocab_size * int64_t{sizeof(float)};
+  logits_ = Buffer(backend, logits_bytes);
+  if (config.n_ranks > 1) own_logits_ = Buffer(backend, logits_bytes / config.n_ranks);
   tokens_ = {backend, {max_rows}};
   positions_ = {backend, {max_rows}};
   cos_ = {backend, {max_rows, d / 2}};
@@ -34,7 +37,10 @@ int64_t Activations::bytes(const Backend& backend, const ModelConfig& config, in
       2 * config.hidden + 2 * (config.n_heads + config.n_kv_heads) * d + 2 * config.intermediate;
   const int64_t other = 2 * int64_t{sizeof(int32_t)} + d * int64_t{sizeof(float)};
   return max_rows * (row * backend.act_bytes() + other) +
-         max_logit_rows * config.vocab_size * int64_t{sizeof(float)};
+         max_logit_rows * config.vocab_size * int64_t{sizeof(float)} +
+         (config.n_ranks > 1
+              ? max_logit_rows * config.vocab_size / config.n_ranks * int64_t{sizeof(float)}
+              : 0);
 }
 
 Model::Model(Backend& backend, const ModelConfig& config) : backend_(&backend), config_(config) {
@@ -44,52 +50,60 @@ Model::Model(Backend& backend, const ModelConfig& config) : backend_(&backend), 
 }
 
 void Model::take(WeightSource& source) {
-  const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols) {
-    const Weight weight = source.matrix(name, rows, cols);
+  const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, Part part) {
+    const Weight weight = source.matrix(name, rows, cols, part);
     n_parameters_ += rows * cols;
     weight_bytes_ += weight.bytes();
     matrix_bytes_[weight.format] += weight.bytes();
     return weight;
   };
-  const auto vector = [&](const std::string& name, int64_t size) {
+  const auto vector = [&](const std::string& name, int64_t size, Part part = Part::kAll) {
     n_parameters_ += size;
     weight_bytes_ += size * int64_t{sizeof(float)};
-    return Vector(*backend_, source.vector(name, size));
+    return Vector(*backend_, source.vector(name, size, part));
   };
 
+  using enum Part;
   const ModelConfig& c = config_;
   const int64_t q_width = c.n_heads * c.head_dim, kv_width = c.n_kv_heads * c.head_dim;
-  embedding_ = matrix("model.embed_tokens.weight", c.vocab_size, c.hidden);
+  embedding_ = matrix("model.embed_tokens.weight", c.vocab_size, c.hidden, kAll);
   for (int l = 0; l < c.n_layers; ++l) {
     const auto name = [&](int layer, std::string_view part) {
       return fmt::format("model.layers.{}.{}", layer, part);
     };
     // Flags in config.json do not tell reliably which biases there are: the first layer does.
-    const auto bias = [&](std::string_view part, int64_t size) {
-      return source.has(name(0, part)) ? vector(name(l, part), size) : Vector();
+    const auto bias = [&](std::string_view of, int64_t size, Part part) {
+      return source.has(name(0, of)) ? vector(name(l, of), size, part) : Vector();
     };
     Layer& layer = layers_.emplace_back();
     layer.attention_norm = vector(name(l, "input_layernorm.weight"), c.hidden);
-    layer.q = matrix(name(l, "self_attn.q_proj.weight"), q_width, c.hidden);
-    layer.k = matrix(name(l, "self_attn.k_proj.weight"), kv_width, c.hidden);
-    layer.v = matrix(name(l, "self_attn.v_proj.weight"), kv_width, c.hidden);
-    layer.q_bias = bias("self_attn.q_proj.bias", q_width);
-    layer.k_bias = bias("self_attn.k_proj.bias", kv_width);
-    layer.v_bias = bias("self_attn.v_proj.bias", kv_width);
+    layer.q = matrix(name(l, "self_attn.q_proj.weight"), q_width, c.hidden, kRows);
+    layer.k = matrix(name(l, "self_attn.k_proj.weight"), kv_width, c.hidden, kRows);
+    layer.v = matrix(name(l, "self_attn.v_proj.weight"), kv_width, c.hidden, kRows);
+    layer.q_bias = bias("self_attn.q_proj.bias", q_width, kRows);
+    layer.k_bias = bias("self_attn.k_proj.bias", kv_width, kRows);
+    layer.v_bias = bias("self_attn.v_proj.bias", kv_width, kRows);
     if (c.qk_norm) {
       layer.q_norm = vector(name(l, "self_attn.q_norm.weight"), c.head_dim);
       layer.k_norm = vector(name(l, "self_attn.k_norm.weight"), c.head_dim);
     }
-    layer.o = matrix(name(l, "self_attn.o_proj.weight"), c.hidden, q_width);
-    layer.o_bias = bias("self_attn.o_proj.bias", c.hidden);
+    layer.o = matrix(name(l, "self_attn.o_proj.weight"), c.hidden, q_width, kCols);
+    layer.o_bias = bias("self_attn.o_proj.bias", c.hidden, kAll);
     layer.mlp_norm = vector(name(l, "post_attention_layernorm.weight"), c.hidden);
-    layer.gate = matrix(name(l, "mlp.gate_proj.weight"), c.intermediate, c.hidden);
-    layer.up = matrix(name(l, "mlp.up_proj.weight"), c.intermediate, c.hidden);
-    layer.down = matrix(name(l, "mlp.down_proj.weight"), c.hidden, c.intermediate);
+    layer.gate = matrix(name(l, "mlp.gate_proj.weight"), c.intermediate, c.hidden, kRows);
+    layer.up = matrix(name(l, "mlp.up_proj.weight"), c.intermediate, c.hidden, kRows);
+    layer.down = matrix(name(l, "mlp.down_proj.weight"), c.hidden, c.intermediate, kCols);
   }
   norm_ = vector("model.norm.weight", c.hidden);
   // Some tied checkpoints carry a head all the same: it is not to be used.
-  head_ = c.tie_word_embeddings ? embedding_ : matrix("lm_head.weight", c.vocab_size, c.hidden);
+  if (!c.tie_word_embeddings)
+    head_ = matrix("lm_head.weight", c.vocab_size / c.n_ranks, c.hidden, kRows);
+}
+
+void Model::tie_head() {
+  const int64_t rows = config_.vocab_size / config_.n_ranks;
+  head_ =
+      config_.n_ranks == 1 ? embedding_ : embedding_.slice(backend_->ranks().rank() * rows, rows);
 }
 
 void Model::embed(Activations& act, std::span<const int32_t> tokens,
@@ -156,10 +170,15 @@ void Model::finish(int layer, Activations& act) const {
   const Act h = act.act(act.h_, config_.hidden);
   const Act gate = act.act(act.gate_, config_.intermediate);
   const Act up = act.act(act.up_, config_.intermediate);
+  // What x was and the bias are rank 0's part of the sum.
+  const bool first = backend_->ranks().rank() == 0;
   const auto add_to_x = [&](const Act& in, const Weight& weight, const Vector& bias) {
-    backend_->run(
-        MatMul{.x = in,
-               .parts = {{{.weight = weight, .bias = bias.view(), .out = x, .accumulate = true}}}});
+    backend_->run(MatMul{.x = in,
+                         .parts = {{{.weight = weight,
+                                     .bias = first ? bias.view() : View<float, 1>(),
+                                     .out = x,
+                                     .accumulate = first}}}});
+    backend_->run(AllReduce{x});
   };
   add_to_x(context(act), w.o, w.o_bias);
   backend_->run(
@@ -188,7 +207,13 @@ Act Model::logits(Activations& act, int64_t first_row, int64_t n_rows) const {
           first_row, first_row + n_rows, act.rows_, act.max_logit_rows_);
   const Act h = normed(act, first_row, n_rows);
   const Act out{act.logits_.data(), n_rows, config_.vocab_size, sizeof(float)};
-  backend_->run(MatMul{.x = h, .parts = {{{.weight = head_, .bias = {}, .out = out}}}});
+  Act own = out;
+  if (config_.n_ranks > 1) {
+    own.data = act.own_logits_.data();
+    own.cols = head_.rows;
+  }
+  backend_->run(MatMul{.x = h, .parts = {{{.weight = head_, .bias = {}, .out = own}}}});
+  if (config_.n_ranks > 1) backend_->run(AllGather{.part = own, .out = out});
   return out;
 }
 

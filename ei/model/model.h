@@ -49,13 +49,14 @@ class Activations {
 
   int64_t max_rows_, max_logit_rows_, elem_bytes_;
   int64_t rows_ = 0;
-  Buffer x_;          // [n, hidden] the residual stream
-  Buffer h_;          // [n, hidden] normed
-  Buffer q_;          // [n, n_heads * d]
-  Buffer k_, v_;      // [n, n_kv_heads * d]
-  Buffer context_;    // [n, n_heads * d]
-  Buffer gate_, up_;  // [n, intermediate]
-  Buffer logits_;     // [max_logit_rows, vocab_size] float on every backend
+  Buffer x_;           // [n, hidden] the residual stream
+  Buffer h_;           // [n, hidden] normed
+  Buffer q_;           // [n, n_heads * d]
+  Buffer k_, v_;       // [n, n_kv_heads * d]
+  Buffer context_;     // [n, n_heads * d]
+  Buffer gate_, up_;   // [n, intermediate]
+  Buffer logits_;      // [max_logit_rows, vocab_size] float on every backend
+  Buffer own_logits_;  // [max_logit_rows, vocab_size / n_ranks], where ranks share the model
   DeviceArray<int32_t, 1> tokens_, positions_;  // [n]
   DeviceArray<float, 2> cos_, sin_;             // [n, d / 2]
 };
@@ -68,9 +69,13 @@ using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 //   x = embed(tokens)
 //   for l: {q, k, v} = project(l);  context = attention(q, cache + k, v);  finish(l)
 //   logits
+// Where ranks share it (Backend::ranks()), each has its KV heads with their query heads, its part
+// of the MLP and of the head's rows. The residual stream is the same on all: finish() adds up what
+// they make of it, and logits() puts theirs side by side; all ranks must call both.
 class Model {
  public:
-  // Reads config.json and the weights of a Hugging Face directory. Matrices stay where they are in
+  // Reads config.json and the weights of a Hugging Face directory, of several ranks each its share.
+  // Matrices stay where they are in
   // the mapped files if the backend can read them there; with `weights`, one of the formats that
   // quantize() makes, they are converted where that makes them smaller, to BF16 always. Throws
   // Error naming file, tensor, expected and found before anything is placed, and when there is not
@@ -115,7 +120,7 @@ class Model {
   using Vector = DeviceArray<float, 1>;
   struct Layer {
     Vector attention_norm, mlp_norm;  // [hidden]
-    Weight q, k, v;                   // [heads * d, hidden]
+    Weight q, k, v;                   // [heads * d, hidden], of this rank's heads
     Vector q_bias, k_bias, v_bias;    // [heads * d], or empty
     Vector q_norm, k_norm;            // [d], or empty
     Weight o;                         // [hidden, n_heads * d]
@@ -125,8 +130,10 @@ class Model {
   };
 
   Model(Backend& backend, const ModelConfig& config);
-  // Takes all weights from `source` and makes sure that they are as config() says.
+  // Takes all weights from `source` and makes sure that they are as config() says. A head that is
+  // tied has the embedding's once that is placed.
   void take(WeightSource& source);
+  void tie_head();
   // The same, and places and keeps them; `path` is for messages.
   void load(const std::shared_ptr<WeightSource>& source, const std::string& path,
             const LoadProgress& progress);
@@ -138,8 +145,9 @@ class Model {
   int64_t weight_bytes_ = 0;
   std::map<WeightFormat, int64_t> matrix_bytes_;
   std::vector<std::string> warnings_;
-  Weight embedding_, head_;  // [vocab_size, hidden]; the same when tied
-  Vector norm_;              // [hidden]
+  Weight embedding_;  // [vocab_size, hidden]
+  Weight head_;  // [vocab_size / n_ranks, hidden]: this rank's rows, of the embedding when tied
+  Vector norm_;  // [hidden]
   std::vector<Layer> layers_;
   Vector inv_freq_;  // [d / 2]
   float rope_scale_ = 1;

@@ -2,6 +2,8 @@
 #include <cmath>
 #include <utility>
 
+#include "ei/base/communicator.h"
+#include "ei/base/fail.h"
 #include "ei/base/half.h"
 #include "ei/model/model.h"
 #include "ei/model/weight_source.h"
@@ -37,7 +39,7 @@ class RandomSource : public WeightSource {
   //  - what is added to the stream, 2 per layer, which together shall not outgrow it;
   //  - queries: each KV head's by its own factor, from 1/16 to 16, which sets how much its scores,
   //    and so the entropy of its attention, vary.
-  Weight matrix(const std::string& name, int64_t rows, int64_t cols) override {
+  Weight matrix(const std::string& name, int64_t rows, int64_t cols, Part) override {
     float scale = 1 / std::sqrt(static_cast<float>(cols));
     if (name.ends_with("embed_tokens.weight")) scale = 1;
     if (name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight"))
@@ -52,7 +54,7 @@ class RandomSource : public WeightSource {
     return {buffer.data(), WeightFormat::kBF16, rows, cols};
   }
 
-  std::vector<float> vector(const std::string& name, int64_t size) override {
+  std::vector<float> vector(const std::string& name, int64_t size, Part) override {
     // qk-norm undoes what scale the queries have: there the layers differ, not the heads.
     const float norm = name.ends_with("q_norm.weight") ? spread() : 1;
     std::vector<float> values(static_cast<size_t>(size));
@@ -96,9 +98,11 @@ class RandomSource : public WeightSource {
 }  // namespace
 
 Model Model::random(Backend& backend, const ModelConfig& config, uint64_t seed) {
+  require(backend.ranks().size() == 1, "random weights are not shared by ranks; start one");
   Model model(backend, config);
   RandomSource source(backend, model.config_, seed);
   model.take(source);
+  if (config.tie_word_embeddings) model.tie_head();
   model.memory_ = std::make_shared<std::vector<Buffer>>(source.take_buffers());
   return model;
 }

@@ -13,7 +13,7 @@ inline constexpr int32_t kAllBlocks = -1;
 // blocks = min(budget / B, sS / B). Segments before dense_before or from dense_from on get
 // kAllBlocks. It starts from segment 0 every time: entropies are all the state a chunk inherits.
 // Rules that look at the whole prompt take its segments to be those given here: the chunk is the
-// prompt.
+// prompt. Those that take the largest budget of all heads take it of all ranks' (Backend::ranks()).
 struct AllocateBudget {
   View<const float, 3> entropy;  // [>= first_segment + n_segments, n_layers, n_kv_heads]: from
                                  // segment 0 on

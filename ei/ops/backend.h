@@ -7,6 +7,8 @@
 
 namespace ei {
 
+class Communicator;
+
 // The whole contract between the engine and the hardware: memory, and one overload of run() per op
 // of EI_OPS, all pure, so that a backend that misses one does not link. Ops run in the order
 // they are given; only copy_out waits for them. run() throws Error when check(op) does. One thread
@@ -19,6 +21,7 @@ class Backend {
   virtual int64_t act_bytes() const = 0;        // of one activation element
   virtual int64_t prompt_rows() const = 0;      // tokens to read at a time that fill the device
   virtual int64_t available_bytes() const = 0;  // memory that could be allocated now
+  virtual Communicator& ranks() = 0;            // that share the model, this one among them
 
   // Device memory, aligned to 256 bytes, contents undefined. allocate() throws Error when there is
   // not enough, naming both numbers.

@@ -2,6 +2,7 @@
 
 #include "ei/ops/allocate_budget.h"
 #include "ei/ops/append_kv.h"
+#include "ei/ops/collectives.h"
 #include "ei/ops/compact_kv.h"
 #include "ei/ops/decode_attention.h"
 #include "ei/ops/embed.h"
@@ -44,7 +45,9 @@
   X(CompactKv)       \
   X(TokenScores)     \
   X(Sample)          \
-  X(ExpectVotes)
+  X(ExpectVotes)     \
+  X(AllReduce)       \
+  X(AllGather)
 
 // The overload of a backend that computes the op itself, defined in the source named after the op.
 #define EI_OVERRIDE_RUN(Op) void run(const Op& op) override;

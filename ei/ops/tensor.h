@@ -50,6 +50,14 @@ struct Weight {
   const char* row(int64_t i) const {
     return static_cast<const char*>(data) + i * row_bytes(format, cols);
   }
+  // Rows of blocks, on the host.
+  Weight slice(int64_t begin, int64_t count) const {
+    assert(scale == nullptr && begin >= 0 && count >= 0 && begin + count <= rows);
+    Weight part = *this;
+    part.data = row(begin);
+    part.rows = count;
+    return part;
+  }
 };
 
 }  // namespace ei

@@ -269,7 +269,6 @@ void PrefillPlan::fuse_layers(int layer, const Chunk& chunk, const View<float, 3
 
 PrefillStats PrefillPlan::stats() {
   PrefillStats stats;
-  double kept = 0, n_kept = 0;
   const auto counts = blocks_.to_host(backend_);
   const auto entropies = entropy_.to_host(backend_);
   const View<const float, 3> entropy = {entropies.data(), entropy_.view().dims};
@@ -292,8 +291,8 @@ PrefillStats PrefillPlan::stats() {
             const int32_t count = counts[static_cast<size_t>(at)];
             if (count != kAllBlocks) {
               seen = double(count) * double(policy_.block);
-              kept += count;
-              n_kept += 1;
+              stats.kept_blocks += count;
+              ++stats.n_sparse;
             }
           }
           stats.attended_pairs += size * seen + own;
@@ -308,7 +307,6 @@ PrefillStats PrefillPlan::stats() {
       ++(rigid ? stats.rigid_heads : stats.dynamic_heads);
     }
   }
-  if (n_kept > 0) stats.kept_blocks_mean = kept / n_kept;
   return stats;
 }
 

@@ -18,12 +18,13 @@ struct Chunk {
   int64_t size = 0;
 };
 
-// How much of dense attention a prompt's prefill selected.
+// How much of dense attention a prompt's prefill selected: sums over layers and KV heads.
 struct PrefillStats {
-  double attended_pairs = 0;  // query-key pairs, summed over layers and KV heads
+  double attended_pairs = 0;  // query-key pairs
   double dense_pairs = 0;     // of dense attention
-  double kept_blocks_mean = 0;
-  int64_t rigid_heads = 0;  // of sparse layers: entropy below e_t in every segment scored
+  int64_t kept_blocks = 0;    // of segments that do not attend to all past blocks
+  int64_t n_sparse = 0;       // such segments
+  int64_t rigid_heads = 0;    // of sparse layers: entropy below e_t in every segment scored
   int64_t dynamic_heads = 0;
 };
 

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "apps/eval/document.h"
+#include "ei/cpu/targets.h"
 #include "ei/engine/engine.h"
 #include "tests/support/files.h"
 
@@ -314,8 +315,11 @@ TEST_F(SessionTest, ScoresAgreeWithGreedyText) {
   for (size_t i = size_t(n_prompt); i < all.size(); ++i) {
     EXPECT_EQ(decoded[i].argmax, all[i]) << i;
     // bf16 keys are the same. Only the order of float sums differs, by up to 1e-3, or where there
-    // is a unit for it what is read goes into products as bf16: up to 2e-2 then.
-    EXPECT_NEAR(prefilled[i].logprob, decoded[i].logprob, 3e-2) << i;
+    // is a unit for it what is read, keys and values among it, comes of products in bf16: of
+    // these tokens' by up to .08 then.
+    EXPECT_NEAR(prefilled[i].logprob, decoded[i].logprob,
+                cpu::tiles() == cpu::Tiles::kNone ? 3e-3 : .15)
+        << i;
     EXPECT_LE(decoded[i].logprob, 0);
   }
 }

@@ -8,13 +8,14 @@ from conftest import ROOT
 
 PATHS = {'chat': '/v1/chat/completions', 'completions': '/v1/completions', 'tokenize': '/tokenize',
          'detokenize': '/detokenize', 'apply-template': '/apply-template',
-         'messages': '/v1/messages', 'count-tokens': '/v1/messages/count_tokens', 'responses': '/v1/responses'}
+         'messages': '/v1/messages', 'count-tokens': '/v1/messages/count_tokens', 'responses': '/v1/responses', 'embeddings': '/v1/embeddings'}
 MESSAGES = [{'role': 'user', 'content': 'Once upon a time'}]
 LEAST = {'chat': {'messages': MESSAGES, 'max_tokens': 4, 'temperature': 0},
          'completions': {'prompt': 'Once upon', 'max_tokens': 4, 'temperature': 0},
          'tokenize': {'prompt': 'Once upon'}, 'detokenize': {'tokens': [5, 6]}, 'apply-template': {'messages': MESSAGES},
          'messages': {'messages': MESSAGES, 'max_tokens': 4, 'temperature': 0}, 'count-tokens': {'messages': MESSAGES},
-         'responses': {'input': 'Once upon a time', 'max_output_tokens': 4, 'temperature': 0}}
+         'responses': {'input': 'Once upon a time', 'max_output_tokens': 4, 'temperature': 0},
+         'embeddings': {'input': 'Once upon a time'}}
 # What a field needs beside it to make sense.
 WITH = {'stream_options': {'stream': True}, 'return_progress': {'stream': True}, 'top_logprobs': {'logprobs': True},
         'max_completion_tokens': {'max_tokens': 2}}

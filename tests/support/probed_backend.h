@@ -27,6 +27,7 @@ class ProbedBackend final : public Backend {
   int64_t act_bytes() const override { return inner_->act_bytes(); }
   int64_t prompt_rows() const override { return inner_->prompt_rows(); }
   int64_t available_bytes() const override { return std::min(memory, inner_->available_bytes()); }
+  Communicator& ranks() override { return inner_->ranks(); }
   void* allocate(int64_t bytes) override {
     count();
     void* data = inner_->allocate(bytes);
