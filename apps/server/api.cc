@@ -376,13 +376,11 @@ std::vector<std::vector<int32_t>> Api::encode(std::vector<Prompt> prompts, bool 
                                               const char* param) const {
   std::vector<std::vector<int32_t>> all;
   for (Prompt& prompt : prompts) {
-    if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
-      all.push_back(std::move(*ids));
-      continue;
+    if (const auto* text = std::get_if<std::string>(&prompt)) {
+      check_bytes(text->size(), param);
+      prompt = encode(*text, add_special_tokens);
     }
-    const auto& text = std::get<std::string>(prompt);
-    check_bytes(text.size(), param);
-    all.push_back(encode(text, add_special_tokens));
+    all.push_back(std::get<std::vector<int32_t>>(std::move(prompt)));
   }
   return all;
 }

@@ -3,12 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <future>
 
 #include "apps/eval/document.h"
-#include "ei/base/half.h"
-#include "ei/io/safetensors.h"
 #include "tests/support/files.h"
 
 namespace ei {
@@ -439,63 +436,6 @@ TEST_F(SchedulerTest, BiasAndLeastLengthAreObeyed) {
           ->future.get()
           .generation;
   EXPECT_GE(longer.tokens.size(), 10u);
-}
-
-// The head times the hidden states are the logits, and its product with their mean the logits'
-// mean. Where activations are rounded to bf16 for a product, a logit is off by at most 2^-8 of the
-// lengths of what is multiplied.
-TEST_F(SchedulerTest, HiddenStatesAreWhatTheHeadReads) {
-  using enum SequenceOptions::Pooling;
-  Scheduler scheduler(engine(), options());
-  Request r = request(1100);
-  r.max_tokens = 0;
-  const auto n = std::ssize(r.tokens);
-  std::vector<double> sum, last;
-  const auto add = [&](const Act& logits, int64_t position) {
-    const auto* rows = static_cast<const float*>(logits.data);
-    for (int64_t i = 0; i < logits.rows; ++i) {
-      const float* row = rows + i * logits.cols;
-      if (position + i == n - 1) last.assign(row, row + logits.cols);
-      sum.resize(static_cast<size_t>(logits.cols));
-      for (size_t v = 0; v < sum.size(); ++v) sum[v] += double(row[v]);
-    }
-  };
-  submit(scheduler, r, {}, {.on_logits = add})->future.get();
-  ASSERT_FALSE(last.empty());
-  const auto hidden = [&](SequenceOptions::Pooling pooling, bool reuse = true) {
-    return submit(scheduler, r, {}, {.reuse = reuse, .pooling = pooling})->future.get().generation;
-  };
-  const std::vector<float> of_mean = hidden(kMean).hidden, of_last = hidden(kLast).hidden;
-
-  const SafetensorsFile file(std::filesystem::path(test::kNeedle) / "model.safetensors");
-  const auto& head = file.tensors().contains("lm_head.weight")
-                         ? file.tensors().at("lm_head.weight")
-                         : file.tensors().at("model.embed_tokens.weight");
-  ASSERT_EQ(head.dtype, "BF16");
-  const auto* weights = reinterpret_cast<const uint16_t*>(head.data.data());
-  const size_t width = of_mean.size();
-  ASSERT_EQ(of_last.size(), width);
-  ASSERT_EQ(head.shape, (std::vector<int64_t>{std::ssize(sum), std::ssize(of_mean)}));
-  for (size_t v = 0; v < sum.size(); ++v) {
-    double mean = 0, at_last = 0, squares = 0, most = 0;
-    for (size_t i = 0; i < width; ++i) {
-      const double w = from_bf16(weights[v * width + i]);
-      mean += w * of_mean[i];
-      at_last += w * of_last[i];
-      squares += w * w;
-      most += of_last[i] * of_last[i];
-    }
-    const double tolerance = std::sqrt(squares * most) / 256;
-    ASSERT_NEAR(at_last, last[v], tolerance) << v;
-    ASSERT_NEAR(mean, sum[v] / double(n), tolerance) << v;
-  }
-  EXPECT_EQ(hidden(kNone).hidden, std::vector<float>());
-  // Of the last token alone what is known of the prompt need not be read.
-  const Generation again = hidden(kLast);
-  EXPECT_GT(again.cached_tokens, 0);
-  EXPECT_EQ(again.hidden, of_last);
-  EXPECT_EQ(hidden(kLast, /*reuse=*/false).hidden, of_last);
-  EXPECT_EQ(hidden(kMean).cached_tokens, 0);
 }
 
 }  // namespace
