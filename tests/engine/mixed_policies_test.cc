@@ -5,29 +5,29 @@
 namespace ei {
 namespace {
 
-struct Named {
+struct NamedDecode {
   const char* name;
   DecodePolicy policy;
 };
 
 // All ways of keeping a cache, with budgets that these prompts exceed.
-std::vector<Named> all_policies() {
-  std::vector<Named> all = {{"latent", {}},
-                            {"snapkv", DecodePolicy::snapkv()},
-                            {"adakv", DecodePolicy::adakv()},
-                            {"latent-adakv", DecodePolicy::latent_adakv()},
-                            {"pyramidkv", DecodePolicy::pyramidkv()},
-                            {"streaming", DecodePolicy::streaming()},
-                            {"expected", DecodePolicy::expected()},
-                            {"kvzip", DecodePolicy::kvzip()},
-                            {"reference", DecodePolicy::reference()}};
-  for (Named& named : all) {
+std::vector<NamedDecode> all_decode_policies() {
+  std::vector<NamedDecode> all = {{"latent", {}},
+                                  {"snapkv", DecodePolicy::snapkv()},
+                                  {"adakv", DecodePolicy::adakv()},
+                                  {"latent-adakv", DecodePolicy::latent_adakv()},
+                                  {"pyramidkv", DecodePolicy::pyramidkv()},
+                                  {"streaming", DecodePolicy::streaming()},
+                                  {"expected", DecodePolicy::expected()},
+                                  {"kvzip", DecodePolicy::kvzip()},
+                                  {"reference", DecodePolicy::reference()}};
+  for (NamedDecode& named : all) {
     named.policy.budget = 16;
     named.policy.window = 4;
     if (named.policy.regrow > 0) named.policy.regrow = 4;
     if (named.policy.gap > 0) named.policy.gap = 3;
   }
-  Named automatic = all[0];
+  NamedDecode automatic = all[0];
   automatic.name = "automatic gap";
   automatic.policy.gap = kAutoGap;
   all.push_back(automatic);
@@ -38,11 +38,11 @@ std::vector<Named> all_policies() {
 // Every pair of policies is written in one batch, and every answer is the one it would be alone.
 TEST(MixedPoliciesTest, EveryPairAnswersAsEachAlone) {
   test::SmallEngine small;
-  const std::vector<Named> policies = all_policies();
+  const std::vector<NamedDecode> policies = all_decode_policies();
   std::vector<Request> requests[2];
   std::vector<Generation> alone[2];
   for (const int i : {0, 1})
-    for (const Named& named : policies) {
+    for (const NamedDecode& named : policies) {
       requests[i].push_back(test::SmallEngine::request(37 + 9 * i, i));
       requests[i].back().decode = named.policy;
       requests[i].back().max_tokens = 12;
