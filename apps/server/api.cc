@@ -449,9 +449,8 @@ std::optional<HttpReply> Api::chat(const std::shared_ptr<Exchange>& exchange, He
   const bool is_long =
       body->size() / std::max<size_t>(1, max_token_bytes_) > static_cast<size_t>(info_.max_context);
   body.reset();
-  if (is_long)
-    check_bytes(rendered(request.conversation).size(),
-                "messages");  // a template may leave much out
+  if (is_long)  // a template may leave much out
+    check_bytes(rendered(request.conversation).size(), "messages");
   std::vector<int32_t> prompt = encode(request.conversation);
   request.conversation = {};
   read_parts(prompt, engine_->tokenizer(), format_, request);
@@ -472,6 +471,8 @@ std::optional<HttpReply> Api::embeddings(const std::shared_ptr<Exchange>& exchan
   body.reset();
   tell_unknown(*exchange, unknown_fields);
   auto inputs = encode(std::exchange(request.inputs, {}), request.add_special_tokens, "input");
+  if (std::ranges::any_of(inputs, &std::vector<int32_t>::empty))
+    throw ApiError(400, "invalid_request_error", "A text of 'input' has no tokens.", "input");
   log_event("request", {{"id", exchange->request().id},
                         {"path", exchange->request().path},
                         {"prompt_tokens", inputs[0].size()},
