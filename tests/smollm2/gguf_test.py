@@ -86,18 +86,24 @@ def logits_of(reader, tokens):
     return norm(x, weights['output_norm.weight']) @ weights['token_embd.weight'].T
 
 
+def has_tile_unit():
+    return 'AMX' in subprocess.run([PROGRAM, '--version'], capture_output=True, text=True, check=True).stdout
+
+
 def test_probabilities_are_those_of_float32(reader, tokenizer, tmp_path):
     """Within 2e-3 where products are of floats. Otherwise those with quantized weights round activations to 16 bits, which moves
-    logits by 8e-4 of a deviation of 5.3, and a few by up to 0.008."""
+    logits by 8e-4 of a deviation of 5.3, and a few by up to 0.008; by the tile unit to the 8 bits of bf16: by up to 0.14."""
     tokens = tokenizer.encode(text()).ids[:2000]
     logits = logits_of(reader, tokens).astype(np.float64)
     top = logits.max(-1, keepdims=True)
     logprobs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
     want = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
+    rounded = .3 if has_tile_unit() else 5e-3
     # The third writes the last hundred one by one.
-    for tolerance, *args in [(2e-3, '--math', 'f32'), (5e-3,), (5e-3, '--prompt-tokens', '1900')]:
+    for tolerance, *args in [(2e-3, '--math', 'f32'), (rounded,), (rounded, '--prompt-tokens', '1900')]:
         got = score(tokens, tmp_path, *args)
-        assert np.abs(np.array(got['logprobs'][1:]) - want).max() < tolerance
+        difference = np.abs(np.array(got['logprobs'][1:]) - want)
+        assert difference.max() < tolerance and difference.mean() < tolerance / 10, (args, difference.max(), difference.mean())
         # The likeliest token, but where two are as good as equal.
         for i, token in enumerate(got['argmax'][1:]):
             assert logits[i].max() - logits[i, token] < tolerance
