@@ -193,7 +193,6 @@ def test_a_full_queue_says_when_to_come_back(start):
         running.recv(100)
         wait_for(lambda: server.metric('num_requests_running') == 1, 'does not run')
         waiting.sendall(request_bytes(chat('Hi', **STREAM)))
-        waiting.recv(100)
         wait_for(lambda: server.metric('num_requests_waiting') == 1, 'does not wait')
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(urllib.request.Request(server.url + '/v1/chat/completions', json.dumps(chat('Hi')).encode()))
