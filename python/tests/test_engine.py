@@ -92,14 +92,19 @@ def test_what_a_call_back_raises_ends_the_answer(engine):
 
 
 def test_ctrl_c_ends_a_prompt_within_a_chunk(engine):
-    read = []
+    read, before = [], []
+
+    def kill():  # when a busy machine has time for it
+        before.append(len(read))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     def interrupt(done, total):  # by another thread, while the engine has the lock released
         read.append((done, total))
-        threading.Thread(target=lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
+        if len(read) == 1:
+            threading.Thread(target=kill).start()
     with pytest.raises(KeyboardInterrupt):
-        engine.generate(tokens_of(3 * 2048), 'dense+full', max_tokens=4, on_prefill=interrupt)
-    assert len(read) <= 2 and read[-1][0] < read[-1][1]
+        engine.generate(tokens_of(16 * 2048), 'dense+full', max_tokens=4, on_prefill=interrupt)
+    assert len(read) <= before[0] + 1 and read[-1][0] < read[-1][1]
 
 
 def test_threads_take_turns(engine):
