@@ -15,7 +15,7 @@ function prefix(body) {
   if (body.prompt_cache_key) return String(body.prompt_cache_key);  // the client knows better what its requests share
   const texts = [body.system || body.instructions];
   const messages = body.messages || body.input;
-  if (Array.isArray(messages)) {
+  if (Array.isArray(messages) && messages.some(message => message.role)) {  // and no texts to be embedded
     const user = messages.findIndex(message => message.role === 'user');
     messages.slice(0, user + 1).forEach(message => texts.push(message.content));
   } else {

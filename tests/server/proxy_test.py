@@ -176,6 +176,7 @@ DIALECTS = {
     'document as system': ('/v1/messages', lambda texts: {'system': texts[0], 'messages': said(['Hello', *texts[1:]])}),
     'document as instructions': ('/v1/responses', lambda texts: {'instructions': texts[0], 'input': said(['Hello', *texts[1:]])}),
     'one input': ('/v1/responses', lambda texts: {'input': texts[0]}),
+    'embeddings': ('/v1/embeddings', lambda texts: {'input': [texts[0], 'Another text.']}),
     'completions': ('/v1/completions', lambda texts: {'prompt': text(PAGE, texts[0]) + ''.join(texts)}),
     'tokens': ('/v1/completions', lambda texts: {'prompt': [ord(c) for c in text(PAGE, texts[0]) + ''.join(texts)]}),
 }
