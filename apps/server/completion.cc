@@ -94,7 +94,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   std::optional<HttpReply> failure(const Choice& choice) const;
   void cancel();
   void send(std::string events) {
-    if (!events.empty()) exchange_->write(std::exchange(first_events_, {}) + events);
+    if (!events.empty()) exchange_->write(std::move(events));
   }
   Usage usage() const;
 
@@ -102,8 +102,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   const std::shared_ptr<Exchange> exchange_;
   const ApiRequest request_;
   std::unique_ptr<AnswerWriter> writer_;
-  std::string first_events_;  // of a stream, until there are others
-  int64_t n_prompt_ = 0;      // tokens, of the first
+  int64_t n_prompt_ = 0;  // tokens, of the first
   const Clock::time_point start_ = Clock::now();
   std::deque<Choice> choices_;
   size_t n_ended_ = 0;
@@ -117,9 +116,6 @@ class Completion : public std::enable_shared_from_this<Completion> {
 };
 
 void Completion::start(std::vector<std::vector<int32_t>> prompts) {
-  int64_t timeout_ms = request_.timeout_ms;
-  if (const int64_t most = context_.request_timeout.count(); most > 0)
-    timeout_ms = timeout_ms > 0 ? std::min(timeout_ms, most) : most;
   AnswerFormat format = context_.format;
   if (request_.options.grammar) format.think_begin.clear();  // all of it is of the form
   const bool has_parts = !request_.parts.tools.empty() || !format.think_begin.empty();
@@ -136,7 +132,7 @@ void Completion::start(std::vector<std::vector<int32_t>> prompts) {
       job.options = request_.options;
       if (request_.best_of > request_.n)
         job.options.top_logprobs = std::max<int64_t>(0, job.options.top_logprobs);
-      if (timeout_ms > 0) job.deadline = start_ + std::chrono::milliseconds(timeout_ms);
+      job.deadline = context_.deadline(start_, request_.timeout_ms);
       // Callbacks hold the completion, which lives until the last of them was called.
       const auto self = shared_from_this();
       if (request_.stream && request_.return_progress) {
@@ -169,10 +165,10 @@ void Completion::begin_stream() {
   HttpReply head;
   head.content_type = "text/event-stream";
   head.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+  head.body = writer_->begin(choices_.size(), n_prompt_);
   context_.metrics.http_reply(head.status);
-  exchange_->begin(head);
+  exchange_->begin(std::move(head));
   exchange_->keep_alive(writer_->ping(), context_.ping_interval);
-  first_events_ = writer_->begin(choices_.size(), n_prompt_);
 }
 
 void Completion::cancel() {
@@ -343,15 +339,8 @@ void Completion::fail(const std::exception& error) {
 
 // Why there is no whole answer, though the client waits for one.
 std::optional<HttpReply> Completion::failure(const Choice& choice) const {
-  const Outcome& outcome = *choice.outcome;
-  if (outcome.error && outcome.is_asked_for)
-    return error_reply(400, "invalid_request_error", *outcome.error, param_of(request_.form.kind));
-  if (outcome.error) return error_reply(503, "unavailable_error", *outcome.error);
-  if (outcome.generation.finish_reason == FinishReason::kCancelled &&
-      !exchange_->gone().stop_requested())
-    return error_reply(503, "unavailable_error",
-                       "The request was cancelled: it timed out or the server shut down.");
-  return {};
+  if (!choice.outcome->error && exchange_->gone().stop_requested()) return {};
+  return failure_of(*choice.outcome, param_of(request_.form.kind));
 }
 
 void Completion::finish() {
@@ -412,6 +401,14 @@ Usage Completion::usage() const {
 }
 
 }  // namespace
+
+std::chrono::steady_clock::time_point CompletionContext::deadline(
+    std::chrono::steady_clock::time_point start, int64_t timeout_ms) const {
+  const int64_t most = request_timeout.count();
+  if (most > 0) timeout_ms = timeout_ms > 0 ? std::min(timeout_ms, most) : most;
+  return timeout_ms > 0 ? start + std::chrono::milliseconds(timeout_ms)
+                        : std::chrono::steady_clock::time_point::max();
+}
 
 void start_completion(CompletionContext& context, std::shared_ptr<Exchange> exchange,
                       ApiRequest request, std::vector<std::vector<int32_t>> prompts) {

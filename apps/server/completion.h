@@ -23,6 +23,10 @@ struct CompletionContext {
   AnswerFormat format;  // that the model writes calls and thoughts in
   std::chrono::milliseconds ping_interval{15000};
   std::chrono::milliseconds request_timeout{0};  // from request to end; 0: none
+
+  // By when a request must have ended that asks for `timeout_ms` itself (0: it does not).
+  std::chrono::steady_clock::time_point deadline(std::chrono::steady_clock::time_point start,
+                                                 int64_t timeout_ms) const;
 };
 
 // Answers a request once its prompts are tokens: `prompts` has one for a chat. Returns at once;

@@ -67,10 +67,7 @@ class Embeddings : public std::enable_shared_from_this<Embeddings> {
     job.request.tokens = std::move(inputs_[i]);
     job.options.pooling = request_.pooling;
     job.cancel = cancel_.get_token();
-    auto timeout = context_.request_timeout;
-    if (const std::chrono::milliseconds own(request_.timeout_ms); own.count() > 0)
-      timeout = timeout.count() > 0 ? std::min(timeout, own) : own;
-    if (timeout.count() > 0) job.deadline = start_ + timeout;
+    job.deadline = context_.deadline(start_, request_.timeout_ms);
     job.on_end = [self = shared_from_this(), i](Outcome outcome) {
       self->on_end(i, std::move(outcome));
     };
@@ -92,13 +89,7 @@ class Embeddings : public std::enable_shared_from_this<Embeddings> {
     ++n_ended_;
     n_tokens_ += outcome.generation.prompt_tokens;
     vectors_[i] = unit(outcome.generation.hidden, request_.dimensions);
-    const bool was_cancelled = outcome.generation.finish_reason == FinishReason::kCancelled;
-    if (outcome.error) {
-      fail(error_reply(503, "unavailable_error", *outcome.error));
-    } else if (was_cancelled) {
-      fail(error_reply(503, "unavailable_error",
-                       "The request was cancelled: it timed out or the server shut down."));
-    }
+    if (auto failure = failure_of(outcome, "input")) fail(std::move(*failure));
     try {
       if (!failure_ && n_submitted_ < inputs_.size()) {
         context_.scheduler.submit(job(n_submitted_));

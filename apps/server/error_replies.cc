@@ -74,6 +74,16 @@ HttpReply to_reply(const Refusal& refusal, const std::string& param) {
   return error_reply(503, "unavailable_error", "The server is shutting down.");
 }
 
+std::optional<HttpReply> failure_of(const Outcome& outcome, const std::string& param) {
+  if (outcome.error && outcome.is_asked_for)
+    return error_reply(400, "invalid_request_error", *outcome.error, param);
+  if (outcome.error) return error_reply(503, "unavailable_error", *outcome.error);
+  if (outcome.generation.finish_reason == FinishReason::kCancelled)
+    return error_reply(503, "unavailable_error",
+                       "The request was cancelled: it timed out or the server shut down.");
+  return {};
+}
+
 HttpReply unavailable(const std::string& what, int retry_after_s) {
   HttpReply reply = error_reply(503, "unavailable_error", what);
   reply.headers.emplace_back("Retry-After", std::to_string(retry_after_s));

@@ -40,8 +40,8 @@ class Exchange {
 
   virtual void add_headers(Headers headers) = 0;  // to the answer, before there is one
   virtual void reply(HttpReply reply) = 0;        // all at once; or
-  // in pieces: status and headers first (no body). They go out with what comes next: until then
-  // whoever stands between may give the request to another server, should this one die.
+  // in pieces: status, headers and, as its body, the first piece. They go out with what comes next:
+  // until then whoever stands between may give the request to another server, should this one die.
   virtual void begin(HttpReply head) = 0;
   virtual void write(std::string piece) = 0;
   virtual void end() = 0;

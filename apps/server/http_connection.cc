@@ -81,10 +81,12 @@ class Connection::Reply final : public Exchange {
   void begin(HttpReply head) override {
     if (begun_.exchange(true)) return;
     add_own_headers(head);
-    connection_->post([head = std::move(head), end = end_of_body()](Connection& c) {
-      if (end == BodyEnd::kClose) c.keep_ = false;
-      c.hold(reply_head(head, end, c.keep_));
-    });
+    std::string piece = head.body.empty() ? "" : in_body(std::move(head.body));
+    connection_->post(
+        [head = std::move(head), piece = std::move(piece), end = end_of_body()](Connection& c) {
+          if (end == BodyEnd::kClose) c.keep_ = false;
+          c.hold(reply_head(head, end, c.keep_) + piece);
+        });
   }
   void write(std::string piece) override {
     if (!piece.empty()) send(in_body(std::move(piece)), false);
@@ -356,13 +358,13 @@ void Connection::on_read_deadline() {
   close();
 }
 
-void Connection::hold(std::string head) {
-  if (!ended_ && state_ == State::kAnswering) head_ = std::move(head);
+void Connection::hold(std::string begin) {
+  if (!ended_ && state_ == State::kAnswering) begin_ = std::move(begin);
 }
 
 void Connection::send(std::string bytes, bool last) {
   if (ended_ || state_ != State::kAnswering) return;
-  if (!head_.empty()) bytes = std::exchange(head_, {}) + bytes;
+  if (!begin_.empty()) bytes = std::exchange(begin_, {}) + bytes;
   if (!std::exchange(has_begun_, true) && is_probed_) bytes.erase(0, kReplyBegin.size());
   ended_ = last;
   send_raw(std::move(bytes));

@@ -105,7 +105,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void read_deadline(std::chrono::milliseconds timeout);
   void on_read_deadline();
 
-  void hold(std::string head);
+  void hold(std::string begin);
   void send(std::string bytes, bool last);
   void send_raw(std::string bytes);
   void write_next();
@@ -133,7 +133,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   std::shared_ptr<Reply> exchange_;
   std::optional<std::stop_source> gone_;
   bool keep_ = false;       // the connection, for another request
-  std::string head_;        // of an answer in pieces, until there is one
+  std::string begin_;       // of an answer in pieces, until there is more of it
   bool has_begun_ = false;  // to answer: the head is queued
   bool is_probed_ = false;  // kReplyBegin was sent before there was an answer
   bool ended_ = false;      // everything to be sent is queued

@@ -190,10 +190,9 @@ void Scheduler::follow(Engine& engine, const SchedulerOptions& given) {
     request.sampling = SamplingParams{};
     request.max_tokens = told.max_tokens;
     request.ignore_eos = true;
-    SequenceOptions sequence_options{.reuse = told.reuse};
+    SequenceOptions sequence_options{.reuse = told.reuse, .pooling = told.pooling};
     // Logits are made together; what is reported of them is rank 0's.
     if (told.score_prompt) sequence_options.on_logits = [](const Act&, int64_t) {};
-    sequence_options.pooling = told.pooling;
     Followed& f = followed[told.id];
     try {
       f.context.emplace(e, pool, &prefixes, room_for(request, e));

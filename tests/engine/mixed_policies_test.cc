@@ -1,50 +1,38 @@
 #include <gtest/gtest.h>
 
+#include "ei/policy/named.h"
 #include "tests/support/mixed_load.h"
 
 namespace ei {
 namespace {
 
-struct NamedDecode {
-  const char* name;
-  DecodePolicy policy;
-};
-
 // All ways of keeping a cache, with budgets that these prompts exceed.
-std::vector<NamedDecode> all_decode_policies() {
-  std::vector<NamedDecode> all = {{"latent", {}},
-                                  {"snapkv", DecodePolicy::snapkv()},
-                                  {"adakv", DecodePolicy::adakv()},
-                                  {"latent-adakv", DecodePolicy::latent_adakv()},
-                                  {"pyramidkv", DecodePolicy::pyramidkv()},
-                                  {"streaming", DecodePolicy::streaming()},
-                                  {"expected", DecodePolicy::expected()},
-                                  {"kvzip", DecodePolicy::kvzip()},
-                                  {"reference", DecodePolicy::reference()}};
-  for (NamedDecode& named : all) {
-    named.policy.budget = 16;
-    named.policy.window = 4;
-    if (named.policy.regrow > 0) named.policy.regrow = 4;
-    if (named.policy.gap > 0) named.policy.gap = 3;
+std::vector<Named<DecodePolicy>> all_decode_policies() {
+  const auto named = decode_policies();
+  std::vector<Named<DecodePolicy>> all(named.begin(), named.end());
+  all.push_back({"reference", DecodePolicy::reference()});
+  all.push_back({"automatic gap", {}});
+  all.back().policy.gap = kAutoGap;
+  for (auto& [name, policy] : all) {
+    if (policy.is_full()) continue;
+    policy.budget = 16;
+    policy.window = 4;
+    if (policy.regrow > 0) policy.regrow = 4;
+    if (policy.gap > 0) policy.gap = 3;
   }
-  NamedDecode automatic = all[0];
-  automatic.name = "automatic gap";
-  automatic.policy.gap = kAutoGap;
-  all.push_back(automatic);
-  all.push_back({"full", DecodePolicy::full()});
   return all;
 }
 
 // Every pair of policies is written in one batch, and every answer is the one it would be alone.
 TEST(MixedPoliciesTest, EveryPairAnswersAsEachAlone) {
   test::SmallEngine small;
-  const std::vector<NamedDecode> policies = all_decode_policies();
+  const std::vector<Named<DecodePolicy>> policies = all_decode_policies();
   std::vector<Request> requests[2];
   std::vector<Generation> alone[2];
   for (const int i : {0, 1})
-    for (const NamedDecode& named : policies) {
+    for (const auto& [name, policy] : policies) {
       requests[i].push_back(test::SmallEngine::request(37 + 9 * i, i));
-      requests[i].back().decode = named.policy;
+      requests[i].back().decode = policy;
       requests[i].back().max_tokens = 12;
       alone[i].push_back(Session(small.engine).generate(requests[i].back()));
     }
