@@ -30,7 +30,6 @@ class ModelOptions {
   ModelOptions(const ModelOptions&) = delete;
 
   const ModelArgument& model() const { return model_; }
-  const Device& device() const { return options_.device; }
   // Shows how far it is where that takes long, and hands what the checkpoint has wrong to `warn`.
   Engine load(const std::function<void(const std::string&)>& warn = print_warning) const;
 
@@ -47,13 +46,12 @@ struct Policies {
 // How the attention is spent: a preset and whatever is set beside it.
 class PolicyOptions {
  public:
-  // `device`, which says how prompts are read by default, is looked at once everything is parsed.
   // Without names there is no --prefill and --decode: the subcommand takes several of each.
-  PolicyOptions(CLI::App& command, const Device& device, bool names = true);
+  explicit PolicyOptions(CLI::App& command, bool names = true);
   PolicyOptions(const PolicyOptions&) = delete;
 
   // Throws CLI::ValidationError when the settings do not fit each other.
-  Policies policies() const { return policies(prefill(), decode_); }
+  Policies policies() const { return policies(prefill_, decode_); }
   // The same settings beside other names than those of --prefill and --decode; throws for a name
   // that is not known as well.
   Policies policies(const std::string& prefill, const std::string& decode) const;
@@ -86,11 +84,8 @@ class PolicyOptions {
     std::function<nlohmann::ordered_json(Policies&)> value;
   };
 
-  std::string prefill() const;
-
   CLI::App& command_;
-  const Device& device_;
-  std::string prefill_;  // empty: the default
+  std::string prefill_ = "entropy";
   std::string decode_ = "latent";
   std::string preset_ = "default";
   std::vector<std::function<void(Policies&)>> overrides_;  // of the preset, by explicit flags

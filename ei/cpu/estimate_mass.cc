@@ -45,17 +45,7 @@ constexpr float kLog2e = 1.44269504f;
 
 // Query i of a strip from its projection x [w].
 HWY_INLINE void quantize_query(const float* x, int64_t w, int64_t i, const StripQueries& to) {
-  float most = 0, part = 0;
-  for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
-  for (int64_t run = 0; run < runs_of(w); ++run)
-    for (int64_t half = 0; half < 2; ++half) {
-      float sum = 0;
-      for (int64_t g = run * kRun; g < std::min((run + 1) * kRun, w / 4); ++g)
-        sum += std::abs(x[4 * g + 2 * half]) + std::abs(x[4 * g + 2 * half + 1]);
-      part = std::max(part, sum);
-    }
-  // Rounding up adds half a step to each of the 12 numbers of a part.
-  const float scale = std::max(most / 127, part / static_cast<float>(kMostPart - kRun));
+  const float scale = sketch_step(x, w);
   const float inverse = scale > 0 ? 1 / scale : 0;
   to.scale[i] = scale;
   for (int64_t run = 0; run < runs_of(w); ++run)

@@ -24,10 +24,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 // of unsigned and signed bytes are added in pairs to 16 bits, these over the groups of a run, and
 // only then to 32. Keys are k + 64, from 1 to 127; what the 64 add is the same for all keys of a
 // query and where its sums start from. So these wrap around, and are right as long as the logits'
-// parts fit 16 bits: that limits the sum of a query's numbers, see quantize_query().
+// parts fit 16 bits, which sketch_step() sees to.
 constexpr int64_t kStripQueries = 32;  // worked on at a time
-constexpr int64_t kRun = 6;            // groups of four dimensions that are added in 16 bits
-constexpr int64_t kMostPart = 32767 / 63;
+constexpr int64_t kRun = kSketchRun;   // groups of four dimensions that are added in 16 bits
 
 // Where the queries of a strip stand: those of a group as many places apart as there are groups, so
 // that a group's maximum is one of vectors.

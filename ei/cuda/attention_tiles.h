@@ -15,23 +15,34 @@ inline constexpr int kTileKeys = 128;
 inline constexpr int kGroupKeys = 8;  // keys of one copy: 8 rows of 128 bytes are a swizzle atom
 
 // The query tiles of a chunk: every segment is cut into tiles from its start, so that a tile has
-// one selection. Positions are absolute.
+// one selection. Where segments are shorter than tiles, a tile has queries of several heads that
+// share a KV head and so the selection: head_rows of each, one after another. Positions are
+// absolute.
 struct ChunkTiles {
   int32_t begin = 0;
   int32_t end = 0;
   int32_t segment = 0;
   int32_t per_segment = 0;  // tiles
   int32_t n_segments = 0;
+  int32_t head_rows = 0;
+  int32_t heads = 0;       // of a tile, at most
+  int32_t head_tiles = 0;  // for the heads of a KV head
 
   EI_HOST_DEVICE int32_t n_tiles() const { return n_segments * per_segment; }
+  // Of the rows from `row` on the one that sees least, counted from its head's first.
+  EI_HOST_DEVICE int32_t least_row(int32_t row) const { return row < head_rows ? row : 0; }
 };
 
-inline ChunkTiles chunk_tiles(int64_t begin, int64_t n, int64_t segment) {
+// group: query heads of a KV head.
+inline ChunkTiles chunk_tiles(int64_t begin, int64_t n, int64_t segment, int64_t group) {
   ChunkTiles tiles;
   tiles.begin = static_cast<int32_t>(begin);
   tiles.end = static_cast<int32_t>(begin + n);
   tiles.segment = static_cast<int32_t>(segment);
   tiles.per_segment = static_cast<int32_t>((segment + kTileQueries - 1) / kTileQueries);
+  tiles.head_rows = static_cast<int32_t>(std::min<int64_t>(segment, kTileQueries));
+  tiles.heads = static_cast<int32_t>(std::min<int64_t>(group, kTileQueries / tiles.head_rows));
+  tiles.head_tiles = static_cast<int32_t>((group + tiles.heads - 1) / tiles.heads);
   tiles.n_segments =
       n == 0 ? 0 : static_cast<int32_t>((begin + n - 1) / segment - begin / segment + 1);
   return tiles;
@@ -40,7 +51,7 @@ inline ChunkTiles chunk_tiles(int64_t begin, int64_t n, int64_t segment) {
 struct QueryTile {
   int32_t segment = 0;        // within the chunk
   int32_t segment_start = 0;  // position
-  int32_t first = 0;          // position of row 0; may lie before the chunk
+  int32_t first = 0;          // position of a head's first row; may lie before the chunk
   int32_t begin = 0;          // positions [begin, end) are the chunk's; none: an empty tile
   int32_t end = 0;
 };
@@ -58,7 +69,7 @@ EI_HOST_DEVICE inline QueryTile query_tile(const ChunkTiles& tiles, int32_t i) {
 }
 
 // The keys a query tile attends to, as one list: the selected ones, then a run from own_start on
-// that ends with the tile's last query. Row r of the tile sees the first limit() + r of them: all
+// that ends with the tile's last query. Row r of a head sees the first limit() + r of them: all
 // selected ones, and causally those of the run. Dense attention is a run from 0 and no selected
 // ones.
 struct KeyList {

@@ -10,6 +10,7 @@
 #include "ei/base/math.h"
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
+#include "ei/cuda/shares.h"
 #include "ei/cuda/stream.h"
 #include "ei/ops/backend.h"
 
@@ -55,6 +56,8 @@ class CudaBackend final : public Backend {
   // Zeroed once; a kernel that counts with them leaves them zero.
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
+  void estimate_by_sketch(const EstimateMass& op, Segments segments);
+  void estimate_by_logits(const EstimateMass& op, Segments segments);
   void multiply(const Act& x, const MatMul::Part& part);
   // Room for x in e4m3, its scales behind it.
   Act rounded_room(const Act& x);

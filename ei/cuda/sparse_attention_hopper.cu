@@ -10,12 +10,12 @@
 
 // Prefill attention for bf16 pages and heads of 64 or 128. A thread block is resident on every
 // multiprocessor and takes (query tile, head) pairs from a counter, last tiles first: they see the
-// most keys. One warpgroup feeds two others through rings of shared memory: a warp copies Q and K
-// tiles, a second V tiles. A key tile is one box when its rows are a run within a page and 16 boxes
-// of 8 rows when gathered; both land in the same layout. Each consumer warpgroup owns 64 queries
-// and keeps scores, probabilities and sums in registers; it issues the scores of tile t together
-// with the values of tile t - 1, and the two take turns so that one's products hide the other's
-// softmax.
+// most keys. Heads that share a KV head share a tile where segments are short. One warpgroup feeds
+// two others through rings of shared memory: a warp copies Q and K tiles, a second V tiles. A key
+// tile is one box when its rows are a run within a page and 16 boxes of 8 rows when gathered; both
+// land in the same layout. Each consumer warpgroup owns 64 queries and keeps scores, probabilities
+// and sums in registers; it issues the scores of tile t together with the values of tile t - 1, and
+// the two take turns so that one's products hide the other's softmax.
 namespace ei::cuda {
 namespace {
 
@@ -30,7 +30,7 @@ static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 16
 constexpr int kTurn = 1, kOwn = 3, kAllConsumers = 5;
 
 struct Params {
-  CUtensorMap q;       // boxes of 128 rows of a head
+  CUtensorMap q;       // boxes of a tile's rows of a head, 64 columns
   CUtensorMap groups;  // boxes of 8 cache rows
   CUtensorMap runs;    // boxes of 128 cache rows
   ChunkTiles tiles;
@@ -50,7 +50,8 @@ struct Params {
 
 // What the producer tells the other warps about an item.
 struct Item {
-  int32_t head = -1;  // -1: no more
+  int32_t head = -1;  // the first; -1: no more
+  int32_t n_heads = 0;
   QueryTile tile;
   KeyList keys;
 };
@@ -122,7 +123,8 @@ __device__ void load_keys(const Params& p, const Item& item, int t, bool is_valu
 template <int kD>
 __device__ void produce(const Params& p, Shared<kD>& shared) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int n_items = p.tiles.n_tiles() * p.n_heads;
+  const int n_kv_heads = p.n_heads / p.heads_per_kv;
+  const int of_tile = n_kv_heads * p.tiles.head_tiles, n_items = p.tiles.n_tiles() * of_tile;
   Cursor q, kv;
   if (warp > 1) return;
 
@@ -134,11 +136,13 @@ __device__ void produce(const Params& p, Shared<kD>& shared) {
         if (lane == 0) next = static_cast<int>(atomicAdd(p.counter, 1));
         next = __shfl_sync(0xffffffffu, next, 0);
         if (next >= n_items) break;
-        item.tile = query_tile(p.tiles, p.tiles.n_tiles() - 1 - next / p.n_heads);
+        item.tile = query_tile(p.tiles, p.tiles.n_tiles() - 1 - next / of_tile);
         if (item.tile.begin >= item.tile.end) continue;
-        item.head = next % p.n_heads;
-        const int64_t slot =
-            static_cast<int64_t>(item.head / p.heads_per_kv) * p.count.dims[1] + item.tile.segment;
+        const int kv_head = next % of_tile / p.tiles.head_tiles;
+        const int before = next % p.tiles.head_tiles * p.tiles.heads;  // of its heads
+        item.head = kv_head * p.heads_per_kv + before;
+        item.n_heads = min(p.tiles.heads, p.heads_per_kv - before);
+        const int64_t slot = int64_t{kv_head} * p.count.dims[1] + item.tile.segment;
         item.keys = key_list(item.tile, __ldg(p.count.data + slot), p.block);
         break;
       }
@@ -148,9 +152,14 @@ __device__ void produce(const Params& p, Shared<kD>& shared) {
         if (item.head < 0) {
           mbarrier_arrive(&shared.q_full[q.stage]);
         } else {
-          mbarrier_arrive_expect(&shared.q_full[q.stage], Shared<kD>::kTileBytes);
-          tma_load_3d(shared.q[q.stage], &p.q, &shared.q_full[q.stage], 0,
-                      item.tile.first - p.tiles.begin, item.head * (kD / 64));
+          const int bytes = p.tiles.head_rows * 128;  // of a box
+          mbarrier_arrive_expect(&shared.q_full[q.stage],
+                                 static_cast<uint32_t>(item.n_heads * (kD / 64) * bytes));
+          for (int i = 0; i < item.n_heads * (kD / 64); ++i)
+            tma_load_3d(
+                shared.q[q.stage] + i % (kD / 64) * kTileQueries * 128 + i / (kD / 64) * bytes,
+                &p.q, &shared.q_full[q.stage], 0, item.tile.first - p.tiles.begin,
+                item.head * (kD / 64) + i);
         }
       }
       __syncwarp();
@@ -236,15 +245,15 @@ __device__ inline void softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
   }
 }
 
-// Hides what a row may not see: list entries from `limit` on, for this thread's first row.
-__device__ inline void mask(float (&s)[64], int first_key, int limit) {
+// Hides what this thread's two rows may not see: list entries from `limit` on.
+__device__ inline void mask(float (&s)[64], int first_key, const int (&limit)[2]) {
   const int column = first_key + static_cast<int>(threadIdx.x % 4) * 2;
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if (column + 8 * j + e >= limit) s[4 * j + e] = -INFINITY;
-      if (column + 8 * j + e >= limit + 8) s[4 * j + 2 + e] = -INFINITY;
+      if (column + 8 * j + e >= limit[0]) s[4 * j + e] = -INFINITY;
+      if (column + 8 * j + e >= limit[1]) s[4 * j + 2 + e] = -INFINITY;
     }
   }
 }
@@ -290,11 +299,12 @@ __device__ void store(const Params& p, const Item& item, unsigned char* q, float
 #pragma unroll
   for (int i = lane; i < 16 * kChunks; i += 32) {
     const int row = first_row + i / kChunks, j = i % kChunks;
-    const int position = item.tile.first + row;
-    if (position < item.tile.begin || position >= item.tile.end) continue;
+    const int head = row / p.tiles.head_rows;
+    const int position = item.tile.first + row % p.tiles.head_rows;
+    if (head >= item.n_heads || position < item.tile.begin || position >= item.tile.end) continue;
     const unsigned char* at = q + (j / 8 * kTileQueries + row) * 128 + (j % 8 ^ row % 8) * 16;
     const int64_t to =
-        (static_cast<int64_t>(position - p.tiles.begin) * p.n_heads + item.head) * kD;
+        (static_cast<int64_t>(position - p.tiles.begin) * p.n_heads + item.head + head) * kD;
     *reinterpret_cast<uint4*>(p.out + to + 8 * j) = *reinterpret_cast<const uint4*>(at);
   }
 }
@@ -304,6 +314,8 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
   const int group = static_cast<int>(threadIdx.x / 128) - 1;  // warpgroup
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int first_row = 64 * group + static_cast<int>(threadIdx.x % 128 / 32) * 16;  // of the warp
+  const int seen[2] = {(first_row + lane / 4) % p.tiles.head_rows,
+                       (first_row + lane / 4 + 8) % p.tiles.head_rows};  // rows of heads
   Cursor q, k, v;
   float s[64], o[kD / 2], top[2], sum[2], rescale[2];
   uint32_t probs[32];
@@ -318,9 +330,9 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     const Item item = shared.item[q.stage];
     if (item.head < 0) return;
     const int n_tiles = item.keys.n_tiles();
-    const int limit = item.keys.limit() + first_row + lane / 4;
+    const int limit[2] = {item.keys.limit() + seen[0], item.keys.limit() + seen[1]};
     // Tiles before this are seen whole by every row of the warpgroup.
-    const int n_whole = (item.keys.limit() + 64 * group) / kTileKeys;
+    const int n_whole = (item.keys.limit() + p.tiles.least_row(64 * group)) / kTileKeys;
     const uint32_t q_tile = shared_address(shared.q[q.stage]) + static_cast<uint32_t>(group) * 8192;
 
     mbarrier_wait(&shared.k_full[k.stage], k.phase);
@@ -415,13 +427,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const __grid_constant__ Pa
 void CudaBackend::attend_hopper(const SparseAttention& op) {
   const int64_t d = op.kv.layout.head_dim, n_heads = op.q.cols / d;
   Params p;
-  p.q = query_map(op.q, d);
   p.groups = row_group_map(memory_, d, 1);
   p.runs = row_group_map(memory_, d, kTileKeys / kGroupKeys);
   p.map_base = memory_.lowest();
-  p.tiles = chunk_tiles(op.begin, op.q.rows, op.segment);
+  const int64_t group = n_heads / op.kv.n_kv_heads();
+  p.tiles = chunk_tiles(op.begin, op.q.rows, op.segment, group);
+  p.q = query_map(op.q, p.tiles.head_rows);
   p.n_heads = static_cast<int32_t>(n_heads);
-  p.heads_per_kv = static_cast<int32_t>(n_heads / op.kv.n_kv_heads());
+  p.heads_per_kv = static_cast<int32_t>(group);
   p.count = op.selection.count;
   p.index = op.selection.index;
   p.pages = op.kv.pages;
@@ -431,8 +444,8 @@ void CudaBackend::attend_hopper(const SparseAttention& op) {
   p.scale_log2 = op.scale * static_cast<float>(M_LOG2E);
   p.out = static_cast<__nv_bfloat16*>(op.out.data);
   p.counter = counters();
-  const unsigned grid =
-      static_cast<unsigned>(std::min<int64_t>(n_sms_, int64_t{p.tiles.n_tiles()} * n_heads));
+  const unsigned grid = static_cast<unsigned>(
+      std::min<int64_t>(n_sms_, int64_t{p.tiles.n_tiles()} * n_heads / group * p.tiles.head_tiles));
   if (d == 128) {
     launch("SparseAttention", attend<128>, grid, kThreads, sizeof(Shared<128>) + 1024, stream_, p);
   } else {

@@ -37,10 +37,10 @@ CUtensorMap encode(void* base, const std::array<cuuint64_t, kRank>& dims,
 
 }  // namespace
 
-CUtensorMap query_map(const Act& q, int64_t d) {
+CUtensorMap query_map(const Act& q, int64_t n_rows) {
   const auto n = static_cast<cuuint64_t>(q.rows), cols = static_cast<cuuint64_t>(q.cols);
   return encode<3>(q.data, {64, n, cols / 64}, {cols * 2, 128},
-                   {64, 128, static_cast<cuuint32_t>(d / 64)});
+                   {64, static_cast<cuuint32_t>(n_rows), 1});
 }
 
 CUtensorMap row_group_map(const Memory& memory, int64_t d, int n_groups) {

@@ -11,9 +11,9 @@ namespace ei::cuda {
 
 // Descriptors for the bulk tensor copy engine, all with the 128-byte swizzle.
 
-// Rows of queries [n, n_heads * d]: a box is 128 rows of one head, in shared memory
-// [d / 64, 128, 64]. Coordinates {0, row, head * d / 64}.
-CUtensorMap query_map(const Act& q, int64_t d);
+// Rows of queries [n, n_heads * d]: a box is n_rows rows by 64 columns of one head. Coordinates
+// {0, row, column / 64}.
+CUtensorMap query_map(const Act& q, int64_t n_rows);
 
 // All of the backend's memory as groups of 8 rows of d numbers, whatever page they are in: a box is
 // n_groups groups, in shared memory [n_groups, d / 64, 8, 64]. Coordinates {0, 0, 0, group},

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
+#include "ei/base/host_device.h"
 #include "ei/ops/kv.h"
 #include "ei/ops/tensor.h"
 #include "ei/policy/prefill_policy.h"
@@ -17,6 +21,24 @@ struct SketchBasis {
 
 // Queries that follow each other and share an exponential in a sketch.
 inline constexpr int64_t kSketchGroup = 8;
+// What a step of a query's whole numbers stands for, of its projection x [w]. They are at most 127,
+// and add up to so little that a kernel may add products with keys in 16 bits: a run of 6 groups of
+// four dimensions, two of each four apart from the other two. Rounding up adds half a step to each
+// of the 12 numbers of such a part.
+inline constexpr int64_t kSketchRun = 6;
+EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
+  constexpr float kMostPart = 32767 / 63 - kSketchRun;
+  float step = 0;
+  for (int64_t k = 0; k < w; ++k) step = std::max(step, std::abs(x[k]) / 127);
+  for (int64_t run = 0; run < w; run += 4 * kSketchRun)
+    for (int64_t half = 0; half < 4; half += 2) {
+      float sum = 0;
+      for (int64_t k = run + half; k < std::min(run + 4 * kSketchRun, w); k += 4)
+        sum += std::abs(x[k]) + std::abs(x[k + 1]);
+      step = std::max(step, sum / kMostPart);
+    }
+  return step;
+}
 
 // What share of the attention of each query segment of a chunk goes to each key block before it,
 // and to the segment itself, as estimated for much less than attention costs (METHOD.md 4 and 6):

@@ -9,8 +9,7 @@ namespace {
 // The flags of the command line, which name all settings.
 struct Grammar {
   CLI::App app;
-  Device device = Device::kCpu;
-  cli::PolicyOptions options{app, device};
+  cli::PolicyOptions options{app};
 };
 const Grammar& grammar() {
   static const Grammar grammar;

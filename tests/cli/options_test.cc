@@ -20,8 +20,7 @@ struct Parsed {
   }
   CLI::App program{"", "entropyinfer"};
   CLI::App* run = program.add_subcommand("run");
-  Device device = Device::kCpu;
-  PolicyOptions policy{*run, device};
+  PolicyOptions policy{*run};
   Policies get() const { return policy.policies(); }
 };
 
@@ -38,7 +37,7 @@ class WithVariable {
 
 TEST(PolicyOptionsTest, DefaultsAreTheLibrarys) {
   const Parsed parsed("");
-  EXPECT_EQ(parsed.get().prefill, default_prefill(Device::kCpu));
+  EXPECT_EQ(parsed.get().prefill, PrefillPolicy::sketch());
   EXPECT_EQ(parsed.get().decode.budget, DecodePolicy{}.budget);
   EXPECT_EQ(parsed.get().decode.kernel, DecodePolicy{}.kernel);
 }

@@ -22,7 +22,7 @@ TEST(AttentionTiles, QueryTilesCoverTheChunkOnce) {
                          {65, 300, 100},
                          {0, 1000, 128},
                          {8192, 8192, 512}}) {
-    const ChunkTiles tiles = chunk_tiles(c.begin, c.n, c.segment);
+    const ChunkTiles tiles = chunk_tiles(c.begin, c.n, c.segment, 1);
     std::vector<int> seen(static_cast<size_t>(c.n), 0);
     for (int i = 0; i < tiles.n_tiles(); ++i) {
       const QueryTile tile = query_tile(tiles, i);
@@ -40,11 +40,36 @@ TEST(AttentionTiles, QueryTilesCoverTheChunkOnce) {
   }
 }
 
-TEST(AttentionTiles, NoQueriesNoTiles) { EXPECT_EQ(chunk_tiles(512, 0, 512).n_tiles(), 0); }
+TEST(AttentionTiles, NoQueriesNoTiles) { EXPECT_EQ(chunk_tiles(512, 0, 512, 4).n_tiles(), 0); }
+
+// Rows of a tile are as many heads as fit, and all heads have a tile.
+TEST(AttentionTiles, HeadsShareTiles) {
+  struct Case {
+    int64_t segment, group;
+    int head_rows, heads, head_tiles, least_of_the_upper_half;
+  };
+  for (const Case& c : {Case{32, 4, 32, 4, 1, 0},
+                        {32, 3, 32, 3, 1, 0},
+                        {32, 7, 32, 4, 2, 0},
+                        {32, 1, 32, 1, 1, 0},
+                        {64, 4, 64, 2, 2, 0},
+                        {48, 4, 48, 2, 2, 0},
+                        {96, 4, 96, 1, 4, 64},
+                        {128, 4, 128, 1, 4, 64},
+                        {512, 5, 128, 1, 5, 64}}) {
+    const ChunkTiles tiles = chunk_tiles(1024, 512, c.segment, c.group);
+    EXPECT_EQ(tiles.head_rows, c.head_rows) << c.segment << " " << c.group;
+    EXPECT_EQ(tiles.heads, c.heads) << c.segment << " " << c.group;
+    EXPECT_EQ(tiles.head_tiles, c.head_tiles) << c.segment << " " << c.group;
+    EXPECT_LE(tiles.heads * tiles.head_rows, kTileQueries);
+    EXPECT_EQ(tiles.least_row(0), 0);
+    EXPECT_EQ(tiles.least_row(64), c.least_of_the_upper_half);
+  }
+}
 
 // What row r of a tile may see, entry by entry of the list.
 TEST(AttentionTiles, KeyListIsTheSelectionThenTheOwnSegment) {
-  const ChunkTiles tiles = chunk_tiles(1024, 700, 512);
+  const ChunkTiles tiles = chunk_tiles(1024, 700, 512, 4);
   for (int i = 0; i < tiles.n_tiles(); ++i) {
     const QueryTile tile = query_tile(tiles, i);
     if (tile.begin >= tile.end) continue;

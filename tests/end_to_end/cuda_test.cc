@@ -7,6 +7,7 @@
 
 #include "ei/cuda/backend.h"
 #include "ei/engine/engine_impl.h"
+#include "ei/policy/named.h"
 #include "tests/end_to_end/documents.h"
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
@@ -27,17 +28,29 @@ Generation answer(Engine& engine, const eval::Document& document, const Request&
   return ask(session, document, document.needles[2], request);
 }
 
+// Those of all ends to end, and every estimate.
+std::map<std::string, Request> all_policies() {
+  std::map<std::string, Request> all = policies();
+  for (const char* name : {"entropy", "xattention", "flashprefill"}) {
+    Request request;
+    request.prefill = *find_prefill(name);
+    request.decode = DecodePolicy::full();
+    all.emplace("prefill " + std::string(name), request);
+  }
+  return all;
+}
+
 void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights = {}) {
   Engine cpu(kNeedle, {.device = Device::kCpu, .weights = weights}),
       gpu(kNeedle, {.device = Device::kCuda, .weights = weights});
   const eval::Document document = make_document(cpu, n_tokens, 5);
-  for (const auto& [name, request] : policies()) {
+  for (const auto& [name, request] : all_policies()) {
     SCOPED_TRACE(name);
     const Generation want = answer(cpu, document, request), got = answer(gpu, document, request);
     EXPECT_EQ(got.text, want.text);
     EXPECT_EQ(got.prompt_tokens, want.prompt_tokens);
     EXPECT_EQ(got.kv.compressed, want.kv.compressed);
-    // Budgets follow entropies of queries in bf16.
+    // Budgets follow entropies of queries in bf16, and so do shares.
     EXPECT_NEAR(got.sparsity.density, want.sparsity.density, 0.02 * want.sparsity.density);
   }
 }

@@ -10,9 +10,7 @@
 namespace ei::test {
 namespace {
 
-// Of the CPU alone: a GPU has no kernel for it.
-using SelectMassTest = BackendTest;
-INSTANTIATE_TEST_SUITE_P(On, SelectMassTest, testing::Values(backend_names()[0]), backend_name);
+EI_BACKEND_TEST(SelectMassTest);
 
 struct SelectCase {
   int64_t heads, first, n, segment, block, sink, local;

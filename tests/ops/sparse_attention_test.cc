@@ -120,6 +120,13 @@ TEST_P(SparseAttentionTest, MatchesReference) {
                         {127, 256, 128, 16, 512, 1, 4, 128},
                         {129, 384, 128, 32, 128, 1, 2, 17},
                         {300, 500, 100, 4, 20, 1, 3, 34},
+                        // Heads that share tiles: all of them, some, with room left.
+                        {96, 160, 32, 16, 512, 2, 4, 128},
+                        {90, 64, 32, 16, 64, 1, 3, 64},
+                        {70, 32, 32, 8, 32, 2, 7, 64},
+                        {100, 48, 48, 16, 96, 1, 5, 128},
+                        {40, 8, 8, 8, 16, 1, 25, 64},
+                        {200, 1024, 64, 16, 64, 1, 1, 64},
                         // Blocks that fit no tile; strips of rows and tiles of keys that are just
                         // full or just not; more rows than are taken at once.
                         {100, 576, 96, 24, 240, 2, 3, 40},

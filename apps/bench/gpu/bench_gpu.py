@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
-    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [decode] [matmul] [layers] [restore]
+    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [entropy] [decode] [matmul] [layers] [restore]
                  [compress] [batch] [model]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
@@ -23,7 +23,7 @@ WEIGHTS, KV_BYTES = 15.0e9, 131072
 
 
 class PrefillResult(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_double) for name in ("append", "select", "attend", "kept")]
+    _fields_ = [(name, ctypes.c_double) for name in ("append", "select", "attend", "estimate", "kept")]
 
 
 class StepTimes(ctypes.Structure):
@@ -121,9 +121,46 @@ def sdpa(q, k, v, backend, causal=True):
     return run
 
 
+def prefill(lib, tensors, out, policy, alpha=0.0, base=2048.0):
+    """A layer's attention over a prompt, chunk by chunk; the run whose attention takes the median."""
+    n, runs = tensors[0].shape[0], []
+    for _ in range(4 if n >= 65536 else 8):
+        result = PrefillResult()
+        lib.call("ei_prefill", long(n), long(8192), long(HEADS), long(KV_HEADS), long(DIM), policy.encode(),
+                 ctypes.c_float(base), ctypes.c_float(alpha), *map(pointer, tensors), pointer(out),
+                 ctypes.byref(result))
+        runs.append(result)
+    if not torch.isfinite(out.float()).all():
+        sys.exit(f"{n} tokens, {policy}: not finite")
+    return sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
+
+
+def bench_entropy(lib, lengths=(8192, 32768, 65536, 131072)):
+    print("\npolicy entropy, one layer, 32/8 heads d 128, keys of decaying spectrum: ms; attention's rate over the "
+          "pairs attended, and of dense attention's\n"
+          f"{'tokens':>8} {'estimate':>9} {'select':>7} {'attention':>20} {'append':>7} {'total':>8} {'pairs':>6}   "
+          f"{'dense':>14} {'error':>7}")
+    for n in lengths:
+        q, k, v = prompt_tensors(n)
+        # Most of what tells keys apart lies in few directions.
+        decay = torch.exp(-torch.arange(DIM, device="cuda") / 16.0) * 4
+        q, k = ((x * decay**0.5 * 1.5).to(torch.bfloat16).contiguous() for x in (q, k))
+        want, out = torch.full_like(q, float("nan")), torch.full_like(q, float("nan"))
+        torch.cuda.synchronize()
+        dense = prefill(lib, (q, k, v), want, "dense")
+        r = prefill(lib, (q, k, v), out, "entropy")
+        work = 4.0 * HEADS * DIM * n * (n + 1) / 2 / 1e9
+        rate, dense_rate = work * r.kept / r.attend, work / dense.attend
+        print(f"{n:>8} {r.estimate:9.2f} {r.select - r.estimate:7.2f} {r.attend:8.2f} ({rate:4.0f}, {rate / dense_rate:3.0%}) "
+              f"{r.append:7.2f} {r.append + r.select + r.attend:8.2f} {r.kept:6.1%}   {dense.attend:7.2f} ({dense_rate:4.0f}) "
+              f"{relative_error(out, want):7.1e}", flush=True)
+        del q, k, v, out, want
+        torch.cuda.empty_cache()
+
+
 def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
     print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms (TFLOP/s of the pairs attended)\n"
-          "budgets of 2048: by entropy, grown by these keys; all at the base (alpha 0)")
+          "the policy paper, budgets of 2048: by entropy, grown by these keys; all at the base (alpha 0)")
     print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'error':>8}   "
           f"{'budgets':<8} {'attention':>16} {'select':>7} {'append':>7} {'total':>7} {'pairs':>6}")
     for n in lengths:
@@ -141,24 +178,12 @@ def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
             except RuntimeError as error:
                 row += f" {str(error)[:15]:>16}"
 
-        def prefill(base, alpha):
-            runs = []
-            for _ in range(4 if n >= 65536 else 8):
-                result = PrefillResult()
-                lib.call("ei_prefill", long(n), long(8192), long(HEADS), long(KV_HEADS), long(DIM),
-                         ctypes.c_float(base), ctypes.c_float(alpha), pointer(q), pointer(k), pointer(v),
-                         pointer(out), ctypes.byref(result))
-                runs.append(result)
-            if not torch.isfinite(out.float()).all():
-                sys.exit(f"{n} tokens, base {base}: not finite")
-            return sorted(runs[1:], key=lambda r: r.attend)[len(runs[1:]) // 2]
-
-        dense = prefill(0.0, 0.0)
+        dense = prefill(lib, (q, k, v), out, "dense")
         rate = work / dense.attend / 1e9
         error = relative_error(out, want) if want is not None else math.nan
         row += f" {dense.attend:8.2f} ({rate:5.0f}, {rate * 1e12 / flops:3.0%}) {error:8.1e}  "
-        for name, alpha in (("entropy", 0.5), ("base", 0.0)):
-            r = prefill(2048.0, alpha)
+        for name, alpha in (("paper", 0.5), ("base", 0.0)):
+            r = prefill(lib, (q, k, v), out, "paper", alpha)
             print(f"{row} {name:<8} {r.attend:8.2f} ({work * r.kept / r.attend / 1e9:5.0f}) {r.select:7.3f} "
                   f"{r.append:7.3f} {r.append + r.select + r.attend:7.2f} {r.kept:6.1%}", flush=True)
             row = " " * len(row)
@@ -281,22 +306,25 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
     print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token; medians of three, in turn")
     lib.call("ei_load", shape.encode())
 
-    def generate(n, base, budget, steps):
+    def generate(n, policy, budget, steps):
         result = ModelResult()
-        lib.call("ei_generate", long(n), long(8192), ctypes.c_float(base), long(budget),
-                 ctypes.c_int(steps), ctypes.byref(result))
+        lib.call("ei_generate", long(n), long(8192), policy.encode(), long(budget), ctypes.c_int(steps),
+                 ctypes.byref(result))
         return result
 
-    generate(8192, 2048.0, 0, 3)  # warms up
-    empty = generate(512, 0.0, 0, 40)
+    generate(8192, "entropy", 0, 3)  # warms up
+    empty = generate(512, "dense", 0, 40)
     print(f"     512: first token {empty.first_token:8.1f}, step {empty.step:6.2f} (host {empty.host:.2f}; "
           f"without a graph {empty.plain:.2f})",
           flush=True)
     for n in lengths:
-        runs = [(generate(n, 2048.0, 1024, 20), generate(n, 0.0, 0, 20)) for _ in range(3)]
-        sparse, dense = (median_of(results) for results in zip(*runs))
-        print(f"{n:>8}: dense {dense.first_token:8.1f}, entropy {sparse.first_token:8.1f} "
-              f"({dense.first_token / sparse.first_token:.2f}x, {sparse.attended:.1%} of pairs); step, full "
+        runs = [(generate(n, "entropy", 1024, 20), generate(n, "paper", 1024, 20)) for _ in range(3)]
+        sparse, paper = (median_of(results) for results in zip(*runs))
+        # Ten seconds of 131,072 tokens are no median.
+        dense = median_of([generate(n, "dense", 0, 20) for _ in range(3 if n < 131072 else 1)])
+        by = [f"{name} {r.first_token:8.1f} ({dense.first_token / r.first_token:.2f}x, {r.attended:.1%} of pairs)"
+              for name, r in (("entropy", sparse), ("paper", paper))]
+        print(f"{n:>8}: dense {dense.first_token:8.1f}, {', '.join(by)}; step, full "
               f"cache {dense.step:6.2f} ({(WEIGHTS + n * KV_BYTES) / memory * 1e3 / dense.step:.0%} of the bound, host "
               f"{dense.host:.2f}, no graph {dense.plain:.2f}), 1024 kept {sparse.step:6.2f} "
               f"({sparse.step / empty.step - 1:+.0%} over empty); compressing {sparse.compress:.1f}",
@@ -305,11 +333,13 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
 
 def main():
     lib = Library(sys.argv[1])
-    wanted = sys.argv[2:] or ["attention", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
+    wanted = sys.argv[2:] or ["attention", "entropy", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     flops, memory = ceilings()
     if "attention" in wanted:
         bench_attention(lib, flops)
+    if "entropy" in wanted:
+        bench_entropy(lib)
     if "decode" in wanted:
         bench_decode(lib, memory)
     if "matmul" in wanted:

@@ -6,17 +6,20 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "ei/base/error.h"
+#include "ei/base/half.h"
 #include "ei/cache/kv_cache.h"
 #include "ei/cache/prefix_cache.h"
 #include "ei/decode/compress.h"
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
 #include "ei/engine/named_shapes.h"
+#include "ei/policy/named.h"
 #include "ei/prefill/prefill.h"
 
 struct StepTimes {
@@ -60,6 +63,30 @@ StepTimes time_steps(Bench& bench, ei::Activations& act, std::vector<ei::Running
   return {median(steps), median(host), median(plain)};
 }
 
+// By name; base and alpha of a policy that has budgets.
+ei::PrefillPolicy policy_of(const char* name, float base, float alpha) {
+  ei::PrefillPolicy policy = *ei::find_prefill(name);
+  if (policy.estimate == ei::Estimate::kBounds && !policy.is_dense()) {
+    policy.budget.base = base;
+    policy.budget.alpha = alpha;
+  }
+  return policy;
+}
+
+// Of so many of the keys k [n, n_kv_heads * d] as a model's sketch is made of.
+ei::Sketch sketch_of(Bench& bench, const Act& k, const ei::Sketch::Shape& shape) {
+  const int64_t n = std::min<int64_t>(1024, k.rows), d = shape.head_dim;
+  std::vector<uint16_t> row(static_cast<size_t>(k.cols));
+  std::vector<float> keys(static_cast<size_t>(n * k.cols));
+  for (int64_t i = 0; i < n; ++i) {
+    bench.backend.copy_out(row.data(), k.slice(i * k.rows / n, 1).data, k.cols * 2);
+    for (int64_t c = 0; c < k.cols; ++c)
+      keys[static_cast<size_t>((c / d * n + i) * d + c % d)] =
+          ei::from_bf16(row[static_cast<size_t>(c)]);
+  }
+  return {bench.backend, shape, ei::measure_sketch(shape, keys)};
+}
+
 }  // namespace
 
 int ei::bench::guarded(const std::function<void()>& work) {
@@ -86,28 +113,24 @@ void ei_close(void* handle) { delete static_cast<Bench*>(handle); }
 
 struct PrefillResult {
   double append_ms, select_ms, attend_ms;  // of all chunks
+  double estimate_ms;                      // of select_ms, the estimate by sketches
   double kept_share;                       // attended pairs over dense ones
 };
 
 // Attention of one layer over a prompt of n tokens, chunk by chunk as the engine reads it: q_ptr
-// and out_ptr [n, n_heads * d], k_ptr and v_ptr [n, n_kv_heads * d]. base 0: dense; alpha 0: every
-// budget is the base.
+// and out_ptr [n, n_heads * d], k_ptr and v_ptr [n, n_kv_heads * d]. alpha 0: every budget is the
+// base.
 int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int64_t n_kv_heads,
-               int64_t d, float base, float alpha, const void* q_ptr, const void* k_ptr,
-               const void* v_ptr, void* out_ptr, PrefillResult* result) {
+               int64_t d, const char* policy_name, float base, float alpha, const void* q_ptr,
+               const void* k_ptr, const void* v_ptr, void* out_ptr, PrefillResult* result) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
-    ei::PrefillPolicy policy;
+    ei::PrefillPolicy policy = policy_of(policy_name, base, alpha);
     policy.dense_layers = 0;
-    if (base == 0) {
-      policy = ei::PrefillPolicy::dense();
-    } else {
-      policy.budget.base = base;
-      policy.budget.alpha = alpha;
-    }
+    const bool is_sketch = policy.estimate == ei::Estimate::kSketch;
     const ei::KvShape shape = {.n_layers = 1,
                                .n_kv_heads = n_kv_heads,
-                               .layout = {.head_dim = d, .block = policy.block},
+                               .layout = {.head_dim = d, .block = is_sketch ? 0 : policy.block},
                                .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
@@ -117,13 +140,21 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
                           .n_kv_heads = n_kv_heads,
                           .head_dim = d,
                           .max_tokens = n,
-                          .page = policy.segment,
+                          .page = shape.layout.rows,
                           .chunk = chunk_rows});
     plan.begin(n, 0);
+    std::optional<ei::Sketch> sketch;
     const Act q = act_of(q_ptr, n, n_heads * d), k = act_of(k_ptr, n, n_kv_heads * d);
     const Act v = act_of(v_ptr, n, n_kv_heads * d), out = act_of(out_ptr, n, n_heads * d);
     Stopwatch append(bench.backend.stream()), select(bench.backend.stream()),
-        attend(bench.backend.stream());
+        attend(bench.backend.stream()), estimate(bench.backend.stream());
+    if (is_sketch) plan.use(&sketch.emplace(sketch_of(bench, k, {1, n_kv_heads, d})));
+    const int64_t n_segments = (n + policy.segment - 1) / policy.segment;
+    const int64_t chunk_segments = std::min(n, chunk_rows) / policy.segment;
+    const ei::DeviceArray<float, 3> mass(
+        bench.backend, {n_kv_heads, is_sketch ? chunk_segments : 0, n / policy.block}),
+        entropy(bench.backend, {n_segments, 1, n_kv_heads});
+    const ei::DeviceArray<float, 2> own(bench.backend, {n_kv_heads, chunk_segments});
     *result = {};
     for (int64_t at = 0; at < n;) {
       const ei::Chunk chunk = plan.next(at, chunk_rows);
@@ -131,6 +162,22 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
       append.start();
       cache.append(0, k.slice(at, chunk.size), v.slice(at, chunk.size));
       append.stop();
+      estimate.start();
+      if (is_sketch)
+        bench.backend.run(ei::EstimateMass{.estimate = policy.estimate,
+                                           .q = q.slice(at, chunk.size),
+                                           .begin = at,
+                                           .segment = policy.segment,
+                                           .block = policy.block,
+                                           .scale = 1 / std::sqrt(static_cast<float>(d)),
+                                           .basis = sketch->layer(0),
+                                           .dense_before = policy.threshold_len / policy.segment,
+                                           .dense_from = (n - policy.dense_tail) / policy.segment,
+                                           .kv = cache.layer(0),
+                                           .mass = mass.view(),
+                                           .own = own.view(),
+                                           .entropy = entropy.view()});
+      estimate.stop();
       select.start();
       const ei::Selection seen = plan.select(0, chunk, q.slice(at, chunk.size), cache.layer(0));
       select.stop();
@@ -147,6 +194,7 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
       result->append_ms += append.ms();
       result->select_ms += select.ms();
       result->attend_ms += attend.ms();
+      result->estimate_ms += estimate.ms();
       cache.advance(chunk.size);
       at += chunk.size;
     }
@@ -236,6 +284,7 @@ int ei_load(void* handle, const char* shape) {
     auto& bench = *static_cast<Bench*>(handle);
     bench.model = std::make_unique<ei::Model>(
         ei::Model::random(bench.backend, ei::named_shape(shape), /*seed=*/1));
+    bench.sketch.reset();
     bench.wait();
   });
 }
@@ -247,18 +296,15 @@ struct ModelResult {
   double attended_share;
 };
 
-// Reads a random prompt and decodes n_steps tokens. base 0: dense prefill; budget 0: full cache.
-int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t budget,
-                int n_steps, ModelResult* result) {
+// Reads a random prompt and decodes n_steps tokens. budget 0: full cache. The sketch of a policy
+// that needs one is made before the clock is started.
+int ei_generate(void* handle, int64_t n, int64_t chunk_rows, const char* policy_name,
+                int64_t budget, int n_steps, ModelResult* result) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     const ei::ModelConfig& config = bench.model->config();
-    ei::PrefillPolicy policy;
-    if (base == 0) {
-      policy = ei::PrefillPolicy::dense();
-    } else {
-      policy.budget.base = base;
-    }
+    const ei::PrefillPolicy policy = policy_of(policy_name, 2048, 0.5f);
+    const bool has_bounds = policy.estimate == ei::Estimate::kBounds && !policy.is_dense();
     ei::DecodePolicy decode = ei::DecodePolicy::full();
     if (budget > 0) {
       decode = {};
@@ -269,7 +315,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     const ei::KvShape shape = {
         .n_layers = config.n_layers,
         .n_kv_heads = config.n_kv_heads,
-        .layout = {.head_dim = config.head_dim, .block = policy.is_dense() ? 0 : policy.block},
+        .layout = {.head_dim = config.head_dim, .block = has_bounds ? policy.block : 0},
         .max_tokens = most};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
@@ -279,7 +325,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
                           .n_kv_heads = config.n_kv_heads,
                           .head_dim = config.head_dim,
                           .max_tokens = most,
-                          .page = policy.segment,
+                          .page = shape.layout.rows,
                           .chunk = chunk_rows});
     ei::Activations act(bench.backend, config, plan.chunk_rows(n), 1);
     ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(decode),
@@ -294,6 +340,13 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, float base, int64_t
     ei::Sampler sampler(bench.backend, config.vocab_size, 1);
     ei::SamplerState greedy(bench.backend, {}, {}, 2 * n_steps + 1, {});
     const ei::Sampler::Row row = {.state = &greedy};
+    plan.begin(n, 0);
+    if (plan.wants_sketch() && !bench.sketch)
+      bench.sketch.emplace(bench.backend, ei::sketch_shape(config),
+                           ei::measure_sketch(ei::sketch_shape(config),
+                                              ei::read_keys(bench.backend, *bench.model,
+                                                            std::span(tokens).first(1024))));
+    if (bench.sketch) plan.use(&*bench.sketch);
     bench.wait();
 
     const auto start = Clock::now();

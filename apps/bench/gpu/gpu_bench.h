@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "ei/cuda/cuda_backend.h"
 #include "ei/model/model.h"
+#include "ei/prefill/sketch.h"
 
 // What the sources of this library share.
 namespace ei::bench {
@@ -23,6 +25,7 @@ struct Bench {
 
   cuda::CudaBackend backend;
   std::unique_ptr<Model> model;
+  std::optional<Sketch> sketch;  // the model's
 
   void wait() { EI_CUDA(cudaStreamSynchronize(backend.stream())); }
 };

@@ -72,6 +72,7 @@ struct Numbers {
       return {to_float(__ldg(from))};
     }
   }
+  __device__ static Numbers load_fixed(const float* from) { return load(from); }
   template <class T>
   __device__ void store(T* to) const {
     if constexpr (kWidth == 8 && sizeof(T) == 4) {
@@ -97,6 +98,11 @@ struct Numbers {
 __device__ inline uint32_t ordered(float x) {
   const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);  // -0 is 0
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// The float of a key.
+__device__ inline float from_ordered(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 
 }  // namespace ei::cuda
