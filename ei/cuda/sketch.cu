@@ -65,6 +65,11 @@ struct Params {
   __host__ __device__ int segment_groups() const { return heads * groups; }
   __host__ __device__ int64_t query_rows() const { return n_segments * segment_groups() * 8; }
   // Position of query row i of the group among those of its segment, and of head and KV head.
+  // Which of a thread's words are those of 16 directions from 16 u on, of its keys t: where a
+  // product takes 32 directions, two that are next to each other.
+  __host__ __device__ static int word(int steps, int u, int t) {
+    return u + 1 == steps && u % 2 == 0 ? 8 * u + t : u / 2 * 16 + 2 * t + u % 2;
+  }
   __device__ int in_segment(int group, int i) const {
     return min(group % groups * 8 + i, static_cast<int>(segment) - 1);
   }
@@ -200,7 +205,7 @@ __global__ void __launch_bounds__(kThreads)
           if (k + e < p.w) bytes |= byte_of(from[k + e], inverse, 63) << 8 * e;
         // Word `word` of thread `holder`, in fours.
         const int holder = (2 * column + slot % 2) * 4 + k % 16 / 4;
-        const int word = slot % kSlots / 2 * p.steps + k / 16;
+        const int word = Params::word(p.steps, k / 16, slot % kSlots / 2);
         to[((slot / kSlots * 2 + half) * 2 * p.steps + word / 4) * 128 + holder * 4 + word % 4] =
             bytes;
       }
@@ -239,10 +244,10 @@ __device__ void highest_products(const uint4* keys, const WarpRows<kSteps>& rows
       int sum[4] = {};
 #pragma unroll
       for (int u = 0; u + 1 < kSteps; u += 2)
-        multiply_bytes_32(sum, rows.a[m][u], rows.a[m][u + 1], b[t * kSteps + u],
-                          b[t * kSteps + u + 1]);
+        multiply_bytes_32(sum, rows.a[m][u], rows.a[m][u + 1], b[Params::word(kSteps, u, t)],
+                          b[Params::word(kSteps, u + 1, t)]);
       if constexpr (kSteps % 2 == 1)
-        multiply_bytes_16(sum, rows.a[m][kSteps - 1], b[t * kSteps + kSteps - 1]);
+        multiply_bytes_16(sum, rows.a[m][kSteps - 1], b[Params::word(kSteps, kSteps - 1, t)]);
       if constexpr (kCausal) {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
