@@ -276,6 +276,7 @@ __global__ void __launch_bounds__(32 * kWarps, kSteps <= 4 ? 2 : 1)
   const int64_t block_end = (start_of(group_at(kWarpGroups - 1)) + p.segment) / p.block;
   const int end =
       static_cast<int>(min((int64_t{blockIdx.y} + 1) * kSplit, (block_end + kOctet - 1) / kOctet));
+  if (static_cast<int>(blockIdx.y) * kSplit >= end) return;
   const int whole = static_cast<int>(start_of(first) / p.block / kOctet);  // seen by every row
 
   WarpRows<kSteps> rows;

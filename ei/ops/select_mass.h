@@ -20,9 +20,9 @@ namespace ei {
 // brackets, in units of how far values lie apart. A sum of p^2 is the exponential of a negative
 // collision entropy; with 16 equal blocks kept and many left both rules say the same.
 //
-// Segments before dense_before or from dense_from on get kAllBlocks. h is a float, squares are
-// added in double, in the order in which blocks are taken: always kept ones ascending, then by
-// likelihood.
+// Segments before dense_before or from dense_from on get kAllBlocks. Numerics: h and the sums of
+// squares are right to 1e-6 of themselves; where that decides, a block more or less is kept.
+// Nothing depends on threads or on other segments.
 struct SelectMass {
   View<const float, 3> mass;  // [n_kv_heads, n_segments, >= past blocks]
   View<const float, 2> own;   // [n_kv_heads, n_segments]
