@@ -5,6 +5,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <span>
 
 #include "ei/base/error.h"
 #include "ei/cpu/backend.h"
@@ -351,6 +352,64 @@ TEST(EstimateMassTiles, ChangeNoBit) {
       }
     }
   cpu::use_target("");
+}
+
+using EstimateMassOnGpu = BackendTest;
+EI_GPU_TEST(EstimateMassOnGpu);
+
+// Both round the same projections, but for the few that lie between two steps, and so keep the same
+// blocks, but for those that are just enough.
+TEST_P(EstimateMassOnGpu, KeepsTheBlocksOfTheCpu) {
+  const MassCase c = {512, 2048, 32, 16, 2, 4, 128, 48, 8};
+  const Inputs in = normal_inputs(c, DType::kBF16, 1.5);
+  const int64_t n_segments = c.n / c.segment, past = (c.begin + c.n) / c.block;
+  const auto cpu = make_cpu_backend(1);
+  for (const Estimate estimate :
+       {Estimate::kSketch, Estimate::kAntidiagonals, Estimate::kMeanKeys}) {
+    std::vector<float> shares[2];
+    std::vector<int32_t> counts[2], blocks[2];
+    for (const int i : {0, 1}) {
+      Backend& on = i == 0 ? *cpu : backend();
+      const Device device(on, in, c, DType::kBF16);
+      const DeviceArray<float, 3> mass(on, {c.kv_heads, n_segments, past});
+      const DeviceArray<float, 2> own(on, {c.kv_heads, n_segments});
+      const DeviceArray<float, 3> entropy(on, {c.begin / c.segment + n_segments, 2, c.kv_heads});
+      on.run(device.op(estimate, 0, n_segments, mass.view(), own.view(), entropy.view()));
+      const DeviceArray<int32_t, 2> count(on, {c.kv_heads, n_segments});
+      const DeviceArray<int32_t, 3> index(on, {c.kv_heads, n_segments, past});
+      on.run(SelectMass{.mass = mass.view(),
+                        .own = own.view(),
+                        .first_segment = c.begin / c.segment,
+                        .segment = c.segment,
+                        .block = c.block,
+                        .total = 0.86f,
+                        .by_entropy = estimate == Estimate::kSketch,
+                        .sink = 16,
+                        .local = 128,
+                        .out = {count.view(), index.view()}});
+      shares[i] = mass.to_host(on);
+      counts[i] = count.to_host(on);
+      blocks[i] = index.to_host(on);
+    }
+    size_t n_kept = 0, n_other = 0;
+    for (size_t row = 0; row < counts[0].size(); ++row) {
+      const size_t n = size_t(c.begin / c.block) + row % size_t(n_segments) * 2;
+      double distance = 0;
+      for (size_t b = row * size_t(past); b < row * size_t(past) + n; ++b)
+        distance += std::abs(double(shares[0][b]) - double(shares[1][b]));
+      EXPECT_LE(distance, estimate == Estimate::kSketch ? 2e-3 : 1e-5) << row;
+      const auto kept = [&](int i) {
+        const auto begin = blocks[i].begin() + std::ptrdiff_t(row) * past;
+        return std::span(begin, begin + counts[i][row]);
+      };
+      std::vector<int32_t> other;
+      std::ranges::set_symmetric_difference(kept(0), kept(1), std::back_inserter(other));
+      n_kept += kept(0).size();
+      n_other += other.size();
+    }
+    EXPECT_GT(n_kept, counts[0].size() * 10);
+    EXPECT_LE(double(n_other), 0.005 * double(n_kept)) << "estimate " << int(estimate);
+  }
 }
 
 TEST_P(EstimateMassTest, DenseSegmentsAreNotLookedAt) {
