@@ -50,6 +50,17 @@ TEST_F(MpiTest, AnswersWhatOneProcessDoes) {
   }
 }
 
+// Nothing is shared but the model's files and a network.
+TEST_F(MpiTest, TwoHostsAnswerAsOneProcess) {
+  const std::string arguments = question("--math f32 -n 24 --budget 256");
+  const Finished got = run_program(arguments, "",
+                                   "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " +
+                                       std::string(EI_SOURCE_DIR "/tests/cli/two_hosts"));
+  if (got.exit_code == 77) GTEST_SKIP() << "network namespaces need root and ip (iproute2)";
+  EXPECT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_EQ(got.out, run_program(arguments).out);
+}
+
 TEST_F(MpiTest, TheFirstRankReadsTheInputAndSpeaks) {
   const std::string arguments =
       fmt::format("run {} --threads 1 --raw --json -n 8 --temp 0", test::kNeedle);
