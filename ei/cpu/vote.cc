@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ei/cpu/amx.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
@@ -14,24 +15,84 @@
 #define HWY_TARGET_INCLUDE "ei/cpu/vote.cc"
 #include <hwy/foreach_target.h>
 
+#include "ei/cpu/amx-inl.h"
 #include "ei/cpu/tile-inl.h"
+
+#ifndef EI_CPU_VOTE_ONCE_
+#define EI_CPU_VOTE_ONCE_
+namespace ei::cpu {
+
+// A few queries of a head, times the scale in units of log 2.
+struct VoteQueries {
+  int64_t first, n;       // of the window
+  const float* numbers;   // [n, d]
+  const uint16_t* parts;  // for the tile unit: [2, VoteTile::kQueries, d], bf16 and what is missing
+};
+
+}  // namespace ei::cpu
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
-// Queries [first, first + n) of one head against the tile of keys from `key` on. q: these queries,
-// [n, d], times the scale in units of log 2. panels: room for the keys.
-void multiply_tile(const Vote& op, int64_t kv_head, int64_t first, int64_t n, int64_t key,
-                   const float* HWY_RESTRICT q, float* HWY_RESTRICT panels, VoteTile& out) {
+void split_queries(const float* HWY_RESTRICT numbers, int64_t n, uint16_t* HWY_RESTRICT parts) {
+  for (int64_t i = 0; i < n; ++i) {
+    parts[i] = to_bf16(numbers[i]);
+    parts[n + i] = to_bf16(numbers[i] - from_bf16(parts[i]));
+  }
+}
+
+// Scores of all queries and n keys in bf16, whose d numbers fill registers; some columns more are
+// written. Keys are the second factor, queries the first in their two parts.
+template <class Unit>
+void multiply_tile_by_unit(const uint16_t* queries, int64_t d, int64_t n, const char* const* keys,
+                           uint32_t* HWY_RESTRICT pairs, VoteTile& out) {
+  static_assert(VoteTile::kQueries == 2 * kAmxRows);
+  const int64_t depth = d / kAmxDepth, bytes = d * int64_t{sizeof(uint16_t)};
+  Unit::begin();
+  for (int64_t j = 0; j < n; j += kAmxRows) {
+    const uint16_t* rows[kAmxRows];
+    for (int64_t i = 0; i < kAmxRows; ++i)
+      rows[i] = reinterpret_cast<const uint16_t*>(keys[std::min(j + i, n - 1)]);
+    Unit::template zero<0>();
+    Unit::template zero<1>();
+    for (int64_t t = 0; t < depth; ++t) {
+      uint32_t* const tile = pairs + t * kAmxTile / 2;
+      pack_pairs(rows, t * kAmxDepth, tile);
+      Unit::template load<6>(tile, kAmxRowBytes);
+      for (int64_t part = 0; part < 2; ++part) {
+        const uint16_t* at = queries + part * VoteTile::kQueries * d + t * kAmxDepth;
+        Unit::template load<4>(at, bytes);
+        Unit::template multiply<0, 4, 6>();
+        Unit::template load<5>(at + kAmxRows * d, bytes);
+        Unit::template multiply<1, 5, 6>();
+      }
+    }
+    Unit::template store<0>(out.p[0] + j, sizeof out.p[0]);
+    Unit::template store<1>(out.p[kAmxRows] + j, sizeof out.p[0]);
+  }
+  Unit::end();
+}
+
+// The queries against the tile of keys from `key` on. panels: room for the keys.
+void multiply_tile(Tiles tiles, const Vote& op, int64_t kv_head, const VoteQueries& q, int64_t key,
+                   float* HWY_RESTRICT panels, VoteTile& out) {
   const F32 df;
+  const int64_t first = q.first, n = q.n;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   const KvLayer& kv = op.kv;
   const int64_t d = kv.layout.head_dim, n_rows = kv.n_rows[kv_head];
   const int64_t n_tile = std::min(kTileKeys, n_rows - key), columns = full_panels(n_tile);
   const char* keys[kTileKeys];
   for (int64_t u = 0; u < n_tile; ++u) keys[u] = key_at(kv, kv_head, key + u);
-  pack_columns(n_tile, d, kv.layout.dtype, keys, panels);
-  product<false>(n, columns, d, q, d, panels, d, out.p[0], kTileKeys);
+  if (q.parts != nullptr) {
+    auto* const pairs = reinterpret_cast<uint32_t*>(panels);
+    tiles == Tiles::kAmx ? multiply_tile_by_unit<Amx>(q.parts, d, n_tile, keys, pairs, out)
+                         : multiply_tile_by_unit<EmulatedAmx>(q.parts, d, n_tile, keys, pairs, out);
+  } else {
+    pack_columns(n_tile, d, kv.layout.dtype, keys, panels);
+    product<false>(n, columns, d, q.numbers, d, panels, d, out.p[0], kTileKeys);
+  }
   for (int64_t i = 0; i < n; ++i) {
     float* s = out.p[i];
     // Query i of the window sees the rows up to its own.
@@ -133,6 +194,7 @@ HWY_AFTER_NAMESPACE();
 namespace ei::cpu {
 namespace {
 
+HWY_EXPORT(split_queries);
 HWY_EXPORT(multiply_tile);
 HWY_EXPORT(merge_tiles);
 HWY_EXPORT(add_tile);
@@ -164,10 +226,14 @@ void CpuBackend::run(const Vote& op) {
   constexpr auto kTileFloats = static_cast<int64_t>(sizeof(VoteTile) / sizeof(float));
   auto* tiles = scratch_.get<VoteTile>(
       most_tiles +
-      (longest + kTileKeys + kQueries * (d + 2) + n_threads_ * kTileKeys * d) / kTileFloats + 1);
+      (longest + kTileKeys + kQueries * (2 * d + 2) + n_threads_ * kTileKeys * d) / kTileFloats +
+      1);
   float* votes = tiles[most_tiles].p[0];
   float *q = votes + longest + kTileKeys, *top = q + kQueries * d, *inverse = top + kQueries;
-  float* panels = inverse + kQueries;
+  float *parts = inverse + kQueries, *panels = parts + kQueries * d;
+  auto* split = reinterpret_cast<uint16_t*>(parts);
+  const bool by_unit =
+      tiles_ != Tiles::kNone && kv.layout.dtype == DType::kBF16 && d % kAmxDepth == 0;
   const View<float, 2> window = rows_of(op.window);
   const float scale = op.scale * 1.44269504f;  // scores in units of log 2
 
@@ -181,9 +247,12 @@ void CpuBackend::run(const Vote& op) {
         const float* from = window[(op.first + first + i) % op.window.rows].data + h * d;
         std::transform(from, from + d, q + i * d, [&](float x) { return scale * x; });
       }
+      std::fill(q + n * d, q + kQueries * d, 0.0f);
+      if (by_unit) HWY_DYNAMIC_DISPATCH(split_queries)(q, kQueries * d, split);
+      const VoteQueries queries = {first, n, q, by_unit ? split : nullptr};
       parallel_for(n_threads_, n_tiles, [&](int64_t t, int thread) {
         HWY_DYNAMIC_DISPATCH(multiply_tile)
-        (op, h / group, first, n, t * kTileKeys, q, panels + thread * kTileKeys * d, tiles[t]);
+        (tiles_, op, h / group, queries, t * kTileKeys, panels + thread * kTileKeys * d, tiles[t]);
       });
       HWY_DYNAMIC_DISPATCH(merge_tiles)(tiles, n_tiles, n, top, inverse);
       parallel_for(n_threads_, (n_votes + kTileKeys - 1) / kTileKeys, [&](int64_t t) {

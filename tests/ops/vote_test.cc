@@ -61,7 +61,8 @@ class VoteTest : public BackendTest {
     }
   }
 };
-INSTANTIATE_TEST_SUITE_P(On, VoteTest, testing::ValuesIn(backend_names()), backend_name);
+INSTANTIATE_TEST_SUITE_P(On, VoteTest, testing::ValuesIn(backend_names(/*tiles=*/true)),
+                         backend_name);
 
 TEST_P(VoteTest, MatchesReference) {
   for (const Case& c : {Case{{2}, 1, 16, 1, 1, 0},
