@@ -8,15 +8,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const ei::GgufPart part = ei::parse_gguf(std::as_bytes(std::span(data, size)), "fuzz.gguf");
     // What was accepted must be readable.
-    int64_t sum = 0;
+    uint64_t sum = 0;
     for (const auto& [name, tensor] : part.tensors) {
       if (tensor.size() < 0 || (tensor.size() > 0) != !tensor.data.empty()) __builtin_trap();
-      for (const std::byte b : tensor.data) sum += static_cast<int>(b);
+      for (const std::byte b : tensor.data) sum += static_cast<uint8_t>(b);
     }
     for (const char* key : {"a", "general.architecture", "tokenizer.ggml.tokens"}) {
       const auto read = [&](auto what) {
         try {
-          sum += static_cast<int64_t>(what());
+          sum += static_cast<uint64_t>(what());
         } catch (const ei::Error&) {
         }
       };
