@@ -2,11 +2,13 @@
 # Builds the engine with its CUDA backend, the tests that need a GPU and the bench library, checks
 # and times: all in one go, for a machine with a Hopper GPU and CUDA 13 that has few other libraries.
 #
-#   tools/gpu_check.sh OUT DEPS [test] [sanitize] [bench PARTS...]
+#   tools/gpu_check.sh OUT DEPS [test] [gpu2] [sanitize] [bench PARTS...]
 #
 # OUT gets objects, programs and logs; objects newer than their sources are kept. DEPS/include holds
 # the headers of fmt, GoogleTest, nlohmann-json, Highway, PCRE2, utf8proc and Eigen, DEPS/lib the
-# libraries of those that have one. A short summary comes last.
+# libraries of those that have one. NCCL is taken where NVIDIA's or PyTorch's packages have put it;
+# without it there are no ranks on GPUs, and gpu2, which tests two of them, is skipped. A short
+# summary comes last.
 set -u
 out=$1 deps=$2
 shift 2
@@ -14,6 +16,14 @@ cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$out/o"
 cuda=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
 includes="-I. -isystem $deps/include -isystem $cuda/include"
+nccl=$(for d in /usr $(python3 -c 'import nvidia.nccl; print(*nvidia.nccl.__path__)' 2>/dev/null); do
+         [ -e "$d/include/nccl.h" ] && echo "$d"; done | head -1)
+without='no_cuda|model/(config|rope)_test|cuda/nccl.cc' nccl_links=
+if [ -n "$nccl" ]; then
+  without='no_cuda|model/(config|rope)_test|no_nccl'
+  nccl_links="-L$nccl/lib -Wl,-rpath,$nccl/lib -l:libnccl.so.2"
+  [ "$nccl" != /usr ] && includes+=" -isystem $nccl/include"
+fi
 # CPU kernels for this machine alone: those of every instruction set take longer than all the rest.
 flags="-std=c++20 -O2 -DNDEBUG -DFMT_HEADER_ONLY -march=native -DHWY_COMPILE_ONLY_STATIC -fPIC"
 
@@ -31,13 +41,13 @@ export -f compile
 
 sources=$(ls -S tests/{ops,cuda,cache,decode,engine,golden,model,prefill,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
             apps/bench/gpu/*.cc apps/eval/document.cc |
-          grep -vE 'no_cuda|model/(config|rope)_test')
+          grep -vE "$without")
 start=$SECONDS
 for source in $sources; do echo "$source"; done |
   xargs -P "$(nproc)" -I{} bash -c 'compile "$@"' _ {} "$out" "$includes" "$flags" >"$out/build.log" 2>&1
 grep -A3 -E "FAILED|error:" "$out/build.log" | head -40
 links="-L$deps/lib -L$cuda/lib64 -L$cuda/lib -L$cuda/targets/x86_64-linux/lib
-       -Wl,-rpath,$deps/lib:$cuda/lib64:$cuda/lib -lcublasLt -lcudart_static -ldl -lrt -lpthread -fopenmp"
+       -Wl,-rpath,$deps/lib:$cuda/lib64:$cuda/lib -lcublasLt -lcudart_static $nccl_links -ldl -lrt -lpthread -fopenmp"
 bench=$(ls "$out"/o/ei_{base,policy,ops,io,model,cache,prefill,decode,cuda}_*.o 2>/dev/null)
 g++ "$out"/o/{tests,ei,apps_eval}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
   $links -o "$out/gpu_test" >>"$out/build.log" 2>&1 &&
@@ -65,6 +75,14 @@ tests() {
   summary "$out"/test*.log
 }
 
+# What two GPUs do together, and the ops on the second alone.
+two_gpus() {
+  if [ -z "$nccl" ]; then echo "skipped: no NCCL was found"; return; fi
+  timeout 300 "$out/gpu_test" --gtest_filter="*/two_cuda" >"$out/two.log" 2>&1
+  timeout 300 "$out/gpu_test" --gtest_brief=1 --gtest_filter="*/second_cuda" >"$out/second.log" 2>&1
+  summary "$out/two.log" "$out/second.log"
+}
+
 sanitized() {
   local tool
   for tool in memcheck racecheck; do
@@ -82,6 +100,7 @@ while [ $# -gt 0 ]; do
   start=$SECONDS
   case $1 in
     test) tests ;;
+    gpu2) two_gpus ;;
     sanitize) sanitized ;;
     bench)
       shift

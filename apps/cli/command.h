@@ -20,6 +20,9 @@ struct Command {
 // together.
 int run_parsed(const std::vector<Command>& commands);
 
+// Of a model that several GPUs share.
+inline constexpr const char* kTensorParallel = "--tp";
+
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitError = 1;
 inline constexpr int kExitUsage = 2;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -12,9 +13,11 @@
 #include <random>
 #include <type_traits>
 
+#include "apps/cli/command.h"
 #include "apps/cli/limits.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/ranks.h"
+#include "apps/cli/terminal.h"
 #include "ei/policy/named.h"
 
 namespace ei::cli {
@@ -128,20 +131,32 @@ void print_warning(const std::string& warning) {
   fmt::print(stderr, "entropyinfer: warning: {}\n", warning);
 }
 
+void end_program(const std::string& why) {
+  restore_terminal();
+  fmt::print(stderr, "entropyinfer: {}\n", why);
+  _exit(kExitError);
+}
+
 ModelOptions::ModelOptions(CLI::App& command) : model_(command) {
   model_.option()->required();
   add_hardware(command, options_, kModelGroup);
+  command.add_option(kTensorParallel, options_.tp, "GPUs of this machine that share the model")
+      ->transform(count(1, 1024))
+      ->option_text("N [1]")
+      ->group(kModelGroup);
   command.add_option("--chunk", options_.chunk, "Prompt tokens read at a time")
       ->transform(count(1, int64_t{1} << 30))
       ->option_text("N [2048; CUDA: 8192]")
       ->group(kModelGroup);
 }
 
-Engine ModelOptions::load(const std::function<void(const std::string&)>& warn) const {
+Engine ModelOptions::load(const std::function<void(const std::string&)>& warn,
+                          const std::function<void(const std::string&)>& on_end) const {
   const std::filesystem::path& path = model_.path();
   ProgressBar bar("loading", "MiB");
   EngineOptions options = options_;
   options.ranks = ranks();
+  options.on_end = on_end;
   const auto start = std::chrono::steady_clock::now();
   options.on_load = [&](int64_t done, int64_t total) {
     if (std::chrono::steady_clock::now() - start > std::chrono::seconds(1))

@@ -22,6 +22,8 @@ namespace ei::cli {
 void add_hardware(CLI::App& command, EngineOptions& options, const std::string& group);
 
 void print_warning(const std::string& warning);
+// At once and with exit code 1, as whoever hangs would be waited for.
+[[noreturn]] void end_program(const std::string& why);
 
 // Which checkpoint, and how it runs here.
 class ModelOptions {
@@ -31,7 +33,9 @@ class ModelOptions {
 
   const ModelArgument& model() const { return model_; }
   // Shows how far it is where that takes long, and hands what the checkpoint has wrong to `warn`.
-  Engine load(const std::function<void(const std::string&)>& warn = print_warning) const;
+  // Once the ranks of --tp have ended, `on_end` is told why, by any thread.
+  Engine load(const std::function<void(const std::string&)>& warn = print_warning,
+              const std::function<void(const std::string&)>& on_end = end_program) const;
 
  private:
   ModelArgument model_;

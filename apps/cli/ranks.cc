@@ -27,6 +27,10 @@ int run_parsed(const std::vector<Command>& commands) {
     throw CLI::ValidationError(fmt::format(
         "{} is done by one process, not by {} ranks; start it without mpirun, or with -n 1",
         command->app->get_name(), ranks()->size()));
+  const CLI::Option* tp = command->app->get_option_no_throw(kTensorParallel);
+  if (tp != nullptr && tp->count() > 0 && tp->as<int>() > 1 && !command->on_ranks)
+    throw CLI::ValidationError(fmt::format("{} is done by one rank; leave out {}",
+                                           command->app->get_name(), kTensorParallel));
   return command->run();
 }
 

@@ -199,9 +199,16 @@ class Serve {
     std::optional<Engine> engine;
     server::Api api(api_);
     server::HttpServer http(http_, api);
-    engine.emplace(model_.load([](const std::string& warning) {
-      server::log_event("warning", {{"message", warning}});
-    }));
+    std::promise<std::optional<std::string>> stopped;  // and why, if not by a signal
+    std::once_flag once;
+    const auto stop = [&](std::optional<std::string> why) {
+      std::call_once(once, [&] { stopped.set_value(std::move(why)); });
+    };
+    engine.emplace(model_.load(
+        [](const std::string& warning) {
+          server::log_event("warning", {{"message", warning}});
+        },
+        stop));
     api.serve(*engine, scheduler_,
               {.prefill = policies.prefill,
                .decode = policies.decode,
@@ -209,9 +216,14 @@ class Serve {
                .max_json_bytes = http_.limits.body_bytes});
     say_hello(http.port(), *engine, api.scheduler().stats());
 
-    std::promise<void> stopped;
-    std::stop_callback on_stop(scope.token(), [&] { stopped.set_value(); });
-    stopped.get_future().wait();
+    std::stop_callback on_stop(scope.token(), [&] { stop({}); });
+    if (const auto why = stopped.get_future().get()) {
+      // Whoever asked hears of it; who hangs is not waited for.
+      api.scheduler().wait_idle(std::chrono::steady_clock::now() + std::chrono::seconds(2));
+      http.stop_listening();
+      http.flush(std::chrono::seconds(2));
+      end_program(*why);
+    }
 
     // A second signal ends the program at once (Interrupts).
     server::log_event("draining", {{"deadline_s", drain_timeout_s_}});

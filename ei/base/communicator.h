@@ -15,13 +15,14 @@ namespace ei {
 // The ranks that compute one model together, a slice each, in MPI's words: every rank makes the
 // same calls in the same order, and a call returns once all have made theirs. Of memory of the
 // host. Whoever fails between two calls must abort(), so that nobody waits for it in vain; one that
-// dies is the implementation's matter. One thread at a time.
+// dies is the implementation's matter, and so is one that hangs (Patience). One thread at a time.
 class Communicator {
  public:
   virtual ~Communicator() = default;
 
   virtual int rank() const = 0;  // of this one: 0 to size() - 1
   virtual int size() const = 0;
+  virtual int local_rank() const = 0;  // among those of the same host
   // values = their sum over all ranks.
   virtual void sum(std::span<float> values) = 0;
   // all [size, mine.size()]: what every rank has, in their order. Of one length on all.
@@ -30,6 +31,8 @@ class Communicator {
   virtual void broadcast(std::span<std::byte> bytes) = 0;
   // Ends all ranks, for what this one cannot go on from.
   [[noreturn]] virtual void abort(const std::string& why) = 0;
+  // Why the ranks have ended, if they have and this one lives on; else "". Any thread.
+  virtual std::string failure() const { return {}; }
 };
 
 // The only rank of a model that nobody shares.
@@ -37,6 +40,7 @@ class OneRank final : public Communicator {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
+  int local_rank() const override { return 0; }
   void sum(std::span<float>) override {}
   void gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     std::ranges::copy(mine, all.begin());

@@ -2,18 +2,23 @@
 
 #include <memory>
 
+#include "ei/base/communicator.h"
 #include "ei/base/math.h"
 #include "ei/ops/backend.h"
 
 namespace ei {
 
-// Whether this build has the CUDA backend and the machine a GPU it can use (compute capability
-// 9.0).
-bool cuda_available();
+// GPUs of this machine that the CUDA backend can use (compute capability 9.0 of the first); 0 in a
+// build without it.
+int n_gpus();
+inline bool cuda_available() { return n_gpus() > 0; }
 
-// The first usable GPU, activations in bf16. With Math::kFP8 place_factor() rounds weights to e4m3
-// with a scale a row, and what is multiplied by them as well. Throws Error saying why when there is
-// none.
-std::unique_ptr<Backend> make_cuda_backend(Math math = Math::kBF16);
+// GPU number `device` of those this process sees; -1: the ranks of a host take one each, in their
+// order. Activations in bf16. With Math::kFP8 place_factor() rounds weights to e4m3 with a scale a
+// row, and what is multiplied by them as well. `ranks` share the model, by NCCL; null: nobody does.
+// Throws Error saying why when there is none that can be used, or which ranks want the same one.
+std::unique_ptr<Backend> make_cuda_backend(Math math = Math::kBF16,
+                                           std::shared_ptr<Communicator> ranks = nullptr,
+                                           int device = -1);
 
 }  // namespace ei

@@ -4,12 +4,14 @@
 #include <cuda_runtime_api.h>
 
 #include <map>
+#include <memory>
 #include <tuple>
 
 #include "ei/base/communicator.h"
 #include "ei/base/math.h"
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
+#include "ei/cuda/nccl.h"
 #include "ei/cuda/shares.h"
 #include "ei/cuda/stream.h"
 #include "ei/ops/backend.h"
@@ -20,7 +22,8 @@ namespace ei::cuda {
 // logits may be float (Act::elem_bytes says). Each run() is in the .cu named after its op.
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(Math math = Math::kBF16);
+  explicit CudaBackend(Math math = Math::kBF16, std::shared_ptr<Communicator> ranks = nullptr,
+                       int device = -1);
   ~CudaBackend() override;
 
   cudaStream_t stream() { return stream_.get(); }
@@ -31,7 +34,7 @@ class CudaBackend final : public Backend {
   int64_t act_bytes() const override { return 2; }
   int64_t prompt_rows() const override { return 8192; }
   int64_t available_bytes() const override { return memory_.available_bytes(); }
-  Communicator& ranks() override { return ranks_; }
+  Communicator& ranks() override { return *ranks_; }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
   // Pages are smaller than the memory the GPU can unmap: they are reused, not given back.
@@ -70,13 +73,15 @@ class CudaBackend final : public Backend {
   // behind it.
   void multiply(const Act& x, const MatMul::Part& part, const void* bias, cudaStream_t stream);
 
+  std::shared_ptr<Communicator> ranks_;
+  std::unique_ptr<Nccl> nccl_;  // where there are several; outlives the stream's graphs
+  int device_;
   std::string name_;
   int n_sms_ = 0;
   Memory memory_;
   Stream stream_;
   bool use_graphs_ = true;
   bool fp8_ = false;  // what place_factor() gives
-  OneRank ranks_;
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
   Room scratch_;

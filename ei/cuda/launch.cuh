@@ -20,6 +20,7 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
   const auto* function = reinterpret_cast<const void*>(kernel);
   // Up to 48 KiB need no leave, but what the kernel declares itself counts as well.
   if (shared_bytes > 32 * 1024) {
+    stream.use_device();
     check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                name);

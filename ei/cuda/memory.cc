@@ -26,12 +26,14 @@ int64_t rounded(int64_t bytes) {
 }  // namespace
 
 Memory::~Memory() {
+  cudaSetDevice(device_);
   for (void* chunk : chunks_) cudaFree(chunk);
   for (const auto& [data, size] : large_) cudaFree(data);
 }
 
 int64_t Memory::available_bytes() const {
   size_t n_free = 0, n_total = 0;
+  EI_CUDA(cudaSetDevice(device_));
   EI_CUDA(cudaMemGetInfo(&n_free, &n_total));
   return static_cast<int64_t>(n_free) + unused_bytes_;
 }
@@ -60,6 +62,7 @@ void Memory::include(const void* data, int64_t size) {
 
 void* Memory::allocate_new(int64_t size) {
   void* data = nullptr;
+  EI_CUDA(cudaSetDevice(device_));
   cudaError_t code = cudaMalloc(&data, static_cast<size_t>(size));
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();

@@ -14,7 +14,7 @@ class Memory {
  public:
   static constexpr int64_t kAlignment = 2048;
 
-  Memory() = default;
+  explicit Memory(int device) : device_(device) {}
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -33,6 +33,7 @@ class Memory {
   void free_unused();
   void include(const void* data, int64_t size);  // in what is held
 
+  int device_;
   std::unordered_map<int64_t, std::vector<void*>> unused_;  // by rounded size
   int64_t unused_bytes_ = 0;
   std::vector<void*> chunks_;  // small pieces are cut from them

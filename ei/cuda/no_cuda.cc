@@ -3,9 +3,9 @@
 
 namespace ei {
 
-bool cuda_available() { return false; }
+int n_gpus() { return 0; }
 
-std::unique_ptr<Backend> make_cuda_backend(Math) {
+std::unique_ptr<Backend> make_cuda_backend(Math, std::shared_ptr<Communicator>, int) {
   fail("this build has no CUDA backend: configure it with -DEI_CUDA=ON, or use the CPU");
 }
 

@@ -17,15 +17,22 @@ bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 
 }  // namespace
 
-Stream::Stream() { EI_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+Stream::Stream(int device) : device_(device) {
+  use_device();
+  EI_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+}
+
+void Stream::use_device() const { EI_CUDA(cudaSetDevice(device_)); }
 
 Stream::~Stream() {
+  cudaSetDevice(device_);
   cudaStreamSynchronize(stream_);
   graphs_.clear();
   cudaStreamDestroy(stream_);
 }
 
 void Stream::start(const Launch& launch, void** params) {
+  use_device();
   check_cuda(cudaLaunchKernel(launch.kernel, launch.grid, launch.block, params, launch.shared_bytes,
                               stream_),
              launch.name);
@@ -43,7 +50,10 @@ void Stream::launch(const Launch& launch, std::span<void* const> params,
 
 void Stream::call(const char* name, std::span<const uint64_t> key, LibraryCall call) {
   ++n_calls_;
-  if (!holding_) return call(stream_);
+  if (!holding_) {
+    use_device();
+    return call(stream_);
+  }
   const std::array<void*, 1> params = {const_cast<uint64_t*>(key.data())};
   const std::array<size_t, 1> sizes = {key.size_bytes()};
   hold_back({.name = name, .kernel = nullptr, .grid = {}, .block = {}, .shared_bytes = 0}, params,
@@ -109,6 +119,7 @@ void Stream::hold() {
 
 cudaStream_t Stream::get() {
   ++n_calls_;
+  use_device();
   if (!std::exchange(holding_, false)) return stream_;
   for (size_t i = 0; i < n_held_; ++i) {
     Held& held = graph_->held[i];
@@ -130,6 +141,7 @@ void Stream::drop_held() noexcept {
 
 void Stream::release_held() {
   if (!std::exchange(holding_, false) || n_held_ == 0) return;
+  use_device();
   try {
     bool is_ready = fits_ && n_held_ == graph_->nodes.size();
     for (size_t i = 0; is_ready && i < n_held_; ++i)

@@ -25,7 +25,7 @@ struct Launch {
 // each size of a batch: it may change from one step to the next.
 class Stream {
  public:
-  Stream();
+  explicit Stream(int device);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -36,6 +36,8 @@ class Stream {
   // captured, which the library must have been ready for: it has done the same before.
   using LibraryCall = std::function<void(cudaStream_t)>;
   void call(const char* name, std::span<const uint64_t> key, LibraryCall call);
+  // For the calling thread: makes the GPU current, as whatever is done with it wants it.
+  void use_device() const;
   // For what is neither: whatever is held is launched first, and no more is held.
   cudaStream_t get();
   // How often the stream was given something to do.
@@ -76,6 +78,7 @@ class Stream {
   bool renew(Held& held, cudaGraphNode_t node);
   void build();
 
+  int device_;
   cudaStream_t stream_ = nullptr;
   uint64_t n_calls_ = 0;
   bool holding_ = false;

@@ -46,7 +46,9 @@ CUtensorMap query_map(const Act& q, int64_t n_rows) {
 CUtensorMap row_group_map(const Memory& memory, int64_t d, int n_groups) {
   const auto row_bytes = static_cast<cuuint64_t>(d) * 2;
   const cuuint64_t n = (memory.highest() - memory.lowest()) / (8 * row_bytes);
-  require(n <= INT32_MAX, "CUDA: the allocated memory spans too wide a range of addresses");
+  require(n <= INT32_MAX,
+          "CUDA: the allocated memory spans too wide a range of addresses, {:#x} to {:#x}",
+          memory.lowest(), memory.highest());
   return encode<4>(reinterpret_cast<void*>(memory.lowest()),
                    {64, 8, static_cast<cuuint64_t>(d / 64), n}, {row_bytes, 128, 8 * row_bytes},
                    {64, 8, static_cast<cuuint32_t>(d / 64), static_cast<cuuint32_t>(n_groups)});

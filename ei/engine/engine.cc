@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 
 #include "ei/base/fail.h"
 #include "ei/engine/engine_impl.h"
@@ -58,15 +59,47 @@ Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   if (options.chunk == 0) impl_->options.chunk = impl_->backend->prompt_rows();
 }
 
-Engine::Engine(const std::filesystem::path& model, const EngineOptions& options) : Engine(options) {
+Engine Engine::make(const EngineOptions& options, const std::function<void(Impl&)>& load) {
+  const auto make_one = [&](const EngineOptions& of_rank) {
+    Engine engine(of_rank);
+    load(*engine.impl_);
+    of_all(engine.impl_->backend->ranks(), 0);  // from here on no rank waits for another's files
+    return engine;
+  };
+  require(options.tp >= 1, "tp is {}, expected 1 or more", options.tp);
+  if (options.tp == 1) return make_one(options);
+  require(!options.ranks || options.ranks->size() == 1,
+          "tp is {}, but several processes share the model already; start one of the two",
+          options.tp);
+  auto threads = std::make_unique<ThreadRanks>(options.tp, options.on_end);
+  std::vector<std::optional<Engine>> engines(static_cast<size_t>(options.tp));
+  threads->run([&](const std::shared_ptr<Communicator>& rank) {
+    EngineOptions own = options;
+    own.tp = 1;
+    own.ranks = rank;
+    const int all = own.threads > 0 ? own.threads : int(std::thread::hardware_concurrency());
+    own.threads = std::max(1, all / options.tp);
+    if (rank->rank() > 0) own.on_load = {};
+    engines[static_cast<size_t>(rank->rank())] = make_one(own);
+  });
+  Engine first = std::move(*engines[0]);
+  for (size_t r = 1; r < engines.size(); ++r) first.impl_->others.push_back(std::move(*engines[r]));
+  first.impl_->threads = std::move(threads);
+  return first;
+}
+
+Engine::Engine(const std::filesystem::path& model, const EngineOptions& options)
+    : Engine(make(options, [&](Impl& impl) { impl.load(model); })) {}
+
+void Engine::Impl::load(const std::filesystem::path& path) {
   const auto start = std::chrono::steady_clock::now();
-  if (model.extension() == ".gguf") {
-    impl_->load_file(model);
+  if (path.extension() == ".gguf") {
+    load_file(path);
   } else {
-    impl_->load_directory(model);
+    load_directory(path);
   }
-  impl_->check_tokens(model.string());
-  impl_->load_ms =
+  check_tokens(path.string());
+  load_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -111,16 +144,28 @@ void Engine::Impl::check_tokens(const std::string& where) {
 
 Engine Engine::random(std::string_view shape, const EngineOptions& options) {
   const ModelConfig config = named_shape(shape);
-  Engine engine(options);
-  Impl& e = *engine.impl_;
-  e.tokenizer = std::make_unique<NoTokenizer>(config.vocab_size);
-  e.model = std::make_unique<Model>(Model::random(*e.backend, config, /*seed=*/1));
-  return engine;
+  return make(options, [&](Impl& e) {
+    e.tokenizer = std::make_unique<NoTokenizer>(config.vocab_size);
+    e.model = std::make_unique<Model>(Model::random(*e.backend, config, /*seed=*/1));
+  });
 }
 
-Engine::~Engine() = default;
+// What ranks have in common (NCCL's communicator) they give up together.
+Engine::~Engine() {
+  if (!impl_ || !impl_->threads) return;
+  const std::unique_ptr<ThreadRanks> threads = std::move(impl_->threads);
+  std::vector<Engine> all = std::move(impl_->others);
+  all.insert(all.begin(), std::move(*this));
+  threads->run([&](const std::shared_ptr<Communicator>& rank) {
+    all[static_cast<size_t>(rank->rank())].impl_.reset();
+  });
+}
+
 Engine::Engine(Engine&&) noexcept = default;
-Engine& Engine::operator=(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&& other) noexcept {
+  std::swap(impl_, other.impl_);
+  return *this;
+}
 
 KvShape Engine::Impl::kv_shape(const PrefillPolicy& policy, int64_t max_tokens) const {
   const ModelConfig& config = model->config();

@@ -40,8 +40,12 @@ struct EngineOptions {
   int64_t chunk = 0;   // tokens read at a time, rounded up to whole pages; 0: what suits the device
   // Those that share the model, this one among them; null: nobody does. All of them make the same
   // calls with the same arguments in the same order: what rank 0 draws and decides holds for all.
-  // On the CPU alone, one engine to a communicator.
+  // One engine to a communicator. Each has a GPU of its own, if it has one: there NCCL does it.
   std::shared_ptr<Communicator> ranks;
+  // Instead: so many ranks of this process behind one engine, each with a GPU or its part of the
+  // threads. Where one fails or hangs all end: calls throw Error that names it, and on_end is told.
+  int tp = 1;
+  std::function<void(const std::string&)> on_end;
   // While the weights are converted or copied to the device: bytes done, and of all.
   std::function<void(int64_t done, int64_t total)> on_load;
 };
@@ -77,6 +81,8 @@ class Engine {
 
  private:
   explicit Engine(const EngineOptions& options);
+  // Of one rank or, for options.tp, of all: each made with what `load` does to it.
+  static Engine make(const EngineOptions& options, const std::function<void(Impl&)>& load);
 
   std::unique_ptr<Impl> impl_;
 };

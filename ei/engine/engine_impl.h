@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "ei/base/thread_ranks.h"
 #include "ei/cache/kv_cache.h"
 #include "ei/engine/engine.h"
 #include "ei/model/model.h"
@@ -31,7 +32,11 @@ struct Engine::Impl {
   std::mutex mutex;                   // held by the session that runs
   std::optional<Sketch> made_sketch;  // once it was wanted; under `sketch_mutex`
   std::mutex sketch_mutex;
+  // Of the first of EngineOptions::tp ranks: the others', and what they agree by.
+  std::vector<Engine> others;
+  std::unique_ptr<ThreadRanks> threads;
 
+  void load(const std::filesystem::path& model);
   void load_directory(const std::filesystem::path& dir);
   void load_file(const std::filesystem::path& path);  // GGUF
   // Drops ends of answers that the vocabulary does not have, with a warning about `where`, and

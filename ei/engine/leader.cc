@@ -104,22 +104,14 @@ void check_in_step(const StepPlan& plan) {
   check(plan.read.sequence);
 }
 
-std::string text_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "unknown error";
-  }
-}
-
 }  // namespace
 
-void Leader::tell(const std::vector<std::byte>& order) {
+// Ranks that have ended are told nothing; the next step finds out.
+void Leader::tell(const std::vector<std::byte>& order) noexcept try {
   std::vector<std::byte> bytes = order;
   of_first(ranks_, bytes.size());
   ranks_.broadcast(bytes);
+} catch (const Error&) {
 }
 
 Leader::~Leader() {
@@ -149,6 +141,7 @@ void Leader::execute(Batch& batch, const StepPlan& plan) {
       order.add_list(*sequences);
     order.add(Read{id_of(plan.read.sequence), plan.read.max_rows, plan.read.n_layers});
     tell(order.bytes);
+    if (const std::string why = ranks_.failure(); !why.empty()) throw Error(why);
   }
   batch.execute(plan);
   if (ranks_.size() > 1) {
@@ -160,7 +153,7 @@ void Leader::execute(Batch& batch, const StepPlan& plan) {
   }
 }
 
-void Leader::end(const Sequence& sequence) {
+void Leader::end(const Sequence& sequence) noexcept {
   if (ranks_.size() == 1) return;
   Writer order(Order::kEnd);
   order.add(End{id_of(&sequence), sequence.error() != nullptr});

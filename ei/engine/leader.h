@@ -22,13 +22,14 @@ class Leader {
   // and no rank knows it then.
   void begin(const Sequence& sequence, const Request& request, const SequenceOptions& options);
   // Does the step on all ranks. Ends them all where they may no longer be in step: when a sequence
-  // fails with anything but NothingLeft, on which they agree.
+  // fails with anything but NothingLeft, on which they agree. Throws Error once the ranks have
+  // ended.
   void execute(Batch& batch, const StepPlan& plan);
   // It is read and written no more.
-  void end(const Sequence& sequence);
+  void end(const Sequence& sequence) noexcept;
 
  private:
-  void tell(const std::vector<std::byte>& order);
+  void tell(const std::vector<std::byte>& order) noexcept;
 
   Communicator& ranks_;
 };

@@ -1,6 +1,5 @@
 #include "ei/engine/make_backend.h"
 
-#include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/cpu/backend.h"
 #include "ei/cpu/targets.h"
@@ -19,13 +18,11 @@ std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
     if (!options.cpu.empty()) cpu::use_target(options.cpu);
     return make_cpu_backend(options.threads, options.math, options.ranks);
   }
-  require(!options.ranks || options.ranks->size() == 1,
-          "several ranks share a model on processors alone, not yet on GPUs; take --device cpu");
   require(options.kv_type != DType::kQ8,
           "KV caches of q8_0 are computed on the CPU alone; take --kv-type bf16, or --device cpu");
   require(options.math != Math::kF32,
           "GPUs compute in bf16; take --math bf16 or fp8, or --device cpu for --math f32");
-  return make_cuda_backend(options.math);
+  return make_cuda_backend(options.math, options.ranks);
 }
 
 }  // namespace ei

@@ -29,6 +29,8 @@ constexpr std::array kShapes = {
           5e5, 32, 1e-5f, true},
     Shape{"llama-3.1-8b", "LlamaForCausalLM", Family::kLlama, 4096, 32, 32, 8, 128, 14336, 128256,
           5e5, 8, 1e-5f, false},
+    Shape{"llama-3.3-70b", "LlamaForCausalLM", Family::kLlama, 8192, 80, 64, 8, 128, 28672, 128256,
+          5e5, 8, 1e-5f, false},
     Shape{"qwen2.5-7b", "Qwen2ForCausalLM", Family::kQwen2, 3584, 28, 28, 4, 128, 18944, 152064,
           1e6, 0, 1e-6f, false},
     Shape{"qwen3-4b", "Qwen3ForCausalLM", Family::kQwen3, 2560, 36, 32, 8, 128, 9728, 151936, 1e6,

@@ -52,41 +52,6 @@ std::unique_ptr<PageStore> open_store(const SchedulerOptions& options) {
 
 }  // namespace
 
-SchedulerOptions Scheduler::with_defaults(SchedulerOptions options, const Engine::Impl& engine) {
-  validate(options.prefill);
-  require(!options.prefill.budget.rigid_whole_prompt,
-          "a policy that looks at the whole prompt (rigid whole-prompt) cannot be read in chunks "
-          "between other requests");
-  require(options.max_sequences >= 1, "max-sequences is {}, expected 1 or more",
-          options.max_sequences);
-  Communicator& ranks = engine.backend->ranks();
-  require(ranks.size() == 1 || options.prefix_dir.empty(),
-          "prefixes are kept in files by one rank alone: several hold a part of the cache each");
-  const int64_t free = std::ranges::min(of_all(ranks, engine.backend->available_bytes()));
-  if (options.kv_bytes == 0) options.kv_bytes = free / 2;
-  if (options.prefix_bytes < 0) options.prefix_bytes = free / 4;
-  return options;
-}
-
-int64_t Scheduler::chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine) {
-  const int64_t page = engine.page_rows(options.prefill);
-  return (engine.options.chunk + page - 1) / page * page;
-}
-
-// With room for the paper's key bounds, whether or not the server's own policy wants any: requests
-// may.
-int64_t Scheduler::page_bytes(const SchedulerOptions& options, const Engine::Impl& engine) {
-  PageLayout layout = engine.kv_shape(options.prefill, 0).layout;
-  const bool bounds = options.prefill.estimate == Estimate::kBounds;
-  layout.block = bounds ? options.prefill.block : PrefillPolicy{}.block;
-  return layout.bytes();
-}
-
-int64_t Scheduler::room_for(const Request& request, const Engine::Impl& engine) {
-  return std::min(std::ssize(request.tokens) + std::max<int64_t>(0, request.max_tokens),
-                  engine.model->config().max_positions);
-}
-
 struct Scheduler::Active {
   explicit Active(Job j) : job(std::move(j)) {
     for (const int32_t token : job.request.tokens)
@@ -136,13 +101,14 @@ Outcome Scheduler::Active::outcome() const noexcept try {
 
 Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
     : engine_(engine.impl()),
+      followers_(start_followers(options)),
+      leader_(engine_.backend->ranks()),
       options_(with_defaults(options, engine_)),
       pool_(*engine_.backend, page_bytes(options_, engine_)),
       store_(open_store(options_)),
       prefixes_(*engine_.backend, options_.prefix_bytes, store_.get(),
                 store_ ? cache_identity(engine_) : ""),
       batch_(engine_, options_.max_sequences, chunk_rows(options_, engine_), Sequence::kScoreRows),
-      leader_(engine_.backend->ranks()),
       reader_(active_.end()) {
   const auto n = static_cast<size_t>(options_.max_sequences);
   plan_.compress.reserve(n);
@@ -288,8 +254,31 @@ void Scheduler::run(const std::stop_token& stop) {
       if (!changed_.wait(lock, stop, [&] { return !waiting_.empty() || n_active_ > 0; })) return;
     }
     const std::lock_guard engine_lock(engine_.mutex);
-    step();
+    try {
+      step();
+    } catch (...) {
+      return give_up(std::current_exception());
+    }
   }
+}
+
+void Scheduler::give_up(const std::exception_ptr& why) noexcept {
+  Actives waiting;
+  {
+    const std::lock_guard lock(mutex_);
+    draining_ = true;
+    waiting.swap(waiting_);
+    waiting_tokens_ = 0;
+  }
+  for (Active& active : waiting) {
+    active.error = why;
+    tell(active.job.on_end, active.outcome());
+  }
+  while (!active_.empty()) {
+    active_.front().sequence->fail(why);
+    end(active_.begin());
+  }
+  publish();
 }
 
 void Scheduler::step() {

@@ -97,7 +97,8 @@ struct SchedulerStats {
 // copy. What fails ends the request that it fails for, and no other.
 class Scheduler {
  public:
-  // Throws Error when there is no memory, or the policy cannot be read in chunks.
+  // Throws Error when there is no memory, or the policy cannot be read in chunks. When the engine's
+  // ranks end (EngineOptions::tp), so does everything taken, with why, and nothing is taken then.
   Scheduler(Engine& engine, const SchedulerOptions& options);
   ~Scheduler();  // cancels what is left
   // On the other ranks that share the model: does what the scheduler of rank 0 does, of the same
@@ -124,6 +125,7 @@ class Scheduler {
 
  private:
   using Clock = std::chrono::steady_clock;
+  std::jthread start_followers(const SchedulerOptions& options) const;
   static SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& engine);
   static int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine);
   static int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine);
@@ -138,6 +140,7 @@ class Scheduler {
   void check(const Job& job) const;
   void run(const std::stop_token& stop);
   void step();
+  void give_up(const std::exception_ptr& why) noexcept;
   void end_cancelled();
   void admit();
   void decide();
@@ -148,6 +151,8 @@ class Scheduler {
   void publish();
 
   Engine::Impl& engine_;
+  std::jthread followers_;  // on the engine's other ranks of this process
+  Leader leader_;
   SchedulerOptions options_;
   std::unique_lock<std::mutex> engine_lock_;  // while what follows is given back
   // The thread's own.
@@ -155,7 +160,6 @@ class Scheduler {
   std::unique_ptr<PageStore> store_;  // null: none
   PrefixCache prefixes_;
   Batch batch_;
-  Leader leader_;
   Actives active_;  // the next to be read first
   StepPlan plan_;
   Actives::iterator reader_;  // whose prompt is read; end(): nobody's

@@ -33,6 +33,19 @@ struct Session::Impl {
       throw;
     }
   }
+  // Does `mine` and, on the other ranks of this process, `theirs` with the session there.
+  void on_all(const std::function<void()>& mine, const std::function<void(Session&)>& theirs) {
+    if (twins.empty()) return mine();
+    engine.threads->run([&](const std::shared_ptr<Communicator>& rank) {
+      if (rank->rank() == 0) return mine();
+      theirs(*twins[static_cast<size_t>(rank->rank() - 1)]);
+    });
+  }
+  Generation generate(const Request& request, const Callbacks& callbacks,
+                      const std::stop_token& cancel);
+  std::vector<TokenScore> score(std::span<const int32_t> tokens, const Request& policies,
+                                int64_t n_prefill, const Callbacks& callbacks,
+                                const std::stop_token& cancel);
   void check_one_rank() const {
     require(
         engine.backend->ranks().size() == 1,
@@ -49,13 +62,18 @@ struct Session::Impl {
   PrefixCache prefixes;       // its pages are of the context's pool: goes first
   std::vector<int32_t> text;  // of the conversation, as far as it was read, written or loaded
   std::optional<Batch> batch;
+  std::vector<std::unique_ptr<Session>> twins;  // of the engine's other ranks
 };
 
 Session::Session(Engine& engine, int64_t prefix_bytes)
-    : impl_(std::make_unique<Impl>(engine.impl(), prefix_bytes)) {}
+    : impl_(std::make_unique<Impl>(engine.impl(), prefix_bytes)) {
+  for (Engine& other : engine.impl().others)
+    impl_->twins.push_back(std::make_unique<Session>(other, prefix_bytes));
+}
 Session::~Session() { clear(); }
 
 void Session::clear() {
+  for (const auto& twin : impl_->twins) twin->clear();
   const std::lock_guard lock(impl_->engine.mutex);
   impl_->clear();
 }
@@ -106,26 +124,42 @@ std::string Session::load(const std::filesystem::path& file, const PrefillPolicy
 
 Generation Session::generate(const Request& request, const Callbacks& callbacks,
                              std::stop_token cancel) {
-  Engine::Impl& e = impl_->engine;
-  const std::lock_guard lock(e.mutex);
+  Generation generation;
+  impl_->on_all([&] { generation = impl_->generate(request, callbacks, cancel); },
+                [&](Session& twin) { twin.generate(request); });
+  return generation;
+}
 
-  Sequence sequence(e, impl_->context, request);
+Generation Session::Impl::generate(const Request& request, const Callbacks& callbacks,
+                                   const std::stop_token& cancel) {
+  const std::lock_guard lock(engine.mutex);
+  Sequence sequence(engine, context, request);
   int64_t n_read = 0;
-  impl_->run(sequence, cancel, [&] {
+  run(sequence, cancel, [&] {
     if (sequence.n_read() > n_read && callbacks.on_prefill)
       callbacks.on_prefill(sequence.n_read(), sequence.n_prompt(), sequence.n_cached());
     n_read = sequence.n_read();
     const Delta delta = sequence.take_delta();
     if (!delta.text.empty() && callbacks.on_text) callbacks.on_text(delta.text);
   });
-  impl_->text = impl_->context.tokens();
+  text = context.tokens();
   return sequence.result();
 }
 
 std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Request& policies,
                                        int64_t n_prefill, const Callbacks& callbacks,
                                        std::stop_token cancel) {
-  Engine::Impl& e = impl_->engine;
+  std::vector<TokenScore> scores;
+  impl_->on_all([&] { scores = impl_->score(tokens, policies, n_prefill, callbacks, cancel); },
+                [&](Session& twin) { twin.score(tokens, policies, n_prefill); });
+  return scores;
+}
+
+std::vector<TokenScore> Session::Impl::score(std::span<const int32_t> tokens,
+                                             const Request& policies, int64_t n_prefill,
+                                             const Callbacks& callbacks,
+                                             const std::stop_token& cancel) {
+  Engine::Impl& e = engine;
   Backend& backend = *e.backend;
   const std::lock_guard lock(e.mutex);
   const auto n = static_cast<int64_t>(tokens.size());
@@ -172,9 +206,9 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
   request.max_tokens = n - n_prefill;
   request.given.assign(rest.begin(), rest.end());
   request.ignore_eos = true;
-  Sequence sequence(e, impl_->context, request, {.on_logits = take});
+  Sequence sequence(e, context, request, {.on_logits = take});
   int64_t n_read = 0;
-  impl_->run(sequence, cancel, [&] {
+  run(sequence, cancel, [&] {
     if (sequence.n_read() > n_read && callbacks.on_prefill)
       callbacks.on_prefill(sequence.n_read(), n_prefill, 0);
     n_read = sequence.n_read();
@@ -182,7 +216,7 @@ std::vector<TokenScore> Session::score(std::span<const int32_t> tokens, const Re
   scores.resize(static_cast<size_t>(n_read) + sequence.result().tokens.size());
   if (sequence.result().read_tokens == n_prefill && callbacks.on_sparsity)
     callbacks.on_sparsity(sequence.result().sparsity);
-  impl_->context.clear();  // of use to nobody: all of it is read whatever is known
+  context.clear();  // of use to nobody: all of it is read whatever is known
   return scores;
 }
 

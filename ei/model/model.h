@@ -86,7 +86,8 @@ class Model {
   static Model load(Backend& backend, std::shared_ptr<const GgufFile> file,
                     std::optional<WeightFormat> weights = {}, const LoadProgress& progress = {});
   // Random bf16 weights of a given shape, for measurements: activations stay of order one, and
-  // heads range from attention that is nearly uniform to attention on few tokens.
+  // heads range from attention that is nearly uniform to attention on few tokens. Of several ranks
+  // each draws its own part of a model, which is not the one that a single rank draws.
   static Model random(Backend& backend, const ModelConfig& config, uint64_t seed);
 
   const ModelConfig& config() const { return config_; }

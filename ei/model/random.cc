@@ -39,7 +39,8 @@ class RandomSource : public WeightSource {
   //  - what is added to the stream, 2 per layer, which together shall not outgrow it;
   //  - queries: each KV head's by its own factor, from 1/16 to 16, which sets how much its scores,
   //    and so the entropy of its attention, vary.
-  Weight matrix(const std::string& name, int64_t rows, int64_t cols, Part) override {
+  Weight matrix(const std::string& name, int64_t rows, int64_t cols, Part part) override {
+    part_ = part;
     float scale = 1 / std::sqrt(static_cast<float>(cols));
     if (name.ends_with("embed_tokens.weight")) scale = 1;
     if (name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight"))
@@ -47,14 +48,18 @@ class RandomSource : public WeightSource {
     const bool queries = name.ends_with("q_proj.weight");
     const int64_t group_rows = queries ? rows / config_.n_kv_heads : rows;
 
-    const Buffer& buffer = buffers_.emplace_back(backend_, rows * cols * dtype_bytes(DType::kBF16));
+    Buffer buffer(backend_, rows * cols * dtype_bytes(DType::kBF16));
     for (int64_t row = 0; row < rows; row += group_rows)
       fill(static_cast<char*>(buffer.data()) + row * cols * dtype_bytes(DType::kBF16),
            group_rows * cols, queries ? scale * spread() : scale);
-    return {buffer.data(), WeightFormat::kBF16, rows, cols};
+    Weight weight = {buffer.data(), WeightFormat::kBF16, rows, cols};
+    if (name.find(".layers.") != name.npos) weight = backend_.place_factor(weight);
+    if (weight.data == buffer.data()) buffers_.push_back(std::move(buffer));
+    return weight;
   }
 
-  std::vector<float> vector(const std::string& name, int64_t size, Part) override {
+  std::vector<float> vector(const std::string& name, int64_t size, Part part) override {
+    part_ = part;
     // qk-norm undoes what scale the queries have: there the layers differ, not the heads.
     const float norm = name.ends_with("q_norm.weight") ? spread() : 1;
     std::vector<float> values(static_cast<size_t>(size));
@@ -68,8 +73,13 @@ class RandomSource : public WeightSource {
   std::vector<Buffer> take_buffers() { return std::move(buffers_); }
 
  private:
-  float number() { return normal(static_cast<uint32_t>(mix(next_++))); }
-  float spread() { return std::exp2(static_cast<float>(mix(next_++) >> 40) * 0x1p-21f - 4); }
+  // Of what ranks have a part each, they draw other numbers.
+  uint64_t bits(uint64_t at) const {
+    return mix(at ^
+               (part_ == Part::kAll ? 0 : static_cast<uint64_t>(backend_.ranks().rank()) << 56));
+  }
+  float number() { return normal(static_cast<uint32_t>(bits(next_++))); }
+  float spread() { return std::exp2(static_cast<float>(bits(next_++) >> 40) * 0x1p-21f - 4); }
 
   void fill(char* device, int64_t n, float scale) {
     constexpr int64_t kPiece = 1 << 18;
@@ -78,10 +88,10 @@ class RandomSource : public WeightSource {
       const int64_t size = std::min(kPiece, n - begin);
 #pragma omp parallel for
       for (int64_t i = 0; i < size; i += 2) {
-        const uint64_t bits = mix(next_ + static_cast<uint64_t>(i / 2));
+        const uint64_t pair = bits(next_ + static_cast<uint64_t>(i / 2));
         const auto at = static_cast<size_t>(i);
-        host[at] = to_bf16(scale * normal(static_cast<uint32_t>(bits)));
-        host[at + 1] = to_bf16(scale * normal(static_cast<uint32_t>(bits >> 32)));
+        host[at] = to_bf16(scale * normal(static_cast<uint32_t>(pair)));
+        host[at + 1] = to_bf16(scale * normal(static_cast<uint32_t>(pair >> 32)));
       }
       next_ += static_cast<uint64_t>((size + 1) / 2);
       const int64_t width = dtype_bytes(DType::kBF16);
@@ -91,15 +101,15 @@ class RandomSource : public WeightSource {
 
   Backend& backend_;
   const ModelConfig& config_;
-  uint64_t next_;  // counter that is hashed
+  uint64_t next_;           // counter that is hashed
+  Part part_ = Part::kAll;  // of what is drawn now
   std::vector<Buffer> buffers_;
 };
 
 }  // namespace
 
 Model Model::random(Backend& backend, const ModelConfig& config, uint64_t seed) {
-  require(backend.ranks().size() == 1, "random weights are not shared by ranks; start one");
-  Model model(backend, config);
+  Model model(backend, share_of(config, backend.ranks().size(), "a random model"));
   RandomSource source(backend, model.config_, seed);
   model.take(source);
   if (config.tie_word_embeddings) model.tie_head();

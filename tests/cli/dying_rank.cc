@@ -1,6 +1,6 @@
-// Preloaded into a program of MPI, kills the process of rank DYING_RANK in its DYING_CALL'th call
-// of those below, the first of which is 0: between the program and MPI, where MPI has a place for
-// such things.
+// Preloaded into a program of MPI, sends DYING_SIGNAL to the process of rank DYING_RANK in its
+// DYING_CALL'th call of those below, the first of which is 0: between the program and MPI, where
+// MPI has a place for such things.
 #include <mpi.h>
 
 #include <csignal>
@@ -13,7 +13,7 @@ void count_call() {
   static int calls_left = std::atoi(std::getenv("DYING_CALL"));
   int rank = 0;
   PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  if (rank == dying_rank && calls_left-- == 0) std::raise(SIGKILL);
+  if (rank == dying_rank && calls_left-- == 0) std::raise(std::atoi(std::getenv("DYING_SIGNAL")));
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
+
 #include "ei/io/json.h"
 #include "tests/cli/program.h"
 #include "tests/support/files.h"
@@ -31,6 +33,11 @@ class MpiTest : public testing::Test {
                        fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
                                    "timeout 60 mpirun --oversubscribe -n {} {}",
                                    n, options));
+  }
+  // Rank `rank` gets the signal in its call number `call`.
+  static std::string dying(int rank, int call, int signal) {
+    return fmt::format("-x LD_PRELOAD={} -x DYING_RANK={} -x DYING_CALL={} -x DYING_SIGNAL={}",
+                       EI_DYING_RANK, rank, call, signal);
   }
   std::string question(const std::string& more) const {
     return fmt::format("run {} --threads 1 --ignore-eos --file {} --prompt 'How many ships?' {}",
@@ -107,14 +114,29 @@ TEST_F(MpiTest, AKilledRankEndsAll) {
   for (const int rank : {0, 1})
     for (const int call : {0, 1, 12, 24, 200}) {
       SCOPED_TRACE(testing::Message() << "rank " << rank << ", call " << call);
-      const Finished got =
-          run_ranks(2, question("--prefill dense --decode full -n 20"), "",
-                    fmt::format("-x LD_PRELOAD={} -x DYING_RANK={} -x DYING_CALL={}", EI_DYING_RANK,
-                                rank, call));
+      const Finished got = run_ranks(2, question("--prefill dense --decode full -n 20"), "",
+                                     dying(rank, call, SIGKILL));
       EXPECT_THAT(got.exit_code, testing::AllOf(testing::Gt(0), Not(124))) << got.err;
       EXPECT_THAT(got.err, HasSubstr(fmt::format("process rank {}", rank)));
       EXPECT_THAT(got.err, HasSubstr("signal 9"));
     }
+}
+
+// One that is stopped is waited for for seconds and what its work would take.
+TEST_F(MpiTest, ARankThatHangsEndsAll) {
+  for (const int rank : {0, 1}) {
+    const Finished got = run_ranks(2, question("--prefill dense --decode full -n 20"), "",
+                                   dying(rank, 100, SIGSTOP));
+    EXPECT_THAT(got.exit_code, testing::AllOf(testing::Gt(0), Not(124))) << got.err;
+    EXPECT_THAT(got.err, HasSubstr(fmt::format(
+                             "rank {} of 2: another rank does not answer any more", 1 - rank)));
+  }
+}
+
+TEST_F(MpiTest, ProcessesAreNotSharedOnceMore) {
+  const Finished got = run_ranks(2, question("--tp 2"));
+  EXPECT_EQ(got.exit_code, 1);
+  EXPECT_THAT(got.err, HasSubstr("tp is 2, but several processes share the model already"));
 }
 
 }  // namespace

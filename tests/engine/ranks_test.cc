@@ -5,14 +5,17 @@
 #include <cstring>
 #include <future>
 
+#include "ei/base/thread_ranks.h"
 #include "ei/cpu/backend.h"
+#include "ei/cuda/backend.h"
 #include "ei/engine/engine_impl.h"
 #include "ei/io/safetensors.h"
 #include "ei/policy/named.h"
+#include "tests/end_to_end/documents.h"
+#include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
 #include "tests/support/mixed_load.h"
 #include "tests/support/numbers.h"
-#include "tests/support/thread_ranks.h"
 
 namespace ei {
 namespace {
@@ -22,20 +25,24 @@ using Ranks = std::shared_ptr<Communicator>;
 
 constexpr int64_t kPrompt = 200, kText = 260, kAnswer = 40;
 
+constexpr std::array kFamilies = {"llama2",  "llama31",   "llama32", "llama_linear", "llama_yarn",
+                                  "mistral", "openpangu", "qwen25",  "qwen3"};
+
 fs::path tiny(std::string_view name) { return fs::path(EI_SOURCE_DIR "/tests/data/tiny") / name; }
 
-// A tiny checkpoint of 128 tokens without a tokenizer, on one thread and in floats, so that sums in
-// another order are all that differs.
+// A tiny checkpoint of 128 tokens without a tokenizer: on one thread and in floats, so that sums in
+// another order are all that differs, or on a GPU.
 struct TinyEngine {
-  TinyEngine(const fs::path& dir, const Ranks& ranks)
+  TinyEngine(const fs::path& dir, const Ranks& ranks, Device device = Device::kCpu)
       : engine(test::kNeedle, {.device = Device::kCpu,
                                .threads = 1,
-                               .kv_type = DType::kF32,
+                               .kv_type = device == Device::kCpu ? DType::kF32 : DType::kBF16,
                                .page = 16,
                                .chunk = 32}) {
     Engine::Impl& e = engine.impl();
     e.model.reset();
-    e.backend = make_cpu_backend(1, Math::kF32, ranks);
+    e.backend = device == Device::kCpu ? make_cpu_backend(1, Math::kF32, ranks)
+                                       : make_cuda_backend(Math::kBF16, ranks);
     e.model = std::make_unique<Model>(Model::load(*e.backend, dir));
     e.longest_token = 0;
   }
@@ -96,12 +103,13 @@ struct Result {
   Generation answer;
 };
 
-// Of every policy.
-std::vector<Result> results_of(const fs::path& dir, const Ranks& ranks) {
-  TinyEngine tiny(dir, ranks);
+std::vector<Result> results_of(const fs::path& dir, const Ranks& ranks,
+                               Device device = Device::kCpu,
+                               const std::vector<Policies>& all = all_policies()) {
+  TinyEngine tiny(dir, ranks, device);
   const std::vector<int32_t> text = text_of(dir);
   std::vector<Result> results;
-  for (const Policies& policies : all_policies()) {
+  for (const Policies& policies : all) {
     Request request;
     request.prefill = policies.prefill;
     request.decode = policies.decode;
@@ -131,7 +139,7 @@ TEST_P(RanksTest, ComputeWhatOneDoes) {
   for (const int n : {2, 4}) {
     std::vector<std::vector<Result>> got(static_cast<size_t>(n));
     const std::string error = test::error_of([&] {
-      test::run_ranks(n, [&](const Ranks& ranks) {
+      ThreadRanks(n).run([&](const Ranks& ranks) {
         got[static_cast<size_t>(ranks->rank())] = results_of(dir, ranks);
       });
     });
@@ -180,7 +188,7 @@ TEST(RanksOfWeights, AreCutInWholeBlocks) {
       return logits;
     };
     const std::vector<float> want = logits_of(nullptr);
-    test::run_ranks(2, [&](const Ranks& ranks) {
+    ThreadRanks(2).run([&](const Ranks& ranks) {
       EXPECT_LT(test::nmse(logits_of(ranks), want), 1e-6) << "rank " << ranks->rank();
     });
   }
@@ -191,7 +199,7 @@ TEST(RanksOfWeights, PartsOfBlocksAreRefused) {
     const auto backend = make_cpu_backend(1, Math::kF32, ranks);
     Model::load(*backend, tiny("llama31"), WeightFormat::kQ8_0);
   };
-  EXPECT_THAT(test::error_of([&] { test::run_ranks(2, load); }),
+  EXPECT_THAT(test::error_of([&] { ThreadRanks(2).run(load); }),
               testing::HasSubstr("down_proj.weight: each of 2 ranks needs 48 of its columns, which "
                                  "in Q8_0 come in blocks of 32"));
 }
@@ -262,7 +270,7 @@ std::vector<Outcome> serve(const fs::path& dir, const Ranks& ranks) {
 TEST_P(RanksTest, ServeAsOneDoes) {
   const fs::path dir = tiny(GetParam());
   const std::vector<Outcome> want = serve(dir, nullptr);
-  test::run_ranks(2, [&](const Ranks& ranks) {
+  ThreadRanks(2).run([&](const Ranks& ranks) {
     const std::vector<Outcome> got = serve(dir, ranks);
     if (ranks->rank() > 0) return;
     ASSERT_EQ(got.size(), want.size());
@@ -274,10 +282,71 @@ TEST_P(RanksTest, ServeAsOneDoes) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Of, RanksTest,
-                         testing::Values("llama2", "llama31", "llama32", "llama_linear",
-                                         "llama_yarn", "mistral", "openpangu", "qwen25", "qwen3"),
+INSTANTIATE_TEST_SUITE_P(Of, RanksTest, testing::ValuesIn(kFamilies),
                          [](const auto& info) { return std::string(info.param); });
+
+class RanksCudaTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (n_gpus() < 2) GTEST_SKIP() << "this machine has no two GPUs";
+  }
+};
+EI_TWO_GPUS_TEST(RanksCudaTest);
+
+// Of all families, dense: what is chosen by numbers in bf16 may differ by a block. Logits: the
+// halves of every sum are rounded to bf16 as well, 2^-9 of their size, and so is all that follows.
+TEST_P(RanksCudaTest, FamiliesComputeWhatOneCardDoes) {
+  const std::vector<Policies> dense = {
+      {"dense", small(PrefillPolicy::dense()), DecodePolicy::full()}};
+  for (const char* family : kFamilies) {
+    const fs::path dir = tiny(family);
+    const Result want = results_of(dir, nullptr, Device::kCuda, dense)[0];
+    ThreadRanks(2).run([&](const Ranks& ranks) {
+      const Result got = results_of(dir, ranks, Device::kCuda, dense)[0];
+      ASSERT_EQ(got.logits.size(), want.logits.size());
+      const double nmse = test::nmse(got.logits, want.logits);
+      EXPECT_LT(nmse, 1e-3) << family;
+      if (ranks->rank() == 0) RecordProperty(family, fmt::format("{:.1e}", nmse));
+    });
+  }
+}
+
+// Every way of reading and of keeping a cache, on a document in which a model has something to
+// find.
+TEST_P(RanksCudaTest, GreedyTextIsOneCards) {
+  Engine one(test::kNeedle, {.device = Device::kCuda});
+  const eval::Document document = test::make_document(one, 8192, 5);
+  std::vector<Policies> policies;
+  for (const auto& [name, policy] : prefill_policies())
+    if (policy.is_dense() || policy.estimate == Estimate::kBounds)  // a GPU has no others yet
+      policies.push_back({std::string(name), policy, DecodePolicy::full()});
+  for (const auto& [name, policy] : decode_policies())
+    if (policy.voter != Voter::kExpected)  // measured on the CPU alone
+      policies.push_back({std::string(name), PrefillPolicy(), policy});
+  const auto answers = [&](Engine& engine) {
+    std::vector<Generation> all;
+    for (const Policies& p : policies) {
+      Request request;
+      request.prefill = p.prefill;
+      request.decode = p.decode;
+      Session session(engine);
+      all.push_back(test::ask(session, document, document.needles[2], request));
+    }
+    return all;
+  };
+  const std::vector<Generation> want = answers(one);
+  ThreadRanks(2).run([&](const Ranks& ranks) {
+    Engine engine(test::kNeedle, {.device = Device::kCuda, .ranks = ranks});
+    const std::vector<Generation> got = answers(engine);
+    for (size_t i = 0; i < got.size(); ++i) {
+      SCOPED_TRACE(policies[i].name);
+      EXPECT_EQ(got[i].text, want[i].text);
+      EXPECT_EQ(got[i].kv.compressed, want[i].kv.compressed);
+      EXPECT_NEAR(got[i].sparsity.density, want[i].sparsity.density,
+                  0.02 * want[i].sparsity.density);
+    }
+  });
+}
 
 }  // namespace
 }  // namespace ei

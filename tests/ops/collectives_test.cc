@@ -2,10 +2,10 @@
 
 #include <mutex>
 
+#include "ei/base/thread_ranks.h"
 #include "ei/cpu/backend.h"
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
-#include "tests/support/thread_ranks.h"
 
 namespace ei::test {
 namespace {
@@ -26,7 +26,7 @@ TEST(CollectivesTest, SumAndGatherWhatAllRanksHave) {
     for (const int64_t rows : {0, 1, 3})
       for (const int64_t cols : {1, 7}) {
         SCOPED_TRACE(testing::Message() << n << " ranks, " << rows << " x " << cols);
-        run_ranks(n, [&](const std::shared_ptr<Communicator>& ranks) {
+        ThreadRanks(n).run([&](const std::shared_ptr<Communicator>& ranks) {
           const auto backend = make_cpu_backend(1, Math::kF32, ranks);
           const Matrix mine = values_of(ranks->rank(), rows, cols);
           const DeviceAct x(*backend, mine), part(*backend, mine),

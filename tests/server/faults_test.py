@@ -1,8 +1,11 @@
 """Clients that misbehave, at the level of sockets, and a server that is stopped: it answers what can be answered,
 forgets the rest, and goes on."""
 import collections
+import ctypes
 import http.client
 import json
+import os
+import pathlib
 import re
 import signal
 import socket
@@ -258,6 +261,50 @@ def test_a_deadline_ends_draining_and_health_says_so(start):
         assert b'data: {"error":' in data and b'[DONE]' in data
         assert data.count(b'"finish_reason":"stop"') == 0  # half an answer is none
     assert server.wait() == 0 and server.events()[-1]['all_answered'] is False
+
+
+class Stopped:
+    """A thread of another process, which it is told to stop; it goes on with this."""
+    PTRACE_ATTACH, PTRACE_DETACH, WALL = 16, 17, 0x40000000
+
+    def __init__(self, thread):
+        self.thread = thread
+
+    def trace(self, request):
+        trace = ctypes.CDLL(None, use_errno=True).ptrace
+        trace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        return trace(request, self.thread, None, None)
+
+    def __enter__(self):
+        if self.trace(self.PTRACE_ATTACH) != 0:
+            pytest.skip('threads of other processes may not be stopped here')
+        os.waitpid(self.thread, self.WALL)
+
+    def __exit__(self, *error):
+        try:
+            self.trace(self.PTRACE_DETACH)
+            os.waitpid(self.thread, self.WALL)
+        except ChildProcessError:
+            pass
+
+
+def test_a_rank_that_hangs_ends_the_server(start):
+    server = start('--tp', '2')
+    with connect(server) as streaming, connect(server) as whole:
+        for sock in (streaming, whole):
+            body = chat('Hi', stream=sock is streaming, max_tokens=100000, ignore_eos=True)
+            sock.sendall(request_bytes(body, 'Connection: close'))
+        wait_for(lambda: server.metric('num_requests_running') == 2, 'do not run')
+        tasks = pathlib.Path(f'/proc/{server.process.pid}/task')
+        [rank] = [int(task.name) for task in tasks.iterdir() if (task / 'comm').read_text() == 'rank 1\n']
+        with Stopped(rank):
+            answers = [read_all(sock) for sock in (streaming, whole)]
+    for answer in answers:
+        assert b'of 2 ranks do not answer any more' in answer
+    assert answers[1].startswith(b'HTTP/1.1 503 ')
+    assert b'data: {"error":' in answers[0]
+    assert server.wait() == 1
+    assert 'of 2 ranks do not answer any more' in server.log[-1]
 
 
 def test_a_second_signal_exits(start):

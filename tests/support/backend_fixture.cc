@@ -93,7 +93,10 @@ std::vector<std::string> backend_names(bool tiles) {
   std::vector<std::string> names;
   for (const std::string& target : cpu::targets()) names.push_back("cpu_" + target);
   if (tiles && !has_tiles(names.front())) names.push_back("cpu_emulated_amx");
-  for (const std::string& gpu : gpu_names()) names.push_back(gpu);
+  for (const std::string& gpu : gpu_names()) {
+    names.push_back(gpu);
+    names.push_back("second_" + gpu);
+  }
   return names;
 }
 
@@ -105,14 +108,20 @@ std::vector<std::string> gpu_names() {
 #endif
 }
 
+std::vector<std::string> gpu_pair_names() {
+  return gpu_names().empty() ? std::vector<std::string>() : std::vector<std::string>{"two_cuda"};
+}
+
 bool BackendTest::rounds() { return backend().act_bytes() != 4 || has_tiles(GetParam()); }
 
 void BackendTest::SetUp() {
-  if (GetParam() == "cuda") {
+  if (GetParam().ends_with("cuda")) {
     const std::string test = testing::UnitTest::GetInstance()->current_test_info()->name();
     if (test.starts_with("ThreadsDoNot")) GTEST_SKIP() << "threads are the CPU's";
     if (!cuda_available()) GTEST_SKIP() << "this machine has no GPU that the kernels run on";
-    backend_ = make_cuda_backend();
+    const int device = GetParam() == "cuda" ? 0 : 1;
+    if (device >= n_gpus()) GTEST_SKIP() << "this machine has one GPU";
+    backend_ = make_cuda_backend(Math::kBF16, nullptr, device);
     return;
   }
   cpu::use_target(GetParam().substr(4));

@@ -43,8 +43,8 @@ struct HostWeight {
   Matrix values;
 };
 
-// Every test runs on every backend of this build and, on the CPU, with every instruction set that
-// the machine has.
+// Every test runs on every backend of this build, on a second GPU as well ("second_cuda"), and on
+// the CPU with every instruction set that the machine has.
 class BackendTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override;
@@ -103,6 +103,9 @@ inline std::string backend_name(const testing::TestParamInfo<std::string>& info)
   return info.param;
 }
 
+// "two_cuda" in a build with CUDA, else none.
+std::vector<std::string> gpu_pair_names();
+
 // Defines `name` as a suite of BackendTest run on all backends.
 #define EI_BACKEND_TEST(name)                                                      \
   using name = ei::test::BackendTest;                                              \
@@ -118,6 +121,12 @@ inline std::string backend_name(const testing::TestParamInfo<std::string>& info)
 #define EI_GPU_TEST(name)                                                      \
   GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(name);                         \
   INSTANTIATE_TEST_SUITE_P(On, name, testing::ValuesIn(ei::test::gpu_names()), \
+                           ei::test::backend_name)
+
+// The same for what two GPUs do together.
+#define EI_TWO_GPUS_TEST(name)                                                      \
+  GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(name);                              \
+  INSTANTIATE_TEST_SUITE_P(On, name, testing::ValuesIn(ei::test::gpu_pair_names()), \
                            ei::test::backend_name)
 
 }  // namespace ei::test

@@ -2,12 +2,13 @@
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
     apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [entropy] [decode] [matmul] [layers] [restore]
-                 [compress] [batch] [model]
+                 [compress] [batch] [model] [ranks] [large]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
 large bf16 product for arithmetic, a device-to-device copy for memory.
 """
 
+import concurrent.futures
 import ctypes
 import math
 import statistics
@@ -44,9 +45,36 @@ class Library:
         if not self.handle:
             sys.exit(self.lib.ei_error().decode())
 
+    @classmethod
+    def of(cls, lib, handle):
+        """One that is open already."""
+        self = cls.__new__(cls)
+        self.lib, self.handle = lib, ctypes.c_void_p(handle)
+        return self
+
+    def close(self):
+        self.lib.ei_close(self.handle)
+
     def call(self, name, *args):
         if getattr(self.lib, name)(self.handle, *args) != 0:
             sys.exit(f"{name}: {self.lib.ei_error().decode()}")
+
+
+class Ranks:
+    """GPUs that share a model: what is done is done with each, in threads of their own."""
+
+    def __init__(self, path, n, fp8=False):
+        lib = ctypes.CDLL(path)
+        lib.ei_error.restype = ctypes.c_char_p
+        handles = (ctypes.c_void_p * n)()
+        if lib.ei_open_ranks(ctypes.c_int(fp8), ctypes.c_int(n), handles) != 0:
+            sys.exit(lib.ei_error().decode())
+        self.ranks = [Library.of(lib, handle) for handle in handles]
+        self.pool = concurrent.futures.ThreadPoolExecutor(n)
+
+    def do(self, work):
+        """What the first makes of it."""
+        return list(self.pool.map(work, self.ranks))[0]
 
 
 def pointer(tensor):
@@ -302,26 +330,28 @@ def bench_batch(lib, memory, shape="llama-3.1-8b"):
               f"{bound / times.step:.0%}", flush=True)
 
 
+def generate(lib, n, policy, budget, steps):
+    """Reads a prompt and decodes, budget 0: from all of it."""
+    result = ModelResult()
+    lib.call("ei_generate", long(n), long(8192), policy.encode(), long(budget), ctypes.c_int(steps),
+             ctypes.byref(result))
+    return result
+
+
 def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), shape="llama-3.1-8b"):
     print(f"\n{shape}, random weights: ms to the first token; decoding, ms a token; medians of three, in turn")
     lib.call("ei_load", shape.encode())
 
-    def generate(n, policy, budget, steps):
-        result = ModelResult()
-        lib.call("ei_generate", long(n), long(8192), policy.encode(), long(budget), ctypes.c_int(steps),
-                 ctypes.byref(result))
-        return result
-
-    generate(8192, "entropy", 0, 3)  # warms up
-    empty = generate(512, "dense", 0, 40)
+    generate(lib, 8192, "entropy", 0, 3)  # warms up
+    empty = generate(lib, 512, "dense", 0, 40)
     print(f"     512: first token {empty.first_token:8.1f}, step {empty.step:6.2f} (host {empty.host:.2f}; "
           f"without a graph {empty.plain:.2f})",
           flush=True)
     for n in lengths:
-        runs = [(generate(n, "entropy", 1024, 20), generate(n, "paper", 1024, 20)) for _ in range(3)]
+        runs = [(generate(lib, n, "entropy", 1024, 20), generate(lib, n, "paper", 1024, 20)) for _ in range(3)]
         sparse, paper = (median_of(results) for results in zip(*runs))
         # Ten seconds of 131,072 tokens are no median.
-        dense = median_of([generate(n, "dense", 0, 20) for _ in range(3 if n < 131072 else 1)])
+        dense = median_of([generate(lib, n, "dense", 0, 20) for _ in range(3 if n < 131072 else 1)])
         by = [f"{name} {r.first_token:8.1f} ({dense.first_token / r.first_token:.2f}x, {r.attended:.1%} of pairs)"
               for name, r in (("entropy", sparse), ("paper", paper))]
         print(f"{n:>8}: dense {dense.first_token:8.1f}, {', '.join(by)}; step, full "
@@ -331,11 +361,61 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
               flush=True)
 
 
+def bench_ranks(path, lengths=(32768, 131072), repeat=3, shape="llama-3.1-8b"):
+    n_gpus = torch.cuda.device_count()
+    print(f"\n{shape}, random weights, on one GPU and shared by {n_gpus}: ms to the first token (and how many times as "
+          f"fast); ms a token from the full cache; medians of {repeat}, in turn")
+    ranks = {n_gpus: Ranks(path, n_gpus), 1: Ranks(path, 1)}
+    policies = ("dense", "entropy", "paper")
+    for r in ranks.values():
+        r.do(lambda lib: lib.call("ei_load", shape.encode()))
+        for policy in policies:
+            r.do(lambda lib: generate(lib, 16384, policy, 0, 3))  # warms up
+    for n in lengths:
+        runs = {(size, policy): [] for size in ranks for policy in policies}
+        for _ in range(repeat):
+            for (size, policy), results in runs.items():
+                results.append(ranks[size].do(lambda lib: generate(lib, n, policy, 0, 20)))
+        medians = {key: median_of(results) for key, results in runs.items()}
+        row = f"{n:>8}:"
+        for policy in policies:
+            one, all_gpus = (medians[size, policy].first_token for size in (1, n_gpus))
+            row += f" {policy} {one:8.1f}, {all_gpus:8.1f} ({one / all_gpus:.2f}x);"
+        one, all_gpus = (medians[size, "dense"] for size in (1, n_gpus))
+        print(f"{row} step {one.step:6.2f}, {all_gpus.step:6.2f} ({one.step / all_gpus.step:.2f}x); host {one.host:.2f}, "
+              f"{all_gpus.host:.2f}; no graph {one.plain:.2f}, {all_gpus.plain:.2f}", flush=True)
+    for r in ranks.values():
+        r.do(lambda lib: lib.close())
+
+
+def bench_large(path, lengths=(131072,), shape="llama-3.3-70b"):
+    n_gpus = torch.cuda.device_count()
+    print(f"\n{shape}, random weights in fp8, shared by {n_gpus} GPUs: ms to the first token; ms a token from the full "
+          "cache; one run each")
+    ranks = Ranks(path, n_gpus, fp8=True)
+    ranks.do(lambda lib: lib.call("ei_load", shape.encode()))
+    for policy in ("entropy", "paper", "dense"):
+        ranks.do(lambda lib: generate(lib, 8192, policy, 0, 3))  # warms up
+    for n in lengths:
+        for policy in ("paper", "entropy", "dense"):
+            r = ranks.do(lambda lib: generate(lib, n, policy, 0, 20))
+            print(f"{n:>8}: {policy:<7} {r.first_token:8.1f} ({r.attended:.1%} of pairs); step {r.step:6.2f} (host "
+                  f"{r.host:.2f}, no graph {r.plain:.2f})", flush=True)
+    ranks.do(lambda lib: lib.close())
+
+
 def main():
-    lib = Library(sys.argv[1])
     wanted = sys.argv[2:] or ["attention", "entropy", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    # All GPUs are left to those that share a model.
+    if "ranks" in wanted:
+        bench_ranks(sys.argv[1])
+    if "large" in wanted:
+        bench_large(sys.argv[1])
+    if not set(wanted) - {"ranks", "large"}:
+        return
     flops, memory = ceilings()
+    lib = Library(sys.argv[1])
     if "attention" in wanted:
         bench_attention(lib, flops)
     if "entropy" in wanted:

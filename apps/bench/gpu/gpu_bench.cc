@@ -13,6 +13,7 @@
 
 #include "ei/base/error.h"
 #include "ei/base/half.h"
+#include "ei/base/thread_ranks.h"
 #include "ei/cache/kv_cache.h"
 #include "ei/cache/prefix_cache.h"
 #include "ei/decode/compress.h"
@@ -38,7 +39,7 @@ using ei::bench::median;
 using ei::bench::Stopwatch;
 using Clock = std::chrono::steady_clock;
 
-std::string last_error;
+thread_local std::string last_error;
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -107,6 +108,16 @@ void* ei_open(int fp8) {
   Bench* bench = nullptr;
   guarded([&] { bench = new Bench(fp8 != 0 ? ei::Math::kFP8 : ei::Math::kBF16); });
   return bench;
+}
+
+// n of them whose GPUs share a model: what is done with one is done with all at the same time, each
+// in a thread of its own.
+int ei_open_ranks(int fp8, int n, void** handles) {
+  return guarded([&] {
+    ei::ThreadRanks(n).run([&](const std::shared_ptr<ei::Communicator>& ranks) {
+      handles[ranks->rank()] = new Bench(fp8 != 0 ? ei::Math::kFP8 : ei::Math::kBF16, ranks);
+    });
+  });
 }
 
 void ei_close(void* handle) { delete static_cast<Bench*>(handle); }

@@ -21,7 +21,8 @@ inline double median(std::vector<double> values) {
 }
 
 struct Bench {
-  explicit Bench(Math math) : backend(math) {}
+  explicit Bench(Math math, std::shared_ptr<Communicator> ranks = nullptr)
+      : backend(math, std::move(ranks)) {}
 
   cuda::CudaBackend backend;
   std::unique_ptr<Model> model;

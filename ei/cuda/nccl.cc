@@ -1,0 +1,113 @@
+#include "ei/cuda/nccl.h"
+
+#include <nccl.h>
+
+#include <future>
+
+#include "ei/base/fail.h"
+#include "ei/cuda/error.h"
+
+namespace ei::cuda {
+namespace {
+
+void check_nccl(ncclResult_t code, const char* what, ncclComm_t comm) {
+  require(code == ncclSuccess, "NCCL: {}: {}: {}", what, ncclGetErrorString(code),
+          ncclGetLastError(comm));
+}
+
+}  // namespace
+
+Nccl::Nccl(std::shared_ptr<Communicator> ranks, int device) : ranks_(std::move(ranks)) {
+  connect(device);
+  for (cudaEvent_t& event : sums_)
+    EI_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  watcher_ = std::jthread([this, device](const std::stop_token& stop) { watch(stop, device); });
+}
+
+// NCCL waits for all ranks by itself, and for ever: in a thread that is left to it when one of them
+// does not come.
+void Nccl::connect(int device) {
+  ncclUniqueId id{};
+  if (ranks_->rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId", nullptr);
+  id = of_first(*ranks_, id);
+  std::packaged_task<ncclComm_t()> task([id, device, rank = ranks_->rank(), n = ranks_->size()] {
+    EI_CUDA(cudaSetDevice(device));
+    ncclComm_t comm = nullptr;
+    check_nccl(ncclCommInitRank(&comm, n, id, rank), "ncclCommInitRank", nullptr);
+    return comm;
+  });
+  std::future<ncclComm_t> comm = task.get_future();
+  std::thread(std::move(task)).detach();
+  const auto limit = Patience::Clock::now() + kConnecting;
+  while (comm.wait_for(std::chrono::milliseconds(100)) != std::future_status::ready) {
+    if (const std::string why = ranks_->failure(); !why.empty()) throw Error(why);
+    require(Patience::Clock::now() < limit, "NCCL: rank {} of {} does not reach the others",
+            ranks_->rank(), ranks_->size());
+  }
+  comm_ = comm.get();
+}
+
+Nccl::~Nccl() {
+  watcher_ = {};  // stops it
+  if (comm_ != nullptr) ncclCommDestroy(comm_);
+  for (cudaEvent_t event : sums_) cudaEventDestroy(event);
+}
+
+void Nccl::watch(const std::stop_token& stop, int device) {
+  cudaSetDevice(device);
+  while (!stop.stop_requested()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    if (const std::string why = ranks_->failure(); !why.empty()) return give_up(why);
+    if (patience_.over())
+      return give_up(fmt::format("rank {} of {} waits in vain for the others' part of a sum",
+                                 ranks_->rank(), ranks_->size()));
+  }
+}
+
+void Nccl::give_up(const std::string& why) {
+  ncclComm_t comm = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = why;
+    comm = std::exchange(comm_, nullptr);
+  }
+  ncclCommAbort(comm);  // returns once the stream's graphs are gone
+}
+
+void Nccl::check() {
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(failure_);
+  ncclResult_t code = ncclSuccess;
+  check_nccl(ncclCommGetAsyncError(comm_, &code), "ncclCommGetAsyncError", comm_);
+  check_nccl(code, "a sum of the ranks", comm_);
+}
+
+void Nccl::all_reduce(void* x, int64_t n, cudaStream_t stream) {
+  check();
+  cudaStreamCaptureStatus capturing{};
+  EI_CUDA(cudaStreamIsCapturing(stream, &capturing));
+  cudaEvent_t const sum = sums_[n_sums_++ % sums_.size()];
+  const bool is_run = capturing == cudaStreamCaptureStatusNone;
+  if (is_run) {
+    const Waiting waiting(this);
+    EI_CUDA(cudaEventSynchronize(sum));
+  }
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(failure_);
+  check_nccl(ncclAllReduce(x, x, static_cast<size_t>(n), ncclBfloat16, ncclSum, comm_, stream),
+             "ncclAllReduce", comm_);
+  if (is_run) EI_CUDA(cudaEventRecord(sum, stream));
+}
+
+void Nccl::all_gather(const float* part, float* out, int64_t rows, int64_t m, cudaStream_t stream) {
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(failure_);
+  check_nccl(ncclGroupStart(), "ncclGroupStart", comm_);
+  for (int64_t i = 0; i < rows; ++i)
+    check_nccl(ncclAllGather(part + i * m, out + i * ranks_->size() * m, static_cast<size_t>(m),
+                             ncclFloat32, comm_, stream),
+               "ncclAllGather", comm_);
+  check_nccl(ncclGroupEnd(), "ncclGroupEnd", comm_);
+}
+
+}  // namespace ei::cuda
