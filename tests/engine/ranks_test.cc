@@ -318,8 +318,7 @@ TEST_P(RanksCudaTest, GreedyTextIsOneCards) {
   const eval::Document document = test::make_document(one, 8192, 5);
   std::vector<Policies> policies;
   for (const auto& [name, policy] : prefill_policies())
-    if (policy.is_dense() || policy.estimate == Estimate::kBounds)  // a GPU has no others yet
-      policies.push_back({std::string(name), policy, DecodePolicy::full()});
+    policies.push_back({std::string(name), policy, DecodePolicy::full()});
   for (const auto& [name, policy] : decode_policies())
     if (policy.voter != Voter::kExpected)  // measured on the CPU alone
       policies.push_back({std::string(name), PrefillPolicy(), policy});
