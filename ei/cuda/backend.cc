@@ -54,8 +54,6 @@ CudaBackend::CudaBackend(Math math, std::shared_ptr<Communicator> ranks, int dev
           prop.name, prop.major, prop.minor);
   n_sms_ = prop.multiProcessorCount;
   name_ = fmt::format("CUDA, {}, {} multiprocessors", prop.name, n_sms_);
-  // Before there is memory: NCCL connects the GPUs, behind which the driver gives out addresses far
-  // from those before.
   if (ranks_->size() > 1) {
     check_apart(*ranks_, prop.uuid);
     nccl_ = std::make_unique<Nccl>(ranks_, device_);

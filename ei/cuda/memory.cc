@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kChunkBytes = int64_t{4} << 20;
 constexpr int64_t kLargeBytes = int64_t{1} << 20;  // from here on, a piece has memory of its own
+constexpr size_t kProbeBytes = size_t{1} << 30;
+constexpr size_t kMaxStrays = 256;
 constexpr int64_t kLargeUnit = int64_t{2} << 20;
 
 int64_t rounded(int64_t bytes) {
@@ -29,6 +31,7 @@ Memory::~Memory() {
   cudaSetDevice(device_);
   for (void* chunk : chunks_) cudaFree(chunk);
   for (const auto& [data, size] : large_) cudaFree(data);
+  for (void* stray : strays_) cudaFree(stray);
 }
 
 int64_t Memory::available_bytes() const {
@@ -60,6 +63,20 @@ void Memory::include(const void* data, int64_t size) {
   highest_ = std::max(highest_, address + static_cast<uint64_t>(size));
 }
 
+// Where large pieces go, there is room for all.
+bool Memory::is_within_reach(const void* data) {
+  if (middle_ == 0) {
+    void* large = nullptr;
+    const bool is_there = cudaMalloc(&large, kProbeBytes) == cudaSuccess;
+    if (is_there) cudaFree(large);
+    cudaGetLastError();
+    middle_ = reinterpret_cast<uint64_t>(is_there ? large : data);
+  }
+  const auto address = reinterpret_cast<uint64_t>(data);
+  return std::max(address, middle_) - std::min(address, middle_) < kReach ||
+         strays_.size() >= kMaxStrays;
+}
+
 void* Memory::allocate_new(int64_t size) {
   void* data = nullptr;
   EI_CUDA(cudaSetDevice(device_));
@@ -77,6 +94,10 @@ void* Memory::allocate_new(int64_t size) {
         size, available_bytes());
   }
   check_cuda(code, "cudaMalloc");
+  if (!is_within_reach(data)) {
+    strays_.push_back(data);
+    return allocate_new(size);
+  }
   require(reinterpret_cast<uint64_t>(data) % kAlignment == 0,
           "GPU memory: an address is not aligned to {} bytes", kAlignment);
   include(data, size);

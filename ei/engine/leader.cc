@@ -141,7 +141,6 @@ void Leader::execute(Batch& batch, const StepPlan& plan) {
       order.add_list(*sequences);
     order.add(Read{id_of(plan.read.sequence), plan.read.max_rows, plan.read.n_layers});
     tell(order.bytes);
-    if (const std::string why = ranks_.failure(); !why.empty()) throw Error(why);
   }
   batch.execute(plan);
   if (ranks_.size() > 1) {

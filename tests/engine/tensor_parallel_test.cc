@@ -251,7 +251,7 @@ TEST_P(TensorParallelCudaTest, TwoCardsAnswerAndServeAsOneDoes) {
 
 TEST_P(TensorParallelCudaTest, AFailureOfOneCardEndsBoth) {
   for (const int rank : {0, 1})
-    for (const int64_t call : {60, 400}) {
+    for (const int64_t call : {0, 60}) {
       SCOPED_TRACE(testing::Message() << "rank " << rank << ", call " << call);
       Probed two(rank, {.device = Device::kCuda, .tp = 2});
       two.probe->calls_left = call;

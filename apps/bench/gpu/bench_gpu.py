@@ -361,11 +361,20 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
               flush=True)
 
 
+def all_reduce_us(lib, rows, cols, graph):
+    us = ctypes.c_double()
+    lib.call("ei_all_reduce", long(rows), long(cols), ctypes.c_int(graph), ctypes.c_int(64), ctypes.byref(us))
+    return us.value
+
+
 def bench_ranks(path, lengths=(32768, 131072), repeat=3, shape="llama-3.1-8b"):
     n_gpus = torch.cuda.device_count()
     print(f"\n{shape}, random weights, on one GPU and shared by {n_gpus}: ms to the first token (and how many times as "
           f"fast); ms a token from the full cache; medians of {repeat}, in turn")
     ranks = {n_gpus: Ranks(path, n_gpus), 1: Ranks(path, 1)}
+    for rows, graph in ((8192, 0), (1, 0), (1, 1), (16, 1)):
+        us = ranks[n_gpus].do(lambda lib: all_reduce_us(lib, rows, 4096, graph))
+        print(f"  a sum of {rows} x 4096{' in a graph' if graph else ''}: {us:.1f} us", flush=True)
     policies = ("dense", "entropy", "paper")
     for r in ranks.values():
         r.do(lambda lib: lib.call("ei_load", shape.encode()))

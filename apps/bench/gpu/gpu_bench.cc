@@ -120,6 +120,26 @@ int ei_open_ranks(int fp8, int n, void** handles) {
   });
 }
 
+// The sum over the ranks of rows of activations, us of one: as it is, or as one of a graph's.
+int ei_all_reduce(void* handle, int64_t rows, int64_t cols, int graph, int repeat, double* us) {
+  return guarded([&] {
+    auto& bench = *static_cast<Bench*>(handle);
+    const ei::Buffer x(bench.backend, rows * cols * 2);
+    EI_CUDA(cudaMemsetAsync(x.data(), 0, static_cast<size_t>(x.bytes()), bench.backend.stream()));
+    const auto sums = [&] {
+      for (int i = 0; i < repeat; ++i)
+        bench.backend.run(ei::AllReduce{act_of(x.data(), rows, cols)});
+    };
+    Stopwatch watch(bench.backend.stream());
+    for (int i = 0; i < 2; ++i) {
+      watch.start();
+      graph != 0 ? bench.backend.repeat(sums) : sums();
+      watch.stop();
+      *us = watch.ms() * 1e3 / repeat;
+    }
+  });
+}
+
 void ei_close(void* handle) { delete static_cast<Bench*>(handle); }
 
 struct PrefillResult {
