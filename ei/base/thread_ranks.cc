@@ -108,7 +108,8 @@ class ThreadRanks::Rank final : public Communicator {
   }
   [[noreturn]] void abort(const std::string& why) override {
     std::unique_lock lock(meeting_->mutex);
-    meeting_->end(lock, meeting_->named(rank_, why));
+    // One that waits in vain may wait for one that has left.
+    meeting_->end(lock, meeting_->left.empty() ? meeting_->named(rank_, why) : meeting_->left);
     throw Error(why);
   }
   std::string failure() const override {

@@ -58,9 +58,12 @@ void Nccl::watch(const std::stop_token& stop, int device) {
   while (!stop.stop_requested()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     if (const std::string why = ranks_->failure(); !why.empty()) return give_up(why);
-    if (patience_.over())
-      return give_up(fmt::format("rank {} of {} waits in vain for the others' part of a sum",
-                                 ranks_->rank(), ranks_->size()));
+    if (!patience_.over()) continue;
+    try {
+      ranks_->abort("another rank does not answer any more");
+    } catch (const Error&) {
+      return give_up(ranks_->failure());
+    }
   }
 }
 
@@ -86,8 +89,8 @@ void Nccl::all_reduce(void* x, int64_t n, cudaStream_t stream) {
   check();
   cudaStreamCaptureStatus capturing{};
   EI_CUDA(cudaStreamIsCapturing(stream, &capturing));
-  cudaEvent_t const sum = sums_[n_sums_++ % sums_.size()];
   const bool is_run = capturing == cudaStreamCaptureStatusNone;
+  cudaEvent_t const sum = sums_[(is_run ? n_sums_++ : 0) % sums_.size()];
   if (is_run) {
     const Waiting waiting(this);
     EI_CUDA(cudaEventSynchronize(sum));
