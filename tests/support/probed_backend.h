@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 
@@ -16,12 +17,13 @@ class ProbedBackend final : public Backend {
 
   static constexpr const char kFailure[] = "this call was to fail";
 
-  int64_t allocated_bytes = 0;     // now
-  int64_t n_copies = 0;            // either way
-  int64_t n_tokens = 0;            // embedded, of prompts and answers
-  int64_t memory = INT64_MAX;      // what it says is available, if it is less than there is
-  int64_t calls_left = INT64_MAX;  // of allocate, copies and ops: the one after them throws Error
-  std::function<void()> on_call;   // after each of them
+  int64_t allocated_bytes = 0;  // now
+  int64_t n_copies = 0;         // either way
+  int64_t n_tokens = 0;         // embedded, of prompts and answers
+  int64_t memory = INT64_MAX;   // what it says is available, if it is less than there is
+  // Of allocate, copies and ops: the one after them throws Error. Set from other threads as well.
+  std::atomic<int64_t> calls_left = INT64_MAX;
+  std::function<void()> on_call;  // after each of them
 
   std::string name() const override { return inner_->name(); }
   int64_t act_bytes() const override { return inner_->act_bytes(); }
