@@ -11,9 +11,11 @@ void CudaBackend::run(const AllReduce& op) {
   if (nccl_ == nullptr || n == 0) return;
   const std::array<uint64_t, 2> key = {reinterpret_cast<uint64_t>(op.x.data),
                                        static_cast<uint64_t>(n)};
-  stream_.call("AllReduce", key, [nccl = nccl_.get(), x = op.x.data, n](cudaStream_t stream) {
+  const auto sum = [nccl = nccl_.get(), x = op.x.data, n](cudaStream_t stream) {
     nccl->all_reduce(x, n, stream);
-  });
+  };
+  if (op.x.rows < kBesideRows || !use_beside_) return stream_.call("AllReduce", key, sum);
+  stream_.call_beside(memory_of(op.x), sum);
 }
 
 void CudaBackend::run(const AllGather& op) {

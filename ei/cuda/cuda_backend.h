@@ -29,6 +29,8 @@ class CudaBackend final : public Backend {
   cudaStream_t stream() { return stream_.get(); }
   // Whether repeat() starts its ops as one graph. For measurements; it does.
   void use_graphs(bool use) { use_graphs_ = use; }
+  // Whether sums run beside products. For measurements; they do.
+  void use_beside(bool use) { use_beside_ = use; }
 
   std::string name() const override { return name_; }
   int64_t act_bytes() const override { return 2; }
@@ -81,6 +83,7 @@ class CudaBackend final : public Backend {
   Memory memory_;
   Stream stream_;
   bool use_graphs_ = true;
+  bool use_beside_ = true;
   bool fp8_ = false;  // what place_factor() gives
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
@@ -97,6 +100,13 @@ class CudaBackend final : public Backend {
   std::map<std::tuple<int64_t, int64_t, int64_t, int>, cublasLtMatmulAlgo_t> algorithms_;
 };
 
+inline Stream::Memory memory_of(const Act& x) {
+  return {static_cast<const std::byte*>(x.data),
+          static_cast<size_t>(x.rows * x.cols * x.elem_bytes)};
+}
+
+// Of a sum that runs beside products: it takes long enough to be worth another stream.
+inline constexpr int64_t kBesideRows = 1024;
 inline constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA recommends for Hopper
 // All of a matrix of 4,096 by 14,336, so that its product is one.
 inline constexpr int64_t kPanelBytes = int64_t{128} << 20;

@@ -241,6 +241,8 @@ Act CudaBackend::rounded(const Act& x) {
 void CudaBackend::run(const MatMul& op) {
   check(op);
   if (op.x.rows == 0) return;
+  const Stream::Touches touches(stream_, {memory_of(op.x), memory_of(op.parts[0].out),
+                                          memory_of(op.parts[1].out), memory_of(op.parts[2].out)});
   std::array<bool, 3> done{};
   Act x8;  // once a weight in e4m3 is there
   for (size_t i = 0; i < op.parts.size(); ++i) {

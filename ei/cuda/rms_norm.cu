@@ -69,6 +69,7 @@ __global__ void rms_norm(const bf16* x, const float* weight, float eps, bf16* ou
 
 void CudaBackend::run(const RmsNorm& op) {
   check(op);
+  const Stream::Touches touches(stream_, {memory_of(op.x), memory_of(op.out)});
   const int64_t n = op.x.rows;
   // A prompt's rows fill the GPU whatever their blocks, so that threads hold much; few rows do not.
   const unsigned held = n >= n_sms_ ? kHeld : 1;

@@ -19,7 +19,11 @@ bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 
 Stream::Stream(int device) : device_(device) {
   use_device();
-  EI_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  for (cudaStream_t* stream : {&stream_, &beside_stream_})
+    EI_CUDA(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+  EI_CUDA(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+  for (Beside& beside : beside_)
+    EI_CUDA(cudaEventCreateWithFlags(&beside.done, cudaEventDisableTiming));
 }
 
 void Stream::use_device() const { EI_CUDA(cudaSetDevice(device_)); }
@@ -27,12 +31,49 @@ void Stream::use_device() const { EI_CUDA(cudaSetDevice(device_)); }
 Stream::~Stream() {
   cudaSetDevice(device_);
   cudaStreamSynchronize(stream_);
+  cudaStreamSynchronize(beside_stream_);
   graphs_.clear();
   cudaStreamDestroy(stream_);
+  cudaStreamDestroy(beside_stream_);
+  cudaEventDestroy(ready_);
+  for (const Beside& beside : beside_) cudaEventDestroy(beside.done);
+}
+
+void Stream::call_beside(Memory memory, const LibraryCall& call) {
+  if (holding_) get();
+  ++n_calls_;
+  use_device();
+  EI_CUDA(cudaEventRecord(ready_, stream_));
+  EI_CUDA(cudaStreamWaitEvent(beside_stream_, ready_));
+  call(beside_stream_);
+  Beside& beside = beside_[n_beside_++ % beside_.size()];
+  await(beside);
+  EI_CUDA(cudaEventRecord(beside.done, beside_stream_));
+  beside.memory = memory;
+  beside.ended = false;
+}
+
+Stream::Touches::Touches(Stream& stream, std::initializer_list<Memory> memory) : stream_(stream) {
+  for (Beside& beside : stream_.beside_)
+    for (const Memory& touched : memory)
+      if (touched.data() < beside.memory.data() + beside.memory.size() &&
+          beside.memory.data() < touched.data() + touched.size())
+        stream_.await(beside);
+  stream_.touches_ = true;
+}
+
+void Stream::await(Beside& beside) {
+  if (!std::exchange(beside.ended, true)) EI_CUDA(cudaStreamWaitEvent(stream_, beside.done));
+}
+
+void Stream::await_all() {
+  if (!touches_)
+    for (Beside& beside : beside_) await(beside);
 }
 
 void Stream::start(const Launch& launch, void** params) {
   use_device();
+  await_all();
   check_cuda(cudaLaunchKernel(launch.kernel, launch.grid, launch.block, params, launch.shared_bytes,
                               stream_),
              launch.name);
@@ -52,6 +93,7 @@ void Stream::call(const char* name, std::span<const uint64_t> key, LibraryCall c
   ++n_calls_;
   if (!holding_) {
     use_device();
+    await_all();
     return call(stream_);
   }
   const std::array<void*, 1> params = {const_cast<uint64_t*>(key.data())};
@@ -113,6 +155,7 @@ cudaKernelNodeParams Stream::Held::node() {
 }
 
 void Stream::hold() {
+  await_all();
   holding_ = true;
   n_held_ = 0;
 }
@@ -120,6 +163,7 @@ void Stream::hold() {
 cudaStream_t Stream::get() {
   ++n_calls_;
   use_device();
+  await_all();
   if (!std::exchange(holding_, false)) return stream_;
   for (size_t i = 0; i < n_held_; ++i) {
     Held& held = graph_->held[i];

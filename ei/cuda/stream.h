@@ -2,9 +2,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <span>
 #include <vector>
@@ -36,6 +38,20 @@ class Stream {
   // captured, which the library must have been ready for: it has done the same before.
   using LibraryCall = std::function<void(cudaStream_t)>;
   void call(const char* name, std::span<const uint64_t> key, LibraryCall call);
+  // The same of what may run beside all that comes next and does not touch `memory`: not held back.
+  using Memory = std::span<const std::byte>;
+  void call_beside(Memory memory, const LibraryCall& call);
+  // While it lives, what is launched touches nothing but this, and so waits for nothing beside but
+  // what touches it too. All else waits for everything.
+  class Touches {
+   public:
+    Touches(Stream& stream, std::initializer_list<Memory> memory);
+    ~Touches() { stream_.touches_ = false; }
+    Touches(const Touches&) = delete;
+
+   private:
+    Stream& stream_;
+  };
   // For the calling thread: makes the GPU current, as whatever is done with it wants it.
   void use_device() const;
   // For what is neither: whatever is held is launched first, and no more is held.
@@ -71,6 +87,14 @@ class Stream {
     cudaGraphExec_t exec = nullptr;
     std::vector<cudaGraphNode_t> nodes;
   };
+  // Something that runs beside: on its own stream, until the event.
+  struct Beside {
+    Memory memory;
+    cudaEvent_t done = nullptr;
+    bool ended = true;
+  };
+  void await(Beside& beside);
+  void await_all();
   Held& hold_back(const Launch& launch, std::span<void* const> params,
                   std::span<const size_t> sizes);
   void start(const Launch& launch, void** params);
@@ -80,6 +104,11 @@ class Stream {
 
   int device_;
   cudaStream_t stream_ = nullptr;
+  cudaStream_t beside_stream_ = nullptr;
+  cudaEvent_t ready_ = nullptr;  // what comes before something beside
+  std::array<Beside, 4> beside_;
+  size_t n_beside_ = 0;   // so far
+  bool touches_ = false;  // there is a Touches
   uint64_t n_calls_ = 0;
   bool holding_ = false;
   size_t n_held_ = 0;                 // the others of graph_->held keep their memory

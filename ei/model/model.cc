@@ -1,5 +1,6 @@
 #include "ei/model/model.h"
 
+#include <algorithm>
 #include <string>
 
 #include "ei/base/communicator.h"
@@ -7,6 +8,11 @@
 #include "ei/model/weight_source.h"
 
 namespace ei {
+namespace {
+
+constexpr int64_t kSummedRows = 4096;  // fill a GPU, and are half of what it reads at a time
+
+}  // namespace
 
 Activations::Activations(Backend& backend, const ModelConfig& config, int64_t max_rows,
                          int64_t max_logit_rows)
@@ -170,24 +176,34 @@ void Model::finish(int layer, Activations& act) const {
   const Act h = act.act(act.h_, config_.hidden);
   const Act gate = act.act(act.gate_, config_.intermediate);
   const Act up = act.act(act.up_, config_.intermediate);
+  // Where ranks share the model, some rows after the others, so that the sum of these may run
+  // beside the products of those.
+  const int64_t n = config_.n_ranks > 1 ? kSummedRows : std::max<int64_t>(1, act.rows_);
+  const auto in_parts = [&](const auto& of_rows) {
+    for (int64_t row = 0; row < act.rows_; row += n)
+      of_rows(
+          [row, size = std::min(n, act.rows_ - row)](const Act& a) { return a.slice(row, size); });
+  };
   // What x was and the bias are rank 0's part of the sum.
   const bool first = backend_->ranks().rank() == 0;
-  const auto add_to_x = [&](const Act& in, const Weight& weight, const Vector& bias) {
+  const auto add_to = [&](const Act& sum, const Act& in, const Weight& weight, const Vector& bias) {
     backend_->run(MatMul{.x = in,
                          .parts = {{{.weight = weight,
                                      .bias = first ? bias.view() : View<float, 1>(),
-                                     .out = x,
+                                     .out = sum,
                                      .accumulate = first}}}});
-    backend_->run(AllReduce{x});
+    backend_->run(AllReduce{sum});
   };
-  add_to_x(context(act), w.o, w.o_bias);
-  backend_->run(
-      RmsNorm{.x = x, .weight = w.mlp_norm.view(), .eps = config_.rms_norm_eps, .out = h});
-  backend_->run(MatMul{.x = h,
-                       .parts = {{{.weight = w.gate, .bias = {}, .out = gate},
-                                  {.weight = w.up, .bias = {}, .out = up}}}});
-  backend_->run(SwiGlu{.gate = gate, .up = up, .out = gate});
-  add_to_x(gate, w.down, {});
+  in_parts([&](const auto& of) { add_to(of(x), of(context(act)), w.o, w.o_bias); });
+  in_parts([&](const auto& of) {
+    backend_->run(RmsNorm{
+        .x = of(x), .weight = w.mlp_norm.view(), .eps = config_.rms_norm_eps, .out = of(h)});
+    backend_->run(MatMul{.x = of(h),
+                         .parts = {{{.weight = w.gate, .bias = {}, .out = of(gate)},
+                                    {.weight = w.up, .bias = {}, .out = of(up)}}}});
+    backend_->run(SwiGlu{.gate = of(gate), .up = of(up), .out = of(gate)});
+    add_to(of(x), of(gate), w.down, {});
+  });
 }
 
 Act Model::normed(Activations& act, int64_t first_row, int64_t n_rows) const {

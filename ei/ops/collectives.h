@@ -7,7 +7,8 @@ namespace ei {
 // What ranks that share a model (Backend::ranks()) do together: all of them run it, with the same
 // shapes. On one rank AllReduce does nothing.
 
-// x = its sum over the ranks. Numerics: sums in the type of the activations, in any order.
+// x = its sum over the ranks. Numerics: sums in the type of the activations, in any order. On a GPU
+// sums of many rows run beside the products and norms of others that come next.
 struct AllReduce {
   Act x;  // [n, m]
 };

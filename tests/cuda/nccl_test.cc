@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <future>
 
 #include "ei/base/fail.h"
@@ -10,6 +11,7 @@
 #include "ei/cuda/backend.h"
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
+#include "tests/support/numbers.h"
 
 namespace ei::test {
 namespace {
@@ -66,7 +68,7 @@ void expect_gathered(Backend& backend, int rank, int64_t rows, int64_t m, bool r
 TEST_P(NcclTest, SumsAndGathers) {
   ThreadRanks(2).run([&](const Ranks& ranks) {
     const auto backend = make_cuda_backend(Math::kBF16, ranks);
-    for (const int64_t rows : {1, 3, 64, 1000})
+    for (const int64_t rows : {1, 3, 64, 1023, 1024})
       for (const int64_t cols : {8, 4096}) {
         SCOPED_TRACE(testing::Message() << rows << " x " << cols);
         const DeviceAct x(*backend, values_of(ranks->rank(), rows, cols));
@@ -100,6 +102,42 @@ TEST_P(NcclTest, SumsAndGathersInGraphs) {
         EXPECT_EQ(gate.values().v, Matrix({rows, cols}, 0).v);
         expect_gathered(*backend, ranks->rank(), rows, cols, true);
       }
+  });
+}
+
+// As a chunk has them: sums of many rows, of which one runs beside the norm of the rows of the
+// other, and what reads or writes their own rows waits for them. Norms: of what bf16 holds exactly,
+// rounded once.
+TEST_P(NcclTest, WhatTouchesARunningSumWaitsForIt) {
+  constexpr int64_t kRows = 2048, kCols = 4096;
+  Matrix want({2 * kRows, kCols});
+  for (int64_t i = 0; i < 2 * kRows; ++i) {
+    double squares = 0;
+    for (int64_t j = 0; j < kCols; ++j) {
+      want[i][j] = value(0, i, j) + value(1, i, j);
+      squares += want[i][j] * want[i][j];
+    }
+    for (int64_t j = 0; j < kCols; ++j) want[i][j] /= std::sqrt(squares / kCols);
+  }
+  ThreadRanks(2).run([&](const Ranks& ranks) {
+    const auto backend = make_cuda_backend(Math::kBF16, ranks);
+    const std::vector<float> ones(kCols, 1.0f);
+    const DeviceArray<float, 1> weight(*backend, ones);
+    const Matrix mine = values_of(ranks->rank(), 2 * kRows, kCols);
+    const DeviceAct fresh(*backend, mine), x(*backend, mine),
+        h(*backend, Matrix({2 * kRows, kCols}, 0));
+    const auto half = [&](const DeviceAct& a, int i) { return a.act().slice(i * kRows, kRows); };
+    for (int round = 0; round < 5; ++round) {
+      backend->copy_in(x.act().data, fresh.act().data, 2 * kRows * kCols * 2);
+      for (const int i : {0, 1}) backend->run(AllReduce{half(x, i)});
+      for (const int i : {0, 1})  // where it lies, so that what comes too early is summed
+        backend->run(
+            RmsNorm{.x = half(x, i), .weight = weight.view(), .eps = 0, .out = half(x, i)});
+      backend->run(AllReduce{half(x, 0)});
+      backend->run(RmsNorm{.x = half(x, 1), .weight = weight.view(), .eps = 0, .out = half(h, 1)});
+      backend->run(RmsNorm{.x = half(x, 0), .weight = weight.view(), .eps = 0, .out = half(h, 0)});
+      EXPECT_LT(nmse(h.values().v, want.v), 3e-5) << round;
+    }
   });
 }
 

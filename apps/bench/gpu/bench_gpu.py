@@ -381,16 +381,18 @@ def bench_ranks(path, lengths=(32768, 131072), repeat=3, shape="llama-3.1-8b"):
         for policy in policies:
             r.do(lambda lib: generate(lib, 16384, policy, 0, 3))  # warms up
     for n in lengths:
-        runs = {(size, policy): [] for size in ranks for policy in policies}
+        runs = {(size, beside, policy): [] for size, beside in ((1, 1), (n_gpus, 1), (n_gpus, 0)) for policy in policies}
         for _ in range(repeat):
-            for (size, policy), results in runs.items():
+            for (size, beside, policy), results in runs.items():
+                ranks[size].do(lambda lib: lib.call("ei_use_beside", ctypes.c_int(beside)))
                 results.append(ranks[size].do(lambda lib: generate(lib, n, policy, 0, 20)))
         medians = {key: median_of(results) for key, results in runs.items()}
         row = f"{n:>8}:"
         for policy in policies:
-            one, all_gpus = (medians[size, policy].first_token for size in (1, n_gpus))
-            row += f" {policy} {one:8.1f}, {all_gpus:8.1f} ({one / all_gpus:.2f}x);"
-        one, all_gpus = (medians[size, "dense"] for size in (1, n_gpus))
+            one, all_gpus, alone = (medians[key].first_token
+                                    for key in ((1, 1, policy), (n_gpus, 1, policy), (n_gpus, 0, policy)))
+            row += f" {policy} {one:8.1f}, {all_gpus:8.1f} ({one / all_gpus:.2f}x; sums beside nothing {one / alone:.2f}x);"
+        one, all_gpus = (medians[size, 1, "dense"] for size in (1, n_gpus))
         print(f"{row} step {one.step:6.2f}, {all_gpus.step:6.2f} ({one.step / all_gpus.step:.2f}x); host {one.host:.2f}, "
               f"{all_gpus.host:.2f}; no graph {one.plain:.2f}, {all_gpus.plain:.2f}", flush=True)
     for r in ranks.values():

@@ -140,6 +140,10 @@ int ei_all_reduce(void* handle, int64_t rows, int64_t cols, int graph, int repea
   });
 }
 
+int ei_use_beside(void* handle, int use) {
+  return guarded([&] { static_cast<Bench*>(handle)->backend.use_beside(use != 0); });
+}
+
 void ei_close(void* handle) { delete static_cast<Bench*>(handle); }
 
 struct PrefillResult {
