@@ -24,20 +24,21 @@ struct Params {
 // A block of threads for a segment and KV head: blockIdx. Which thread adds what goes by blocks'
 // numbers alone, so that chunks change nothing.
 __global__ void __launch_bounds__(kThreads, 4) share(const __grid_constant__ Params p) {
-  extern __shared__ float weight[];  // [rows]
+  extern __shared__ __align__(16) float weight[];  // [rows], read in fours
   __shared__ float parts[32];
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x);
   const int64_t i = blockIdx.x, h = blockIdx.y, begin = (p.first_segment + i) * p.segment;
   const int past = static_cast<int>(begin / p.block);
   const int n = static_cast<int>((begin + p.segment) / p.block);
-  const int rows = static_cast<int>(p.of.rows), per_block = static_cast<int>(p.of.per_block);
-  const float* e = p.of.e + (h * gridDim.x + i) * p.of.rows * p.of.stride;
-  for (int r = warp; r < rows; r += kThreads / 32) {
+  const int rows = static_cast<int>(p.of.rows);
+  const int64_t first_row = (h * gridDim.x + i) * p.of.rows;
+  const float* e = p.of.e + first_row * p.of.stride;
+  const auto n_parts = static_cast<int>((n - 1) / p.of.part_blocks) + 1;
+  for (int r = thread; r < rows; r += kThreads) {
     float sum = 0;
-#pragma unroll 4
-    for (int c = lane; c < n * per_block; c += 32) sum += e[r * p.of.stride + c];
-    sum = warp_reduce(sum, Sum{});
-    if (lane == 0) weight[r] = sum;
+    for (int part = 0; part < n_parts; ++part)
+      sum += p.of.sums[(first_row + r) * p.of.parts + part];
+    weight[r] = sum;
   }
   __syncthreads();
   if (p.of.together) {
@@ -54,10 +55,8 @@ __global__ void __launch_bounds__(kThreads, 4) share(const __grid_constant__ Par
   float own = 0, entropy = 0;
   for (int b = thread; b < n; b += kThreads) {
     float part = 0;
-    for (int c = b * per_block; c < (b + 1) * per_block; ++c) {
 #pragma unroll 8
-      for (int r = 0; r < rows; ++r) part += weight[r] * e[r * p.of.stride + c];
-    }
+    for (int r = 0; r < rows; ++r) part += weight[r] * e[r * p.of.stride + b];
     if (b < past) {
       mass[b] = part;
       if (part > 0) entropy -= part * logf(part);
@@ -92,8 +91,8 @@ void share_out(const EstimateMass& op, Segments segments, const Exponentials& of
                     .entropy = op.entropy[first][op.layer].data,
                     .entropy_step = op.entropy.dim(1) * op.entropy.dim(2)};
   const dim3 grid(static_cast<unsigned>(segments.count), static_cast<unsigned>(op.kv.n_kv_heads()));
-  launch("EstimateMass", share, grid, kThreads, sizeof(float) * static_cast<size_t>(of.rows),
-         stream, p);
+  launch("EstimateMass", share, grid, kThreads,
+         sizeof(float) * static_cast<size_t>((of.rows + 3) / 4 * 4), stream, p);
 }
 
 void CudaBackend::run(const EstimateMass& op) {

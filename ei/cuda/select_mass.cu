@@ -25,7 +25,8 @@ struct Held {
   }
 };
 
-// Of all threads, in all of them. `scratch` holds one for each warp.
+// Of all threads, in all of them. `scratch` holds one for each warp; calls in turn use two of them,
+// so that one barrier is enough.
 __device__ inline Held block_sum(Held held, Held* scratch) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2)
@@ -38,7 +39,6 @@ __device__ inline Held block_sum(Held held, Held* scratch) {
   held = scratch[0];
 #pragma unroll
   for (int w = 1; w < kThreads / 32; ++w) held.add(scratch[w]);
-  __syncthreads();
   return held;
 }
 
@@ -47,7 +47,7 @@ __device__ inline Held block_sum(Held held, Held* scratch) {
 // bits, whose order is that of shares, are found one by one from the top.
 __global__ void __launch_bounds__(kThreads, 4) select(const __grid_constant__ SelectMass op) {
   extern __shared__ float copy[];
-  __shared__ Held sums[kThreads / 32];
+  __shared__ Held sums[2][kThreads / 32];
   __shared__ float tops[32];
   __shared__ int counts[32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, 4) select(const __grid_constant__ Se
   const auto is_kept = [&](int b) { return b < sink || b >= local; };
   const auto key = [&](int b) { return __float_as_uint(mass[b] > 0 ? mass[b] : 0.0f); };
 
+  int turn = 0;
   // Of the blocks in [begin, end) that are taken.
   const auto sum_of = [&](int begin, int end, auto is_taken) {
     Held held;
@@ -80,7 +81,8 @@ __global__ void __launch_bounds__(kThreads, 4) select(const __grid_constant__ Se
       const float share = mass[b], square = share * share;
       held.add(is_taken(b) ? Held{share, square, 0, 1} : Held{0, 0, square, 0});
     }
-    return block_sum(held, sums);
+    turn ^= 1;
+    return block_sum(held, sums[turn]);
   };
   // Blocks are kept from the key `least` on: all with more, `n_equal` of those that have it.
   uint32_t least = 0;
@@ -104,17 +106,35 @@ __global__ void __launch_bounds__(kThreads, 4) select(const __grid_constant__ Se
       return 16 * (others + ratio * ratio * (static_cast<double>(always.squares) + squares)) <=
              missing * missing;
     };
-    const auto enough_from = [&](uint32_t from) {
-      const Held held = sum_of(sink, local, [&](int b) { return key(b) >= from; });
+    const auto from = [&](uint32_t lowest) {
+      return sum_of(sink, local, [&](int b) { return key(b) >= lowest; });
+    };
+    const auto are_enough = [&](const Held& held) {
       return enough(held.shares, held.squares, held.others);
     };
     least = UINT32_MAX;
     n_equal = 0;
-    if (!enough_from(least)) {
-      // The highest key from which on all blocks are enough; 0 if there is none.
+    if (!are_enough(from(least))) {
+      // The highest key from which on all blocks are enough, or 0 if there is none: until only one
+      // block has a key within [least, least + 2 bit).
       least = 0;
-      for (uint32_t bit = 1u << 30; bit != 0; bit /= 2)
-        if (enough_from(least | bit)) least |= bit;
+      int n_from = max(0, local - sink), n_above = 0;
+      uint32_t bit = 1u << 29;  // no share is 2 or more
+      for (; bit != 0 && n_from - n_above > 1; bit /= 2) {
+        const Held held = from(least | bit);
+        if (are_enough(held)) {
+          least |= bit;
+          n_from = held.n;
+        } else {
+          n_above = held.n;
+        }
+      }
+      if (bit != 0) {
+        float most = 0;
+        for (int b = sink + thread; b < local; b += kThreads)
+          if (key(b) - least < 2 * bit) most = fmaxf(most, mass[b]);
+        least = max(least, __float_as_uint(block_reduce(most, Max{}, tops)));
+      }
       const Held above = sum_of(sink, local, [&](int b) { return key(b) > least; });
       const Held equal = sum_of(sink, local, [&](int b) { return key(b) == least; });
       const float share = __uint_as_float(least), square = share * share;

@@ -5,13 +5,15 @@
 
 namespace ei::cuda {
 
-// Exponentials, of which EstimateMass makes shares: rows of queries that share them, those of a
-// segment one after another.
+// Exponentials of blocks, of which EstimateMass makes shares: rows of queries that share them,
+// those of a segment one after another.
 struct Exponentials {
-  const float* e = nullptr;  // [n_kv_heads, rows of the segments, stride]
+  const float* e = nullptr;  // [n_kv_heads, rows of the segments, stride], of a block each
   int64_t stride = 0;
+  const float* sums = nullptr;  // [n_kv_heads, rows of the segments, parts]
+  int64_t parts = 0;            // of a row, those up to the segment's end: of part_blocks each
+  int64_t part_blocks = 0;
   int64_t rows = 0;       // of a segment
-  int64_t per_block = 1;  // columns of a block
   bool together = false;  // all rows are divided by one sum, and not each by its own
 };
 

@@ -4,10 +4,10 @@
 #include "ei/base/error.h"
 #include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
-#include "ei/cuda/device/imma.cuh"
 #include "ei/cuda/device/mma_tile.cuh"
 #include "ei/cuda/device/operand_rows.cuh"
 #include "ei/cuda/device/reduce.cuh"
+#include "ei/cuda/device/wgmma.cuh"
 #include "ei/cuda/launch.cuh"
 #include "ei/cuda/shares.h"
 
@@ -15,23 +15,27 @@
 // products over all keys finds every query's highest logit, a second one makes the exponentials of
 // groups: what is stored is one number for 8 queries and a block, and not one for every query.
 //
-// Keys lie in memory in the order in which threads hold them as operands, four blocks by 16 keys at
-// a time: of each 8 columns of the product, thread l of a warp gets two keys of block l % 4, so
-// that after 8 times 8 columns it has all 16 for its rows and the highest needs no other thread.
-// Blocks of other sizes are filled up to a multiple of 16 by their last key.
+// Keys lie in memory as operands of the products, an octet of blocks by 16 keys at a time, and so
+// that of the 16 times 8 columns thread l of a warp gets all 16 keys of two blocks for its rows:
+// the highest needs no other thread. Blocks of other sizes are filled up to a multiple of 16 by
+// their last key.
 namespace ei::cuda {
 namespace {
 
-constexpr int kSlots = 16;  // keys of a block at a time
-constexpr int kOctet = 8;   // blocks that are next to each other in memory
-constexpr int kSplit = 32;  // octets of a thread block
-constexpr int kWarps = 8;   // of a thread block, each with rows of its own
-constexpr int kTiles = 4;   // of 16 rows, two groups, of a warp
-constexpr int kWarpGroups = 2 * kTiles;
-constexpr int kMaxSteps = 6;    // of 16 directions
-constexpr int kMaxBlock = 128;  // shared memory holds as many keys in two parts
-constexpr int kThreads = 128;   // of projections
-constexpr int kQueryRows = 64;  // of a tile of them
+constexpr int kSlots = 16;     // keys of a block at a time
+constexpr int kOctet = 8;      // blocks that are multiplied together
+constexpr int kSplit = 128;    // octets of a thread block
+constexpr int kConsumers = 4;  // warpgroups, each with 64 rows of its own: 8 groups of queries
+constexpr int kBlockGroups = 8 * kConsumers;
+constexpr int kSweepThreads = 128 * kConsumers;
+constexpr int kStages = 4;        // of octets in shared memory
+constexpr int kBatch = 4;         // octets of a stage
+constexpr int kStepBytes = 2048;  // behind the stages: a product with half a step asks for a whole
+constexpr int kBehind = 2;        // stages that a warpgroup may be behind the first
+constexpr int kMaxSteps = 6;      // of 16 directions
+constexpr int kMaxBlock = 128;    // shared memory holds as many keys in two parts
+constexpr int kThreads = 128;     // of projections
+constexpr int kQueryRows = 64;    // of a tile of them
 constexpr float kLog2e = 1.44269504f;
 static_assert(kSketchGroup == 8);
 
@@ -56,20 +60,18 @@ struct Params {
   float* query_step;  // [rows of queries]
   uint32_t* top;      // [rows of queries] in the order of ordered()
   // Of the segments that are being worked on.
-  float* e;  // [n_kv_heads, end_group - first_group, octets * 8]
+  float* e;     // [n_kv_heads, end_group - first_group, octets * 8]
+  float* sums;  // [n_kv_heads, end_group - first_group, splits]
   int first_group, end_group;
 
   __host__ __device__ int64_t octets() const { return (n_blocks + kOctet - 1) / kOctet; }
+  __host__ __device__ int64_t splits() const { return (octets() + kSplit - 1) / kSplit; }
   __host__ __device__ int runs() const { return static_cast<int>((block + kSlots - 1) / kSlots); }
-  __host__ __device__ int64_t octet_words() const { return runs() * 2 * 256 * steps; }
+  // Of an octet by 16 keys.
+  __host__ __device__ int run_words() const { return kOctet * kSlots * steps * 4; }
   __host__ __device__ int segment_groups() const { return heads * groups; }
   __host__ __device__ int64_t query_rows() const { return n_segments * segment_groups() * 8; }
   // Position of query row i of the group among those of its segment, and of head and KV head.
-  // Which of a thread's words are those of 16 directions from 16 u on, of its keys t: where a
-  // product takes 32 directions, two that are next to each other.
-  __host__ __device__ static int word(int steps, int u, int t) {
-    return u + 1 == steps && u % 2 == 0 ? 8 * u + t : u / 2 * 16 + 2 * t + u % 2;
-  }
   __device__ int in_segment(int group, int i) const {
     return min(group % groups * 8 + i, static_cast<int>(segment) - 1);
   }
@@ -80,10 +82,12 @@ struct Projection {
   int stride, width;  // of operands, of projections
   bf16 *direction[2], *row[2];
   float* x;
+  const void** rows;  // of a tile or of directions
 
   __host__ __device__ static size_t bytes(int n_rows, int d, int steps) {
     return static_cast<size_t>(2 * (16 * steps + n_rows) * row_stride(d)) * sizeof(bf16) +
-           static_cast<size_t>(n_rows * (16 * steps + 1)) * sizeof(float);
+           static_cast<size_t>((n_rows * (16 * steps + 1) + 1) / 2 * 2) * sizeof(float) +
+           static_cast<size_t>(max(n_rows, 16 * steps)) * sizeof(void*);
   }
   __device__ Projection(unsigned char* shared, int n_rows, int d, int steps)
       : stride(row_stride(d)), width(16 * steps + 1) {
@@ -91,14 +95,20 @@ struct Projection {
     for (bf16*& of : direction) of = at, at += 16 * steps * stride;
     for (bf16*& of : row) of = at, at += n_rows * stride;
     x = reinterpret_cast<float*>(at);
+    rows = reinterpret_cast<const void**>(x + (n_rows * width + 1) / 2 * 2);
   }
   __device__ void load_directions(const Params& p, int64_t kv_head) {
     const float* from = p.directions + kv_head * p.w * p.rows.d;
-    const auto row_at = [&](int i) { return i < p.w ? from + int64_t{i} * p.rows.d : nullptr; };
-    load_operands<2, float>(row_at, 16 * p.steps, p.rows.d, direction[0]);
+    const auto row_at = [&](int i) -> const float* {
+      return i < p.w ? from + int64_t{i} * p.rows.d : nullptr;
+    };
+    load_operands<2>(row_at, 16 * p.steps, p.rows.d, direction[0],
+                     reinterpret_cast<const float**>(rows));
+    __syncthreads();  // `rows` is free
   }
+  // Less `mean` [width - 1], in shared memory.
   template <class T>
-  __device__ void multiply(int n_rows, int d) {
+  __device__ void multiply(int n_rows, int d, const float* mean) {
     const int depth = padded_depth(d), lane = static_cast<int>(threadIdx.x % 32);
     for (int m = static_cast<int>(threadIdx.x / 32) * 16; m < n_rows; m += kThreads / 2)
       for (int c = 0; c + 1 < width; c += 16) {
@@ -110,8 +120,10 @@ struct Projection {
 #pragma unroll
         for (int t = 0; t < 2; ++t)
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            x[(m + lane / 4 + e / 2 * 8) * width + c + 8 * t + lane % 4 * 2 + e % 2] = sum[t][e];
+          for (int e = 0; e < 4; ++e) {
+            const int column = c + 8 * t + lane % 4 * 2 + e % 2;
+            x[(m + lane / 4 + e / 2 * 8) * width + column] = sum[t][e] - mean[column];
+          }
       }
   }
 };
@@ -126,11 +138,13 @@ __global__ void __launch_bounds__(kThreads) project_queries(const __grid_constan
   extern __shared__ __align__(16) unsigned char shared[];
   const int d = p.rows.d, thread = static_cast<int>(threadIdx.x);
   const int64_t kv_head = blockIdx.y, n_rows = p.query_rows();
+  __shared__ float mean[16 * kMaxSteps];
+  if (thread < 16 * kMaxSteps) mean[thread] = 0;
   Projection tile(shared, kQueryRows, d, p.steps);
   tile.load_directions(p, kv_head);
   for (int64_t first = int64_t{blockIdx.x} * kQueryRows; first < n_rows;
        first += int64_t{gridDim.x} * kQueryRows) {
-    load_operands<1, bf16>(
+    load_operands<1>(
         [&](int i) -> const bf16* {
           if (first + i >= n_rows) return nullptr;
           const int group = static_cast<int>((first + i) / 8), of = group % p.segment_groups();
@@ -138,9 +152,9 @@ __global__ void __launch_bounds__(kThreads) project_queries(const __grid_constan
                                    p.in_segment(group, static_cast<int>((first + i) % 8));
           return p.q + position * p.q_cols + (kv_head * p.heads + of / p.groups) * d;
         },
-        kQueryRows, d, tile.row[0]);
+        kQueryRows, d, tile.row[0], reinterpret_cast<const bf16**>(tile.rows));
     __syncthreads();
-    tile.multiply<bf16>(kQueryRows, d);
+    tile.multiply<bf16>(kQueryRows, d, mean);
     __syncthreads();
     if (thread < kQueryRows && first + thread < n_rows) {
       const float* x = tile.x + thread * tile.width;
@@ -167,195 +181,236 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int64_t kv_head = blockIdx.y;
   const int tile_rows = padded_depth(n_at_once * block);
+  __shared__ float mean[16 * kMaxSteps];
+  if (const int k = static_cast<int>(threadIdx.x); k < 16 * kMaxSteps)
+    mean[k] = k < p.w ? p.mean[kv_head * p.w + k] : 0;
   Projection tile(shared, tile_rows, d, p.steps);
   tile.load_directions(p, kv_head);
   for (int64_t first = int64_t{blockIdx.x} * n_at_once; first < p.n_blocks;
        first += int64_t{gridDim.x} * n_at_once) {
     const int n = static_cast<int>(min(int64_t{n_at_once}, p.n_blocks - first));
-    load_operands<sizeof(T) / 2, T>(
+    load_operands<sizeof(T) / 2>(
         [&](int i) -> const T* {
           return i < n * block ? p.rows.key<T>(kv_head, static_cast<int>(first * block) + i)
                                : nullptr;
         },
-        tile_rows, d, tile.row[0]);
+        tile_rows, d, tile.row[0], reinterpret_cast<const T**>(tile.rows));
     __syncthreads();
-    tile.multiply<T>(tile_rows, d);
+    tile.multiply<T>(tile_rows, d, mean);
     __syncthreads();
-    const float* mean = p.mean + kv_head * p.w;
     for (int i = warp; i < n; i += kThreads / 32) {
-      float* x = tile.x + i * block * tile.width;
+      const float* x = tile.x + i * block * tile.width;
       float most = 0;
-      for (int j = lane; j < block * p.w; j += 32) {
-        float& value = x[j / p.w * tile.width + j % p.w];
-        value -= mean[j % p.w];
-        most = fmaxf(most, fabsf(value));
-      }
+      for (int k = lane; k < p.w; k += 32)
+#pragma unroll 8
+        for (int j = 0; j < block; ++j) most = fmaxf(most, fabsf(x[j * tile.width + k]));
       most = warp_reduce(most, Max{});
-      __syncwarp();
       const float step = most / 63, inverse = step > 0 ? 1 / step : 0;
       const int64_t at = first + i, octet = at / kOctet;
+      // Thread l of a sweep holds columns 2 (l % 4) and the next of each 8: a pair of its block's
+      // keys.
       const int column = static_cast<int>(at % kOctet / 2), half = static_cast<int>(at % 2);
       if (lane == 0) p.key_step[kv_head * p.octets() * kOctet + at] = step;
-      uint32_t* to = p.keys + (kv_head * p.octets() + octet) * p.octet_words();
-      for (int j = lane; j < p.runs() * kSlots * p.steps * 4; j += 32) {
-        const int k = j % (p.steps * 4) * 4, slot = j / (p.steps * 4);
-        const float* from = x + min(slot, block - 1) * tile.width;
-        uint32_t bytes = 0;
-        for (int e = 0; e < 4; ++e)
-          if (k + e < p.w) bytes |= byte_of(from[k + e], inverse, 63) << 8 * e;
-        // Word `word` of thread `holder`, in fours.
-        const int holder = (2 * column + slot % 2) * 4 + k % 16 / 4;
-        const int word = Params::word(p.steps, k / 16, slot % kSlots / 2);
-        to[((slot / kSlots * 2 + half) * 2 * p.steps + word / 4) * 128 + holder * 4 + word % 4] =
-            bytes;
+      uint32_t* to = p.keys + (kv_head * p.octets() + octet) * p.runs() * p.run_words();
+      for (int slot = lane / 4; slot < p.runs() * kSlots; slot += 8) {
+        const float* from = x + min(slot, block - 1) * tile.width + lane % 4 * 4;
+        const int eight = half * 8 + slot % kSlots / 2, in_eight = 2 * column + slot % 2;
+        uint32_t* const words =
+            to + slot / kSlots * p.run_words() + (eight * 8 + in_eight) * 4 + lane % 4;
+        for (int u = 0; u < p.steps; ++u) {
+          uint32_t bytes = 0;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) bytes |= byte_of(from[16 * u + e], inverse, 63) << 8 * e;
+          words[u * 512] = bytes;
+        }
       }
     }
     __syncthreads();
   }
 }
 
-// The rows of one warp, kTiles times two groups of 8 queries, as this thread holds them: of group
-// `g` row lane / 4.
-template <int kSteps>
-struct WarpRows {
-  uint32_t a[kTiles][kSteps][2];
-  int position[kWarpGroups];
-};
-
-// Of this thread's block among four the highest products with its rows, which go into `best`: of
-// 16 keys, first_key .. first_key + 15 of the text. kCausal: rows that see none keep what they
-// have.
-template <int kSteps, bool kCausal>
-__device__ void highest_products(const uint4* keys, const WarpRows<kSteps>& rows, int first_key,
-                                 int last_key, int (&best)[kWarpGroups]) {
-  uint32_t b[8 * kSteps];
+// Of each row's products with the keys of each block the highest. kCausal: of keys first_key ..
+// last_key of the text, the last of them repeated, those up to the row's position.
+template <bool kCausal>
+__device__ void highest(const int (&products)[64], const int (&first_key)[2],
+                        const int (&last_key)[2], const int (&position)[2], int (&most)[2][2]) {
 #pragma unroll
-  for (int i = 0; i < 2 * kSteps; ++i) {
-    const uint4 words = __ldg(keys + 32 * i);
-    b[4 * i] = words.x;
-    b[4 * i + 1] = words.y;
-    b[4 * i + 2] = words.z;
-    b[4 * i + 3] = words.w;
-  }
+  for (int t = 0; t < kSlots / 2; ++t)
 #pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      int sum[4] = {};
+      for (int r = 0; r < 2; ++r) {
+        int pair[2] = {products[32 * half + 4 * t + 2 * r],
+                       products[32 * half + 4 * t + 2 * r + 1]};
+        if constexpr (kCausal) {
 #pragma unroll
-      for (int u = 0; u + 1 < kSteps; u += 2)
-        multiply_bytes_32(sum, rows.a[m][u], rows.a[m][u + 1], b[Params::word(kSteps, u, t)],
-                          b[Params::word(kSteps, u + 1, t)]);
-      if constexpr (kSteps % 2 == 1)
-        multiply_bytes_16(sum, rows.a[m][kSteps - 1], b[Params::word(kSteps, kSteps - 1, t)]);
-      if constexpr (kCausal) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (min(first_key + 2 * t + e % 2, last_key) > rows.position[2 * m + e / 2])
-            sum[e] = INT32_MIN;
+          for (int e = 0; e < 2; ++e)
+            if (min(first_key[half] + 2 * t + e, last_key[half]) > position[r]) pair[e] = INT32_MIN;
+        }
+        most[r][half] = __vimax3_s32(most[r][half], pair[0], pair[1]);
       }
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        best[2 * m + r] = __vimax3_s32(best[2 * m + r], sum[2 * r], sum[2 * r + 1]);
-    }
-  }
 }
 
-// What a sweep has of one warp's rows. blockIdx: rows, octets, KV head.
+// Keys on their way to the warpgroups.
+struct Ring {
+  uint64_t full[kStages], empty[kStages];
+};
+
+// One sweep; blockIdx: rows, octets, KV head. Warpgroups go through the keys each at its own pace,
+// so that one's products hide another's maxima; the first thread has keys copied for all.
 template <int kSteps, bool kExponentials>
-__global__ void __launch_bounds__(32 * kWarps, kSteps <= 4 ? 2 : 1)
-    sweep(const __grid_constant__ Params p) {
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+__global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant__ Params p) {
+  constexpr uint32_t kRunBytes = kOctet * kSlots * kSteps * 16;
+  extern __shared__ __align__(128) unsigned char keys[];  // [kStages, kRunBytes]
+  __shared__ Ring ring;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int64_t kv_head = blockIdx.z;
-  const int first = p.first_group + (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpGroups;
-  if (first >= p.end_group) return;
-  const auto group_at = [&](int g) { return min(first + g, p.end_group - 1); };
+  const int first_of_block = p.first_group + static_cast<int>(blockIdx.x) * kBlockGroups;
   const auto start_of = [&](int group) {
     return (p.first_segment + group / p.segment_groups()) * p.segment;
   };
-  const int64_t block_end = (start_of(group_at(kWarpGroups - 1)) + p.segment) / p.block;
-  const int end =
-      static_cast<int>(min((int64_t{blockIdx.y} + 1) * kSplit, (block_end + kOctet - 1) / kOctet));
-  if (static_cast<int>(blockIdx.y) * kSplit >= end) return;
-  const int whole = static_cast<int>(start_of(first) / p.block / kOctet);  // seen by every row
+  const int last_of_block = min(first_of_block + kBlockGroups, p.end_group) - 1;
+  const int64_t block_end = (start_of(last_of_block) + p.segment) / p.block;
+  const int begin = static_cast<int>(blockIdx.y) * kSplit;
+  const int end = static_cast<int>(min(int64_t{begin} + kSplit, (block_end + kOctet - 1) / kOctet));
+  if (begin >= end) return;
+  if (thread == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      mbarrier_init(&ring.full[i], 1);
+      mbarrier_init(&ring.empty[i], 4 * kConsumers);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  const int n_runs = (end - begin) * p.runs();
+  const uint32_t* const source = p.keys + (kv_head * p.octets() + begin) * p.runs() * p.run_words();
+  const auto load = [&](int i) {  // a stage
+    const int n = min(kBatch, n_runs - i * kBatch), stage = i % kStages;
+    if (n <= 0) return;
+    mbarrier_wait(&ring.empty[stage], i / kStages % 2 ^ 1);
+    mbarrier_arrive_expect(&ring.full[stage], n * kRunBytes);
+    bulk_load(keys + stage * kBatch * kRunBytes, source + int64_t{i} * kBatch * p.run_words(),
+              n * kRunBytes, &ring.full[stage]);
+  };
+  if (thread == 0)
+    for (int i = 0; i < kStages - kBehind; ++i) load(i);
 
-  WarpRows<kSteps> rows;
-  float step[kWarpGroups], top[kWarpGroups];
+  // This warp's two groups, of which the thread has row lane / 4 each.
+  const int first = first_of_block + thread / 32 * 2;
+  uint32_t a[(kSteps + 1) / 2][4] = {};
+  int position[2];
+  float step[2], top[2];
+  int64_t row[2];
 #pragma unroll
-  for (int g = 0; g < kWarpGroups; ++g) {
-    const int group = group_at(g);
-    rows.position[g] = static_cast<int>(start_of(group)) + p.in_segment(group, lane / 4);
-    const int64_t row = kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
+  for (int r = 0; r < 2; ++r) {
+    const int group = min(first + r, p.end_group - 1);
+    position[r] = static_cast<int>(start_of(group)) + p.in_segment(group, lane / 4);
+    row[r] = kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
 #pragma unroll
     for (int u = 0; u < kSteps; ++u)
-      rows.a[g / 2][u][g % 2] = __ldg(p.queries + (row * kSteps + u) * 4 + lane % 4);
-    step[g] = kExponentials ? __ldg(p.query_step + row) : 0;
-    top[g] = kExponentials ? from_ordered(__ldg(p.top + row)) : -INFINITY;
+      a[u / 2][u % 2 * 2 + r] = __ldg(p.queries + (row[r] * kSteps + u) * 4 + lane % 4);
+    step[r] = kExponentials ? __ldg(p.query_step + row[r]) : 0;
+    top[r] = kExponentials ? from_ordered(__ldg(p.top + row[r])) : -INFINITY;
   }
+  // Octets before this are seen whole.
+  const int whole = static_cast<int>(start_of(min(first, p.end_group - 1)) / p.block / kOctet);
   const int64_t stride = p.octets() * kOctet;
-  const float* key_step = p.key_step + kv_head * stride;
-  for (int octet = static_cast<int>(blockIdx.y) * kSplit; octet < end; ++octet) {
-    const auto* keys =
-        reinterpret_cast<const uint4*>(p.keys + (kv_head * p.octets() + octet) * p.octet_words()) +
-        lane;
-    float highest[2];
+  const float* key_step = p.key_step + kv_head * stride + lane % 4 * 2;
+  // After the exchange thread l has group l / 16, block l / 8 % 2 of its pair.
+  float* e =
+      p.e + (kv_head * (p.end_group - p.first_group) + first + lane / 16 - p.first_group) * stride +
+      lane % 4 * 2 + lane / 8 % 2;
+  float sum = 0;
+  const bool stores = kExponentials && lane / 4 % 2 == 0 && first + lane / 16 < p.end_group;
+  const int runs = p.runs(), block = static_cast<int>(p.block);
+  uint64_t operands[(kSteps + 1) / 2];  // of the first octet, 32 directions each
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int block = octet * kOctet + lane % 4 * 2 + half;
-      const float scale = __ldg(key_step + block);
-      int best[kWarpGroups];
+  for (int u = 0; u < kSteps; u += 2)
+    operands[u / 2] = plain_operand(shared_address(keys) + static_cast<uint32_t>(u) * 2048, 128,
+                                    u + 1 < kSteps ? 2048 : 0);  // or 16 twice, times zeros
+  int octet = begin, run = 0, best[2][2];                        // [row, block]
+  for (int i = 0; i < n_runs; ++i) {
+    const int stage = i / kBatch % kStages;
+    if (i % kBatch == 0) {
+      if (thread == 0) load(i / kBatch + kStages - kBehind);
+      __syncwarp();
+      mbarrier_wait(&ring.full[stage], i / kBatch / kStages % 2);
+    }
+    const float2 scale = __ldg(reinterpret_cast<const float2*>(key_step + octet * kOctet));
+    const int tile = i % (kStages * kBatch);
+    int products[64];
+    pin(products);
+    wgmma_fence();
 #pragma unroll
-      for (int& x : best) x = INT32_MIN;
-      for (int run = 0; run < p.runs(); ++run) {
-        const uint4* of_run = keys + (run * 2 + half) * 2 * kSteps * 32;
-        if (octet < whole) {
-          highest_products<kSteps, false>(of_run, rows, 0, 0, best);
-        } else {
-          const int first_key = block * static_cast<int>(p.block);
-          highest_products<kSteps, true>(of_run, rows, first_key + run * kSlots,
-                                         first_key + static_cast<int>(p.block) - 1, best);
-        }
+    for (int u = 0; u < kSteps; u += 2)
+      wgmma_64x128(products, a[u / 2],
+                   operands[u / 2] + static_cast<uint64_t>(tile) * (kRunBytes / 16), u > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(products);
+    if ((i % kBatch == kBatch - 1 || i == n_runs - 1) && lane == 0)
+      mbarrier_arrive(&ring.empty[stage]);
+    if (run == 0)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) best[r][0] = best[r][1] = INT32_MIN;
+    const int first_block = (octet * kOctet + lane % 4 * 2) * block;
+    const int first_key[2] = {first_block + run * kSlots, first_block + block + run * kSlots};
+    const int last_key[2] = {first_block + block - 1, first_block + 2 * block - 1};
+    if (octet < whole) {
+      highest<false>(products, first_key, last_key, position, best);
+    } else {
+      highest<true>(products, first_key, last_key, position, best);
+    }
+    if (++run < runs) continue;
+    run = 0;
+    float x[2][2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        x[r][half] = static_cast<float>(best[r][half]) * (half == 0 ? scale.x : scale.y);
+        if constexpr (kExponentials) x[r][half] = (x[r][half] - top[r]) * step[r];
       }
-      float x[kWarpGroups];
+    if (octet >= whole)
 #pragma unroll
-      for (int g = 0; g < kWarpGroups; ++g) {
-        x[g] = best[g] == INT32_MIN ? -INFINITY : static_cast<float>(best[g]) * scale;
-        if constexpr (kExponentials) {
-          x[g] = best[g] == INT32_MIN ? -INFINITY : (x[g] - top[g]) * step[g];
-        } else {
-          top[g] = fmaxf(top[g], x[g]);
-        }
-      }
-      if constexpr (kExponentials) {
-        // Of 8 groups each the highest of 8 rows: thread l gets that of group l / 4.
+      for (int r = 0; r < 2; ++r)
 #pragma unroll
-        for (int n = kWarpGroups / 2; n > 0; n /= 2) {
-          const bool upper = (lane & 4 * n) != 0;
+        for (int half = 0; half < 2; ++half)
+          if (best[r][half] == INT32_MIN) x[r][half] = -INFINITY;
+    if constexpr (!kExponentials) {
 #pragma unroll
-          for (int g = 0; g < n; ++g) {
-            const float other = __shfl_xor_sync(kFullWarp, upper ? x[g] : x[g + n], 4 * n);
-            x[g] = fmaxf(upper ? x[g + n] : x[g], other);
-          }
-        }
-        highest[half] = exp2_approx(x[0]);
-      }
+      for (int r = 0; r < 2; ++r) top[r] = fmaxf(top[r], fmaxf(x[r][0], x[r][1]));
     }
     if constexpr (kExponentials) {
-      const int group = first + lane / 4;
-      if (group < p.end_group) {
-        const int64_t row = kv_head * (p.end_group - p.first_group) + group - p.first_group;
-        auto* to = reinterpret_cast<float2*>(p.e + row * stride + octet * kOctet);
-        to[lane % 4] = {highest[0], highest[1]};
-      }
-    }
-  }
-  if constexpr (!kExponentials) {
+      // Of each group's 8 rows the highest, by threads that share out what they have.
+      const bool second = lane / 16 == 1, upper = lane / 8 % 2 == 1;
+      float y[2];
 #pragma unroll
-    for (int g = 0; g < kWarpGroups; ++g) {
-      top[g] = fmaxf(top[g], __shfl_xor_sync(kFullWarp, top[g], 1));
-      top[g] = fmaxf(top[g], __shfl_xor_sync(kFullWarp, top[g], 2));
-      const int64_t row = kv_head * p.query_rows() + int64_t{group_at(g)} * 8 + lane / 4;
-      if (lane % 4 == 0) atomicMax(p.top + row, ordered(top[g]));
+      for (int half = 0; half < 2; ++half)
+        y[half] = fmaxf(second ? x[1][half] : x[0][half],
+                        __shfl_xor_sync(kFullWarp, second ? x[0][half] : x[1][half], 16));
+      float most = upper ? y[1] : y[0];
+      most = fmaxf(most, __shfl_xor_sync(kFullWarp, upper ? y[0] : y[1], 8));
+      most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 4));
+      most = exp2_approx(most);
+      sum += most;
+      if (stores) e[octet * kOctet] = most;
+    }
+    ++octet;
+  }
+  if constexpr (kExponentials) {
+#pragma unroll
+    for (const int lanes : {1, 2, 8}) sum += __shfl_xor_sync(kFullWarp, sum, lanes);
+    if (stores && lane % 16 == 0)
+      p.sums[(kv_head * (p.end_group - p.first_group) + first + lane / 16 - p.first_group) *
+                 p.splits() +
+             blockIdx.y] = sum;
+  } else {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 2));
+      if (lane % 4 == 0) atomicMax(p.top + row[r], ordered(top[r]));
     }
   }
 }
@@ -365,9 +420,11 @@ void start_sweep(const Params& p, int64_t n_kv_heads, Stream& stream) {
   constexpr void (*kSweeps[kMaxSteps])(const Params) = {
       sweep<1, kExponentials>, sweep<2, kExponentials>, sweep<3, kExponentials>,
       sweep<4, kExponentials>, sweep<5, kExponentials>, sweep<6, kExponentials>};
-  const dim3 grid(blocks_for(p.end_group - p.first_group, kWarps * kWarpGroups),
-                  blocks_for(p.octets(), kSplit), static_cast<unsigned>(n_kv_heads));
-  launch("EstimateMass", kSweeps[p.steps - 1], grid, 32 * kWarps, 0, stream, p);
+  const dim3 grid(blocks_for(p.end_group - p.first_group, kBlockGroups),
+                  static_cast<unsigned>(p.splits()), static_cast<unsigned>(n_kv_heads));
+  launch("EstimateMass", kSweeps[p.steps - 1], grid, kSweepThreads,
+         static_cast<size_t>(kStages * kBatch * p.run_words()) * sizeof(uint32_t) + kStepBytes,
+         stream, p);
 }
 
 }  // namespace
@@ -403,13 +460,15 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
   int64_t n_words = 0;
   const auto place = [&](int64_t n) { return std::exchange(n_words, n_words + (n + 3) / 4 * 4); };
   const int64_t e = place(at_once * of_segment);
-  const int64_t keys = place(kv_heads * p.octets() * p.octet_words());
+  const int64_t sums = place(kv_heads * at_once * p.segment_groups() * p.splits());
+  const int64_t keys = place(kv_heads * p.octets() * p.runs() * p.run_words());
   const int64_t queries = place(kv_heads * p.query_rows() * p.steps * 4);
   const int64_t key_step = place(kv_heads * p.octets() * kOctet);
   const int64_t query_step = place(kv_heads * p.query_rows());
   const int64_t top = place(kv_heads * p.query_rows());
   auto* const words = static_cast<uint32_t*>(scratch(n_words * int64_t{sizeof(uint32_t)}));
   p.e = reinterpret_cast<float*>(words + e);
+  p.sums = reinterpret_cast<float*>(words + sums);
   p.keys = words + keys;
   p.queries = words + queries;
   p.key_step = reinterpret_cast<float*>(words + key_step);
@@ -432,7 +491,13 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
     start_sweep<false>(p, kv_heads, stream_);
     start_sweep<true>(p, kv_heads, stream_);
     share_out(op, {segments.begin + s, n},
-              {.e = p.e, .stride = p.octets() * kOctet, .rows = p.segment_groups()}, stream_);
+              {.e = p.e,
+               .stride = p.octets() * kOctet,
+               .sums = p.sums,
+               .parts = p.splits(),
+               .part_blocks = kSplit * kOctet,
+               .rows = p.segment_groups()},
+              stream_);
   }
 }
 

@@ -28,16 +28,16 @@ inline constexpr int64_t kSketchGroup = 8;
 inline constexpr int64_t kSketchRun = 6;
 EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
   constexpr float kMostPart = 32767 / 63 - kSketchRun;
-  float step = 0;
-  for (int64_t k = 0; k < w; ++k) step = std::max(step, std::abs(x[k]) / 127);
+  float most = 0, part = 0;
+  for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
   for (int64_t run = 0; run < w; run += 4 * kSketchRun)
     for (int64_t half = 0; half < 4; half += 2) {
       float sum = 0;
       for (int64_t k = run + half; k < std::min(run + 4 * kSketchRun, w); k += 4)
         sum += std::abs(x[k]) + std::abs(x[k + 1]);
-      step = std::max(step, sum / kMostPart);
+      part = std::max(part, sum);
     }
-  return step;
+  return std::max(most / 127, part / kMostPart);
 }
 
 // What share of the attention of each query segment of a chunk goes to each key block before it,

@@ -21,7 +21,7 @@ namespace ei {
 // collision entropy; with 16 equal blocks kept and many left both rules say the same.
 //
 // Segments before dense_before or from dense_from on get kAllBlocks. Numerics: h and the sums of
-// squares are right to 1e-6 of themselves; where that decides, a block more or less is kept.
+// squares are right to 1e-5 of themselves; where that decides, a block more or less is kept.
 // Nothing depends on threads or on other segments.
 struct SelectMass {
   View<const float, 3> mass;  // [n_kv_heads, n_segments, >= past blocks]

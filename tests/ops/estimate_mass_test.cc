@@ -412,6 +412,33 @@ TEST_P(EstimateMassOnGpu, KeepsTheBlocksOfTheCpu) {
   }
 }
 
+// More exponentials than are held at a time: all segments at once, and in halves.
+TEST_P(EstimateMassOnGpu, WhatIsHeldAtATimeChangesNoBit) {
+  const MassCase c = {512, 100000, 8, 1, 1, 16, 16, 4, 1};
+  const Device device(backend(), normal_inputs(c, DType::kBF16, 1.5), c, DType::kBF16);
+  const int64_t n_segments = c.n / c.segment, past = c.begin + c.n;
+  const DeviceArray<float, 3> entropy(backend(), {past / c.segment, 2, 1});
+  for (const Estimate estimate :
+       {Estimate::kSketch, Estimate::kAntidiagonals, Estimate::kMeanKeys}) {
+    std::vector<float> got[2];
+    for (const int64_t n : {n_segments, n_segments / 2})
+      for (int64_t s = 0; s < n_segments; s += n) {
+        const DeviceArray<float, 3> mass(backend(), {1, n, past});
+        const DeviceArray<float, 2> own(backend(), {1, n});
+        backend().run(device.op(estimate, s, n, mass.view(), own.view(), entropy.view()));
+        const std::vector<float> shares = mass.to_host(backend()), owns = own.to_host(backend());
+        std::vector<float>& all = got[n == n_segments ? 0 : 1];
+        for (int64_t i = 0; i < n; ++i) {
+          const float* const row = shares.data() + i * past;
+          all.insert(all.end(), row, row + c.begin + (s + i) * c.segment);
+          all.push_back(owns[size_t(i)]);
+        }
+      }
+    EXPECT_TRUE(got[0] == got[1]) << "estimate " << int(estimate);
+    EXPECT_NEAR(std::accumulate(got[0].begin(), got[0].end(), 0.0), double(n_segments), 1e-3);
+  }
+}
+
 TEST_P(EstimateMassTest, DenseSegmentsAreNotLookedAt) {
   const MassCase c = {64, 32, 16, 8, 1, 2, 16, 8, 8};
   const Device device(backend(), normal_inputs(c, DType::kF32, 1), c, DType::kF32);

@@ -4,7 +4,8 @@
 
 #include "ei/cuda/device/ptx.cuh"
 
-// Warpgroup matrix products, bf16 with float sums: 64 rows by N columns by 16. Of the accumulators,
+// Warpgroup matrix products: 64 rows by N columns by 16 bf16 with float sums, or by 32 signed bytes
+// with whole ones. Of the accumulators,
 // thread t of the warpgroup holds rows 16 (t/32) + (t%32)/4 and that + 8, columns 8 j + 2 (t%4) and
 // the next: d[4j], d[4j+1] of the first row, d[4j+2], d[4j+3] of the second.
 namespace ei::cuda {
@@ -25,6 +26,11 @@ __device__ void pin(float (&x)[kN]) {
 #pragma unroll
   for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
+template <int kN>
+__device__ void pin(int32_t (&x)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+r"(x[i])::"memory");
+}
 
 // An operand in shared memory as the copy engine writes it with its 128-byte swizzle: atoms of 8
 // rows x 128 bytes, 1024-byte aligned. A start within an atom's first row is allowed (a step of 16
@@ -35,6 +41,36 @@ __device__ inline uint64_t operand(uint32_t address, uint32_t row_stride, uint32
   const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
   return field(address) | field(column_stride) << 16 | field(row_stride) << 32 | uint64_t{1} << 62;
 }
+
+// A K-major operand without swizzle: 8 rows of 16 bytes are one run of 128, `row_stride` from one
+// to the next 8 rows, `column_stride` from one to that of the next 16 bytes.
+__device__ inline uint64_t plain_operand(uint32_t address, uint32_t row_stride,
+                                         uint32_t column_stride) {
+  const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
+  return field(address) | field(column_stride) << 16 | field(row_stride) << 32;
+}
+
+#define EI_R8(d, i)                                                                           \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), \
+      "+r"(d[i + 6]), "+r"(d[i + 7])
+
+// d = a b^T, or d +=, of bytes; a [64, 32] in registers, b [128, 32]. Of a, thread t holds 4 bytes
+// from 4 (t % 4) on of its two rows, and those 16 further.
+__device__ inline void wgmma_64x128(int32_t (&d)[64], const uint32_t (&a)[4], uint64_t b,
+                                    int accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p;\n}\n"
+      : EI_R8(d, 0), EI_R8(d, 8), EI_R8(d, 16), EI_R8(d, 24), EI_R8(d, 32), EI_R8(d, 40),
+        EI_R8(d, 48), EI_R8(d, 56)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+#undef EI_R8
 
 #define EI_F8(d, i)                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
