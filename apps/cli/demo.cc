@@ -18,7 +18,7 @@ namespace {
 // as the policy options say.
 class Demo {
  public:
-  explicit Demo(CLI::App& command) : model_(command), policy_(command) {
+  explicit Demo(CLI::App& command) : model_(command), policy_(command, model_.device()) {
     command.add_option("--length", spec_.n_tokens, "Tokens of the document")
         ->transform(count(1000, int64_t{1} << 24))
         ->option_text(fmt::format("N [{}]", spec_.n_tokens));

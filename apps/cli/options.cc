@@ -224,7 +224,8 @@ void PolicyOptions::yes(Loop loop, const std::string& flag, Field<bool> field,
       ->group(loop == Loop::kPrefill ? kPrefillGroup : kDecodeGroup);
 }
 
-PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(command) {
+PolicyOptions::PolicyOptions(CLI::App& command, const Device& device, bool with_names)
+    : command_(command), device_(device) {
   const auto policy = [&](const char* flag, std::string& value, std::vector<std::string> allowed,
                           const char* text, const char* help) {
     command.add_option(flag, value, help)
@@ -234,7 +235,7 @@ PolicyOptions::PolicyOptions(CLI::App& command, bool with_names) : command_(comm
   };
   if (with_names) {
     policy("--prefill", prefill_, names(prefill_policies()),
-           "entropy|dense|paper|reference|criti|xattention|flashprefill [entropy]",
+           "entropy|dense|paper|reference|criti|xattention|flashprefill [entropy; CUDA: paper]",
            "How the prompt is read: blocks that hold most of the attention by our estimate, all of "
            "them, by the EntropyInfer paper or its released code, or a method to compare with");
     policy(
@@ -411,8 +412,12 @@ Policies PolicyOptions::policies(const std::string& prefill, const std::string& 
   return p;
 }
 
+std::string PolicyOptions::prefill() const {
+  return prefill_.empty() ? std::string(name_of(default_prefill(device_))) : prefill_;
+}
+
 nlohmann::ordered_json PolicyOptions::describe() const {
-  nlohmann::ordered_json out = {{"prefill", prefill_}, {"decode", decode_}, {"preset", preset_}};
+  nlohmann::ordered_json out = {{"prefill", prefill()}, {"decode", decode_}, {"preset", preset_}};
   out.update(describe(policies()));
   return out;
 }

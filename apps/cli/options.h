@@ -32,6 +32,7 @@ class ModelOptions {
   ModelOptions(const ModelOptions&) = delete;
 
   const ModelArgument& model() const { return model_; }
+  const Device& device() const { return options_.device; }
   // Shows how far it is where that takes long, and hands what the checkpoint has wrong to `warn`.
   // Once the ranks of --tp have ended, `on_end` is told why, by any thread.
   Engine load(const std::function<void(const std::string&)>& warn = print_warning,
@@ -50,12 +51,13 @@ struct Policies {
 // How the attention is spent: a preset and whatever is set beside it.
 class PolicyOptions {
  public:
+  // `device`, which says how prompts are read by default, is looked at once everything is parsed.
   // Without names there is no --prefill and --decode: the subcommand takes several of each.
-  explicit PolicyOptions(CLI::App& command, bool names = true);
+  PolicyOptions(CLI::App& command, const Device& device, bool names = true);
   PolicyOptions(const PolicyOptions&) = delete;
 
   // Throws CLI::ValidationError when the settings do not fit each other.
-  Policies policies() const { return policies(prefill_, decode_); }
+  Policies policies() const { return policies(prefill(), decode_); }
   // The same settings beside other names than those of --prefill and --decode; throws for a name
   // that is not known as well.
   Policies policies(const std::string& prefill, const std::string& decode) const;
@@ -88,8 +90,11 @@ class PolicyOptions {
     std::function<nlohmann::ordered_json(Policies&)> value;
   };
 
+  std::string prefill() const;
+
   CLI::App& command_;
-  std::string prefill_ = "entropy";
+  const Device& device_;
+  std::string prefill_;  // empty: the default
   std::string decode_ = "latent";
   std::string preset_ = "default";
   std::vector<std::function<void(Policies&)>> overrides_;  // of the preset, by explicit flags

@@ -147,7 +147,7 @@ class Run {
         answer_(command),
         model_(command),
         sampling_(command),
-        policy_(command) {}
+        policy_(command, model_.device()) {}
 
   int operator()() {
     const Policies policies = policy_.policies();

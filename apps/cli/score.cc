@@ -29,7 +29,7 @@ std::vector<int32_t> read_tokens(const std::string& file) {
 class Score {
  public:
   Score(CLI::App& command, Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command) {
+      : interrupts_(interrupts), model_(command), policy_(command, model_.device()) {
     command.add_option("--tokens", file_, "JSON file with a list of token ids")
         ->required()
         ->option_text("FILE.json");

@@ -15,7 +15,9 @@
 namespace ei::eval {
 
 Comparison::Comparison(CLI::App& command, cli::Interrupts& interrupts)
-    : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
+    : interrupts_(interrupts),
+      model_(command),
+      policy_(command, model_.device(), /*with_names=*/false) {
   command
       .add_option("--policies", policies_,
                   "What to compare: PREFILL+DECODE by their names, each with @N for its budget if "

@@ -63,7 +63,9 @@ DivergenceMeter all(const std::vector<DivergenceMeter>& texts) {
 class EqualWork {
  public:
   EqualWork(CLI::App& command, cli::Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
+      : interrupts_(interrupts),
+        model_(command),
+        policy_(command, model_.device(), /*with_names=*/false) {
     const auto list = [&](const char* flag, auto& values, const char* text, const char* help) {
       return command.add_option(flag, values, help)->delimiter(',')->option_text(text);
     };

@@ -41,7 +41,9 @@ int64_t token_of(const Engine& engine, const std::vector<int32_t>& tokens, int64
 class MultiTurn {
  public:
   MultiTurn(CLI::App& command, cli::Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
+      : interrupts_(interrupts),
+        model_(command),
+        policy_(command, model_.device(), /*with_names=*/false) {
     command.add_option("--length", length_, "Tokens of the documents")
         ->transform(cli::count(1, int64_t{1} << 30))
         ->option_text("N [4k]");

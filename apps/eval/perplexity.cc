@@ -76,7 +76,9 @@ struct Parts {
 class Perplexity {
  public:
   Perplexity(CLI::App& command, Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command, /*with_names=*/false) {
+      : interrupts_(interrupts),
+        model_(command),
+        policy_(command, model_.device(), /*with_names=*/false) {
     command.add_option("--file", file_, "The text")->required()->option_text("F|-");
     command
         .add_option("--length", length_,

@@ -26,7 +26,8 @@ int64_t take_budget(std::string& name, const std::string& where) {
 
 NamedPolicies parse_policies(const std::string& text, const cli::PolicyOptions& options) {
   CLI::App own;
-  const cli::PolicyOptions settings(own, /*with_names=*/false);
+  const Device any = Device::kCpu;  // of no matter without names
+  const cli::PolicyOptions settings(own, any, /*with_names=*/false);
   std::vector<std::string> names = CLI::detail::split(text, ':'), flags;
   if (names.empty()) names.emplace_back();
   // CLI11 takes arguments from the end.

@@ -52,7 +52,7 @@ OrderedJson to_json(const eval::Profile::Head& head) {
 class Profile {
  public:
   Profile(CLI::App& command, Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command) {
+      : interrupts_(interrupts), model_(command), policy_(command, model_.device()) {
     command.add_option("--file", file_, "The document")->required()->option_text("F");
     command.add_option("--prompt", prompt_, "A question on it")->option_text("T");
     command.add_option("--out", out_, "Write profile.json and profile.html into this folder")

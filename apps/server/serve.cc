@@ -53,7 +53,7 @@ void keep_little_memory() {
 class Serve {
  public:
   Serve(CLI::App& command, Interrupts& interrupts)
-      : interrupts_(interrupts), model_(command), policy_(command) {
+      : interrupts_(interrupts), model_(command), policy_(command, model_.device()) {
     const char* group = "Network";
     const auto size = [](CLI::Option* option, const char* text, const char* in_group) {
       option->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))->option_text(text)->group(in_group);

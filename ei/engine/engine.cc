@@ -48,6 +48,10 @@ class NoTokenizer final : public Tokenizer {
 
 }  // namespace
 
+PrefillPolicy default_prefill(Device device) {
+  return on_gpu(device) ? PrefillPolicy{} : PrefillPolicy::sketch();
+}
+
 Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   require(options.threads >= 0, "threads is {}, expected 0 (all cores) or more", options.threads);
   require(options.chunk >= 0, "chunk is {}, expected 1 or more, or 0 (what suits the device)",
@@ -243,7 +247,7 @@ ModelInfo Engine::info() const {
     info.weight_formats.emplace_back(block_of(format).name, bytes);
   info.activation_bytes = Activations::bytes(*e.backend, config, e.options.chunk, 1);
   info.available_bytes = e.backend->available_bytes();
-  const PrefillPolicy prefill = PrefillPolicy::sketch();
+  const PrefillPolicy prefill = default_prefill(e.options.device);
   const KvShape shape = e.kv_shape(prefill, config.max_positions);
   const PageLayout& layout = shape.layout;
   const int64_t row_bytes = layout.row_bytes() * config.n_layers * config.n_kv_heads;

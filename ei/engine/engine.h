@@ -28,6 +28,10 @@ class Tokenizer;
 
 enum class Device { kAuto, kCpu, kCuda };  // kAuto: CUDA where there is a GPU that can be used
 
+// How a prompt is read where nothing else is asked for: by sketches on the CPU (METHOD.md 6); on a
+// GPU, where their estimate takes too much of what it saves (REPORT.md), as the paper does.
+PrefillPolicy default_prefill(Device device);
+
 struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores
@@ -91,7 +95,7 @@ struct Request {
   std::vector<Message> messages;  // a conversation; or
   std::vector<int32_t> tokens;    // a prompt as ids, used as it is, when there are no messages
   bool thinking = true;           // for models that can do both
-  PrefillPolicy prefill;          // the program's is PrefillPolicy::sketch()
+  PrefillPolicy prefill;          // default_prefill() is the program's
   DecodePolicy decode;
   std::optional<SamplingParams> sampling;  // nullopt: Engine::default_sampling()
   int64_t max_tokens = 512;

@@ -179,13 +179,14 @@ void bind_results(nb::module_& m) {
 }  // namespace
 
 Model::Model(const std::string& model, const EngineOptions& options, int64_t prefix_bytes)
-    : engine_(hub::resolve(hub::Hub::from_environment(), model, reporter()), options),
+    : device_(options.device),
+      engine_(hub::resolve(hub::Hub::from_environment(), model, reporter()), options),
       session_(engine_, prefix_bytes) {}
 
 Request Model::request(const Tokens& tokens, const Policy* policy) const {
   Request request;
   request.tokens.assign(tokens.data(), tokens.data() + tokens.size());
-  request.prefill = policy != nullptr ? policy->prefill() : PrefillPolicy::sketch();
+  request.prefill = policy != nullptr ? policy->prefill() : default_prefill(device_);
   if (policy != nullptr) request.decode = policy->decode();
   return request;
 }

@@ -20,6 +20,7 @@ class Model {
   Request request(const Array<const int32_t, 1>& tokens, const Policy* policy) const;
 
  private:
+  Device device_;
   Engine engine_;
   Session session_;
 };

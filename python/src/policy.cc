@@ -9,7 +9,8 @@ namespace {
 // The flags of the command line, which name all settings.
 struct Grammar {
   CLI::App app;
-  cli::PolicyOptions options{app};
+  Device device = Device::kCpu;
+  cli::PolicyOptions options{app, device};
 };
 const Grammar& grammar() {
   static const Grammar grammar;

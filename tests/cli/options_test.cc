@@ -20,7 +20,8 @@ struct Parsed {
   }
   CLI::App program{"", "entropyinfer"};
   CLI::App* run = program.add_subcommand("run");
-  PolicyOptions policy{*run};
+  Device device = Device::kCpu;
+  PolicyOptions policy{*run, device};
   Policies get() const { return policy.policies(); }
 };
 
@@ -37,7 +38,7 @@ class WithVariable {
 
 TEST(PolicyOptionsTest, DefaultsAreTheLibrarys) {
   const Parsed parsed("");
-  EXPECT_EQ(parsed.get().prefill, PrefillPolicy::sketch());
+  EXPECT_EQ(parsed.get().prefill, default_prefill(Device::kCpu));
   EXPECT_EQ(parsed.get().decode.budget, DecodePolicy{}.budget);
   EXPECT_EQ(parsed.get().decode.kernel, DecodePolicy{}.kernel);
 }

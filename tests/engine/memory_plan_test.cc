@@ -147,7 +147,7 @@ TEST_F(MemoryPlanTest, LongestPromptIsWhatFits) {
   EXPECT_LE(owner.info().longest_context_bytes, backend().memory);
   const auto error = [&](int64_t n_prompt) {
     Request request;
-    request.prefill = PrefillPolicy::sketch();
+    request.prefill = default_prefill(Device::kCpu);
     request.max_tokens = 1;
     return test::error_of([&] { Context(engine).check(n_prompt, n_prompt + 1, request); });
   };

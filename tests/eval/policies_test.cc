@@ -9,7 +9,8 @@ class PoliciesTest : public testing::Test {
  protected:
   NamedPolicies parse(const std::string& text, const std::string& flags = "") {
     CLI::App program;
-    const cli::PolicyOptions options(program, /*with_names=*/false);
+    const Device device = Device::kCpu;
+    const cli::PolicyOptions options(program, device, /*with_names=*/false);
     program.parse(flags);
     return parse_policies(text, options);
   }

@@ -87,7 +87,8 @@ Json positions(const KvLayer& kv, int64_t head) {
 
 Json choose(const std::string& text, Tokens& tokens) {
   CLI::App app;
-  const cli::PolicyOptions options(app, /*names=*/false);
+  const Device device = Device::kCpu;
+  const cli::PolicyOptions options(app, device, /*names=*/false);
   const cli::Policies policies = eval::parse_policies(text, options).policies;
   const PrefillPolicy& read = policies.prefill;
   const DecodePolicy& decode = policies.decode;
