@@ -112,9 +112,11 @@ void add_hardware(CLI::App& command, EngineOptions& options, const std::string& 
       "bf16")
       ->group(group);
   add_choice<DType>(
-      command, "--kv-type", {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}},
+      command, "--kv-type",
+      {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}, {"fp8", DType::kFP8}},
       [&options](DType value) { options.kv_type = value; },
-      "How the KV cache stores its numbers; q8_0: in half the memory, on the CPU", "bf16")
+      "How the KV cache stores its numbers; in half the memory q8_0, on the CPU, and fp8, on a GPU",
+      "bf16")
       ->group(group);
   add_choice<WeightFormat>(
       command, "--weights",

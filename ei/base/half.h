@@ -69,7 +69,7 @@ inline uint8_t to_e4m3(float value) {
   return static_cast<uint8_t>(sign | byte);
 }
 
-// Element i of an array of `type`; of kQ8 without its scale.
+// Element i of an array of `type`; of kQ8 and kFP8 without its scale.
 inline float load(const void* data, DType type, int64_t i) {
   switch (type) {
     case DType::kBF16:
@@ -78,6 +78,8 @@ inline float load(const void* data, DType type, int64_t i) {
       return from_f16(static_cast<const uint16_t*>(data)[i]);
     case DType::kQ8:
       return static_cast<const int8_t*>(data)[i];
+    case DType::kFP8:
+      return from_e4m3(static_cast<const uint8_t*>(data)[i]);
     case DType::kF32:
       break;
   }

@@ -68,7 +68,7 @@ int64_t KvCache::bytes() const {
 
 int64_t KvCache::full_bytes() const { return shape_.pages(n_tokens_) * pool_.page_bytes(); }
 
-int64_t KvCache::entry_bytes() const { return n_rows() * 2 * shape_.layout.row_bytes(); }
+int64_t KvCache::entry_bytes() const { return n_rows() * 2 * shape_.layout.entry_bytes(); }
 
 int64_t KvCache::n_heads() const {
   int64_t n = 0;

@@ -19,7 +19,7 @@ struct KvShape {
   int64_t pages(int64_t n_tokens) const { return layout.pages(n_tokens) * n_kv_heads * n_layers; }
   // Of their K and V alone.
   int64_t entry_bytes(int64_t n_tokens) const {
-    return n_tokens * 2 * layout.row_bytes() * n_kv_heads * n_layers;
+    return n_tokens * 2 * layout.entry_bytes() * n_kv_heads * n_layers;
   }
   // Of the tables that say where the pages are and how many rows they hold, for n_heads a layer.
   int64_t table_bytes(int64_t n_heads) const {

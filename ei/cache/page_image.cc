@@ -15,14 +15,19 @@ constexpr const char* kFormat = "entropyinfer pages 1";
 
 // Of a page in an image: memory is handed on with what was in it before.
 void clear_unused(std::span<std::byte> page, const PageLayout& layout, int64_t n_rows) {
-  const auto clear = [&](int64_t begin, int64_t end) {
-    const int64_t row = layout.row_bytes();
-    std::memset(page.data() + begin * row, 0, static_cast<size_t>((end - begin) * row));
+  const auto clear_bytes = [&](int64_t begin, int64_t end) {
+    std::memset(page.data() + begin, 0, static_cast<size_t>(end - begin));
   };
+  const int64_t row = layout.row_bytes();
+  const auto clear = [&](int64_t begin, int64_t end) { clear_bytes(begin * row, end * row); };
   const int64_t n_bounds =
       layout.block == 0 ? 0 : (n_rows + layout.block - 1) / layout.block * layout.bound_rows();
   clear(n_rows, layout.first_value());
-  clear(layout.first_value() + n_rows, layout.first_lowest());
+  clear(layout.first_value() + n_rows, layout.first_scale());
+  const int64_t scales = layout.first_scale() * row, of_keys = layout.rows * layout.scale_bytes(),
+                used = n_rows * layout.scale_bytes();
+  clear_bytes(scales + used, scales + of_keys);
+  clear_bytes(scales + of_keys + used, layout.first_lowest() * row);
   clear(layout.first_lowest() + n_bounds, layout.first_highest());
   clear(layout.first_highest() + n_bounds, layout.end());
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "ei/base/fail.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
 #include "ei/cpu/parallel.h"
@@ -73,6 +74,8 @@ void widen_outwards(char* lowest, char* highest, const char* key, int64_t d, boo
 
 void CpuBackend::run(const AppendKv& op) {
   check(op);
+  for (const KvLayer& kv : op.kv)
+    require(kv.layout.dtype != DType::kFP8, "CPU: caches of fp8 are computed on GPUs alone");
   const View<float, 2> k = rows_of(op.k), v = rows_of(op.v);
   const int64_t share = op.k.rows / std::ssize(op.kv);
   for (size_t s = 0; s < op.kv.size(); ++s) {

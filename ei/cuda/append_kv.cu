@@ -2,7 +2,7 @@
 
 #include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
-#include "ei/cuda/device/numbers.cuh"
+#include "ei/cuda/device/e4m3_cache.cuh"
 #include "ei/cuda/launch.cuh"
 
 namespace ei::cuda {
@@ -28,9 +28,11 @@ struct Params {
 };
 
 // blockIdx: tile of rows, KV head, sequence. Tiles are cut at absolute multiples of tile_rows, so
-// that a bound belongs to one thread. kWidth columns a thread.
+// that a bound belongs to one thread. kWidth columns a thread; a row in e4m3 is of neighbouring
+// lanes.
 template <class T, int kWidth>
 __global__ void append(const __grid_constant__ Params p) {
+  using Bound = std::conditional_t<sizeof(T) == 1, bf16, T>;
   const Params::Sequence& sequence = p.sequences[blockIdx.z];
   const int head = static_cast<int>(blockIdx.y), d = sequence.rows.d;
   if (head >= sequence.n_heads) return;
@@ -45,7 +47,8 @@ __global__ void append(const __grid_constant__ Params p) {
     const int c = i % vectors * kWidth, block = tile + i / vectors * size;
     const int from = max(block, begin), to = min(block + size, end);
     if (from >= to) continue;
-    T* bounds = sequence.bounded ? sequence.rows.lowest<T>(head, block / size) + c : nullptr;
+    Bound* bounds =
+        sequence.bounded ? sequence.rows.lowest<Bound>(head, block / size) + c : nullptr;
     Numbers<kWidth> low, high;
     if (sequence.bounded && from > block) {
       low = Numbers<kWidth>::load(bounds);
@@ -60,11 +63,23 @@ __global__ void append(const __grid_constant__ Params p) {
 #pragma unroll 4
     for (int row = from; row < to; ++row) {
       const int64_t source = (first + row) * p.cols + column + c;
-      const auto key = Numbers<kWidth>::load_fixed(p.k + source);
-      const auto value = Numbers<kWidth>::load_fixed(p.v + source);
+      auto key = Numbers<kWidth>::load_fixed(p.k + source);
+      auto value = Numbers<kWidth>::load_fixed(p.v + source);
       T* at = sequence.rows.key<T>(head, row) + c;
-      key.store(at);
-      value.store(at + int64_t{sequence.rows.first_value} * d);
+      T* value_at = at + int64_t{sequence.rows.first_value} * d;
+      if constexpr (sizeof(T) == 1) {
+        const float key_scale = round_to_cache(key, *reinterpret_cast<uint2*>(at), vectors);
+        const float value_scale =
+            round_to_cache(value, *reinterpret_cast<uint2*>(value_at), vectors);
+        if (c == 0) {
+          float* scale = sequence.rows.scale(head, row);
+          scale[0] = key_scale;
+          scale[sequence.rows.page_rows] = value_scale;
+        }
+      } else {
+        key.store(at);
+        value.store(value_at);
+      }
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) {
         low.x[e] = fminf(low.x[e], key.x[e]);
@@ -118,9 +133,11 @@ void CudaBackend::run(const AppendKv& op) {
     p.share = static_cast<int>(share);
     const dim3 grid(n_tiles, static_cast<unsigned>(most_heads),
                     static_cast<unsigned>(batch.size()));
-    const auto kernel = kv.layout.dtype != DType::kBF16 ? append<float, 1>
-                        : kv.layout.head_dim % 8 == 0   ? append<bf16, 8>
-                                                        : append<bf16, 1>;
+    const DType dtype = kv.layout.dtype;
+    const auto kernel = dtype == DType::kFP8          ? append<e4m3, 8>
+                        : dtype != DType::kBF16       ? append<float, 1>
+                        : kv.layout.head_dim % 8 == 0 ? append<bf16, 8>
+                                                      : append<bf16, 1>;
     launch("AppendKv", kernel, grid, kThreads, 0, stream_, p);
     if (n_tiles == 1) continue;
     for (const KvLayer& sequence : batch) {

@@ -100,13 +100,13 @@ EI_HOST_DEVICE inline KeyList key_list(const QueryTile& tile, int32_t n_blocks, 
   return list;
 }
 
-// How many parts the rows of a cache are cut into so that decode attention fills the GPU: about two
-// thread blocks for each multiprocessor, but no part under kMinSplitRows rows.
+// How many parts the rows of a cache are cut into so that decode attention fills the GPU: as many
+// as n_resident thread blocks for all lists, but no part under kMinSplitRows rows.
 inline constexpr int64_t kMinSplitRows = 256;
 inline constexpr int64_t kMaxSplits = 128;
 
-inline int64_t decode_splits(int64_t n_lists, int64_t rows_bound, int64_t n_sms) {
-  const int64_t wanted = std::max<int64_t>(1, 2 * n_sms / std::max<int64_t>(1, n_lists));
+inline int64_t decode_splits(int64_t n_lists, int64_t rows_bound, int64_t n_resident) {
+  const int64_t wanted = std::max<int64_t>(1, n_resident / std::max<int64_t>(1, n_lists));
   const int64_t useful = std::max<int64_t>(1, (rows_bound + kMinSplitRows - 1) / kMinSplitRows);
   return std::min({wanted, useful, kMaxSplits});
 }

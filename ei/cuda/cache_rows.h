@@ -14,9 +14,10 @@ inline CacheRows cache_rows(const KvLayer& kv) {
           .max_pages = kv.pages.dim(1),
           .page_rows = static_cast<int32_t>(layout.rows),
           .first_value = static_cast<int32_t>(layout.first_value()),
-          .first_lowest = static_cast<int32_t>(layout.first_lowest()),
-          .first_highest = static_cast<int32_t>(layout.first_highest()),
+          .first_lowest = static_cast<int32_t>(layout.first_lowest() / layout.bound_rows()),
+          .first_highest = static_cast<int32_t>(layout.first_highest() / layout.bound_rows()),
           .page_blocks = static_cast<int32_t>(layout.n_blocks()),
+          .scale_offset = static_cast<int32_t>(layout.first_scale() * layout.row_bytes()),
           .d = static_cast<int32_t>(layout.head_dim)};
 }
 

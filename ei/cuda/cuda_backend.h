@@ -36,6 +36,7 @@ class CudaBackend final : public Backend {
   int64_t act_bytes() const override { return 2; }
   int64_t prompt_rows() const override { return 8192; }
   int64_t available_bytes() const override { return memory_.available_bytes(); }
+  int64_t attention_bytes(const PageLayout& layout, int64_t n_kv_heads, int64_t n) const override;
   Communicator& ranks() override { return *ranks_; }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
@@ -61,6 +62,9 @@ class CudaBackend final : public Backend {
   // Zeroed once; a kernel that counts with them leaves them zero.
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
+  void attend_e4m3(const SparseAttention& op);
+  // The first n rows of every head of a cache in e4m3, in bf16, until the next that are asked for.
+  KvLayer widened(const KvLayer& kv, int64_t n_rows, bool with_values);
   void estimate_by_sketch(const EstimateMass& op, Segments segments);
   void estimate_by_logits(const EstimateMass& op, Segments segments);
   void multiply(const Act& x, const MatMul::Part& part);
@@ -88,8 +92,9 @@ class CudaBackend final : public Backend {
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
   Room scratch_;
-  Room rows_;   // x of a product, as it is multiplied: permuted, or in e4m3
-  Room panel_;  // of a quantized weight, in bf16
+  Room rows_;     // x of a product, as it is multiplied: permuted, or in e4m3
+  Room widened_;  // a layer of a cache
+  Room panel_;    // of a quantized weight, in bf16
   // What RmsNorm and SwiGlu leave of their output in rows_, for a product that comes next.
   struct Rounded {
     const void* of = nullptr;

@@ -5,8 +5,7 @@
 #include "ei/cuda/attention_tiles.h"
 #include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
-#include "ei/cuda/device/numbers.cuh"
-#include "ei/cuda/device/ptx.cuh"
+#include "ei/cuda/device/decode_tiles.cuh"
 #include "ei/cuda/device/reduce.cuh"
 #include "ei/cuda/launch.cuh"
 #include "ei/cuda/simple_attention.h"
@@ -19,8 +18,7 @@
 namespace ei::cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kKeys = 16 * kWarps;  // of a tile
+constexpr int kWarps = kDecodeWarps, kThreads = kDecodeThreads, kKeys = kDecodeKeys;
 constexpr int kStages = 3;
 constexpr int kMaxGroup = 16;
 static_assert(kMaxSplits % 32 == 0);
@@ -43,32 +41,11 @@ struct Params {
   uint32_t* done;   // [n_sequences, most KV heads] parts finished
 };
 
-template <int kD>
-struct Shared {
-  uint4 k[kStages][kKeys * kD / 8];  // rows of kD / 8 chunks, chunk c of row r at c ^ r % 8
-  uint4 v[kStages][kKeys * kD / 8];
-};
-
-template <int kD>
-__device__ void load_tile(const CacheRows& rows, int64_t kv_head, int first, int end, uint4* k,
-                          uint4* v) {
-  constexpr int kChunks = kD / 8;
-#pragma unroll
-  for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
-    const int at = i * kThreads + static_cast<int>(threadIdx.x);
-    const int row = at / kChunks, chunk = at % kChunks, to = row * kChunks + (chunk ^ row % 8);
-    const bool valid = first + row < end;
-    const bf16* key = rows.key<bf16>(kv_head, valid ? first + row : first) + 8 * chunk;
-    copy_async_16(&k[to], key, valid);
-    copy_async_16(&v[to], key + int64_t{rows.first_value} * kD, valid);
-  }
-}
-
-template <int kD>
+template <class Tile>
 __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Params p) {
   extern __shared__ __align__(16) unsigned char raw[];
-  auto& shared = *reinterpret_cast<Shared<kD>*>(raw);
-  constexpr int kChunks = kD / 8;
+  auto* tiles = reinterpret_cast<Tile*>(raw);  // [kStages]
+  constexpr int kD = Tile::kD;
   const Params::Sequence& sequence = p.sequences[blockIdx.z];
   const int kv_head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.x);
   if (kv_head >= sequence.n_kv_heads) return;
@@ -79,41 +56,39 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   const int64_t first_head = int64_t{blockIdx.z} * p.n_heads + int64_t{kv_head} * group;
 
   // Query heads are rows of the products; those beyond the group are zero.
-  uint32_t q[kD / 16][4];
+  typename Tile::Query q;
 #pragma unroll
   for (int i = 0; i < kD / 16; ++i) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int head = lane / 4 + e % 2 * 8, c = 16 * i + e / 2 * 8 + lane % 4 * 2;
-      q[i][e] =
-          head < group ? *reinterpret_cast<const uint32_t*>(p.q + (first_head + head) * kD + c) : 0;
+      const int head = lane / 4 + e % 2 * 8;
+      q[i][e] = head < group ? Tile::query(p.q + (first_head + head) * kD, i, e) : 0;
     }
   }
 
   float o[kD / 8][4] = {}, top[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (begin + s * kKeys < end)
-      load_tile<kD>(sequence.rows, kv_head, begin + s * kKeys, end, shared.k[s], shared.v[s]);
+    if (begin + s * kKeys < end) tiles[s].load(sequence.rows, kv_head, begin + s * kKeys, end);
     copy_async_commit();
   }
-  const int matrix = lane / 8, row = lane % 8;
   int stage = 0;
   for (int first = begin; first < end; first += kKeys) {
     copy_async_wait<kStages - 2>();
     __syncthreads();
     const int ahead = first + (kStages - 1) * kKeys, to = (stage + kStages - 1) % kStages;
-    if (ahead < end) load_tile<kD>(sequence.rows, kv_head, ahead, end, shared.k[to], shared.v[to]);
+    if (ahead < end) tiles[to].load(sequence.rows, kv_head, ahead, end);
     copy_async_commit();
 
     float s[2][4] = {};
-    const int key_row = warp * 16 + matrix / 2 * 8 + row;
+    const Tile& tile = tiles[stage];
+    tile.scores(s, q, warp * 16);
+    float key_scale[2][2], log_value_scale[2][2];
 #pragma unroll
-    for (int i = 0; i < kD / 16; ++i) {
-      uint32_t k[4];
-      ldmatrix_x4(k, &shared.k[stage][key_row * kChunks + ((2 * i + matrix % 2) ^ row)]);
-      mma_16816(s[0], q[i], k[0], k[1]);
-      mma_16816(s[1], q[i], k[2], k[3]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = warp * 16 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+      key_scale[i / 2][i % 2] = tile.key_scale(row) * p.scale_log2;
+      log_value_scale[i / 2][i % 2] = tile.log_value_scale(row);
     }
     float rescale[2];
 #pragma unroll
@@ -125,8 +100,8 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
         for (int e = 0; e < 2; ++e) {
           float& x = s[t][2 * r + e];
           const int key = first + warp * 16 + 8 * t + lane % 4 * 2 + e;
-          x = key < end ? x * p.scale_log2 : -INFINITY;
-          most = fmaxf(most, x);
+          x = key < end ? x * key_scale[t][e] : -INFINITY;
+          most = fmaxf(most, x + log_value_scale[t][e]);
         }
       }
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -139,25 +114,13 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[t][2 * r + e];
-          x = exp2_approx(x - most);
-          sum[r] += x;
+          const float weight = exp2_approx(x - most);
+          sum[r] += weight;
+          x = Tile::kScaled ? exp2_approx(x + log_value_scale[t][e] - most) : weight;
         }
       }
     }
-    const uint32_t probs[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]),
-                               pack_bf16(s[1][0], s[1][1]), pack_bf16(s[1][2], s[1][3])};
-    const int value_row = warp * 16 + matrix % 2 * 8 + row;
-#pragma unroll
-    for (int t = 0; t < kD / 8; t += 2) {
-      uint32_t v[4];
-      ldmatrix_x4_transposed(v, &shared.v[stage][value_row * kChunks + ((t + matrix / 2) ^ row)]);
-#pragma unroll
-      for (int u = 0; u < 2; ++u) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) o[t + u][e] *= rescale[e / 2];
-        mma_16816(o[t + u], probs, v[2 * u], v[2 * u + 1]);
-      }
-    }
+    tile.add_values(o, s, rescale, warp * 16);
     stage = (stage + 1) % kStages;
   }
   copy_async_wait<0>();
@@ -176,9 +139,9 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     if (lane % 4 == 0) warp_softmax[warp * kMaxGroup + head] = make_float2(top[r], sum[r]);
 #pragma unroll
     for (int t = 0; t < kD / 8; ++t) {
-      float* to = warp_sums + (warp * kMaxGroup + head) * kD + 8 * t + lane % 4 * 2;
-      to[0] = o[t][2 * r];
-      to[1] = o[t][2 * r + 1];
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        warp_sums[(warp * kMaxGroup + head) * kD + Tile::column(t, e)] = o[t][2 * r + e];
     }
   }
   __syncthreads();
@@ -242,7 +205,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     const int head = i / (kD / 4), c = i % (kD / 4) * 4;
     const float* sums = p.sums + (first_head + head) * p.n_splits * kD + c;
     float4 total{};
-#pragma unroll 8
+#pragma unroll 16
     for (int s = 0; s < p.n_splits; ++s) {
       const float4 x = __ldcg(reinterpret_cast<const float4*>(sums + s * kD));
       const float w = weights[head * p.n_splits + s];
@@ -253,19 +216,22 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   }
 }
 
-template <int kD>
+template <class Tile>
 void start(const Params& p, size_t n_sequences, int64_t most_heads, Stream& stream) {
-  const size_t merge = sizeof(float) * kWarps * kMaxGroup * (kD + 2);
+  const size_t merge = sizeof(float) * kWarps * kMaxGroup * (Tile::kD + 2);
   const dim3 grid(static_cast<unsigned>(p.n_splits), static_cast<unsigned>(most_heads),
                   static_cast<unsigned>(n_sequences));
-  launch("DecodeAttention", attend<kD>, grid, kThreads, std::max(sizeof(Shared<kD>), merge), stream,
-         p);
+  launch("DecodeAttention", attend<Tile>, grid, kThreads, std::max(kStages * sizeof(Tile), merge),
+         stream, p);
 }
 
 bool is_fast(const DecodeAttention& op) {
+  if (op.kv.empty()) return true;
+  const DType dtype = op.kv[0].layout.dtype;
   return std::all_of(op.kv.begin(), op.kv.end(), [&](const KvLayer& kv) {
     const int64_t d = kv.layout.head_dim, group = op.q.cols / d / kv.n_kv_heads();
-    return kv.layout.dtype == DType::kBF16 && (d == 64 || d == 128) && group <= kMaxGroup;
+    return dtype != DType::kF32 && kv.layout.dtype == dtype && (d == 64 || d == 128) &&
+           group <= kMaxGroup;
   });
 }
 
@@ -288,8 +254,10 @@ void CudaBackend::run(const DecodeAttention& op) {
       n_lists += kv_heads;
       rows_bound = std::max(rows_bound, batch[i].rows_bound);
     }
+    const bool is_e4m3 = batch[0].layout.dtype == DType::kFP8;
+    const int resident = is_e4m3 ? 3 : 2;  // thread blocks on a multiprocessor
     p.n_heads = static_cast<int>(n_heads);
-    p.n_splits = static_cast<int>(decode_splits(n_lists, rows_bound, n_sms_));
+    p.n_splits = static_cast<int>(decode_splits(n_lists, rows_bound, resident * n_sms_));
     p.scale_log2 = op.scale * static_cast<float>(M_LOG2E);
     p.q = static_cast<const bf16*>(op.q.data) + static_cast<int64_t>(s) * op.q.cols;
     p.out = static_cast<bf16*>(op.out.data) + static_cast<int64_t>(s) * op.q.cols;
@@ -298,8 +266,11 @@ void CudaBackend::run(const DecodeAttention& op) {
     p.softmax = reinterpret_cast<float2*>(p.sums + slots * d);
     p.done = counters() + 2;  // the first two are SparseAttention's
     if (n * most_heads > kCounters - 2) throw Error("DecodeAttention: too many heads at a time");
-    d == 128 ? start<128>(p, batch.size(), most_heads, stream_)
-             : start<64>(p, batch.size(), most_heads, stream_);
+    const auto start_with = [&]<template <int> class Tile>() {
+      d == 128 ? start<Tile<128>>(p, batch.size(), most_heads, stream_)
+               : start<Tile<64>>(p, batch.size(), most_heads, stream_);
+    };
+    is_e4m3 ? start_with.operator()<E4m3Tile>() : start_with.operator()<Bf16Tile>();
   }
 }
 

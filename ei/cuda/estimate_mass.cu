@@ -107,10 +107,13 @@ void CudaBackend::run(const EstimateMass& op) {
              op.entropy[first + begin][op.layer].data, op.entropy.dim(1) * op.entropy.dim(2),
              kv_heads);
   if (from == to) return;
+  EstimateMass wide = op;
+  if (op.kv.layout.dtype == DType::kFP8)
+    wide.kv = widened(op.kv, op.begin + op.q.rows, /*with_values=*/false);
   if (op.estimate == Estimate::kSketch) {
-    estimate_by_sketch(op, {from, to - from});
+    estimate_by_sketch(wide, {from, to - from});
   } else {
-    estimate_by_logits(op, {from, to - from});
+    estimate_by_logits(wide, {from, to - from});
   }
 }
 

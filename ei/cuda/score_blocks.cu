@@ -126,7 +126,7 @@ struct Four {
   }
 };
 
-// Scores of a run of tiles; blockIdx: blocks, KV head, segments. T is the cache's type. Midpoints
+// Scores of a run of tiles; blockIdx: blocks, KV head, segments. T is the bounds' type. Midpoints
 // are split into two bf16, and so are bounds of a float cache, so that tensor cores give 16 bits;
 // bounds that are bf16 or equal to one need no second, and a third of the products is left out.
 // Bounds go from memory to registers as operands, each once: lane l of four takes columns 4 l to
@@ -347,7 +347,7 @@ void CudaBackend::run(const ScoreBlocks& op) {
   const size_t shared = 2 * sizeof(bf16) * kTile * static_cast<size_t>(row_stride(depth)) +
                         sizeof(float) * kTile * (kTile + 1);
   const bool fours = p.d % 4 == 0;
-  const auto kernel = op.kv.layout.dtype == DType::kBF16
+  const auto kernel = op.kv.layout.bound_dtype() == DType::kBF16
                           ? (fours ? score<bf16, true> : score<bf16, false>)
                           : (fours ? score<float, true> : score<float, false>);
   launch("ScoreBlocks", kernel, grid, 32 * kWarps, shared, stream_, p);

@@ -42,6 +42,13 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     keys = key_list(tile, p.count.data[slot], static_cast<int32_t>(p.block));
     index = p.index.data + slot * p.index.dims[2];
   }
+  const auto scale_of = [&](int row, int which) {
+    if constexpr (sizeof(T) == 1) {
+      return p.rows.scale(kv_head, row)[which * p.rows.page_rows];
+    } else {
+      return 1.0f;
+    }
+  };
   for (int c = thread; c < d; c += kThreads) {
     query[c] = to_float(p.q[(i * p.n_heads + head) * d + c]);
     sums[c] = 0;
@@ -61,13 +68,15 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
       const T* key = p.rows.key<T>(kv_head, row_of(j));
       s = 0;
       for (int c = 0; c < d; ++c) s += query[c] * to_float(key[c]);
-      s *= p.scale;
+      s *= p.scale * scale_of(row_of(j), 0);
     }
     const float most = fmaxf(top, block_reduce(s, Max{}, parts));
     const float rescale = expf(top - most);
     top = most;
     probs[thread] = expf(s - top);
     sum = sum * rescale + block_reduce(probs[thread], Sum{}, parts);
+    if (j < keys.size) probs[thread] *= scale_of(row_of(j), 1);
+    __syncthreads();
     const int n = min(kThreads, keys.size - first);
     for (int c = thread; c < d; c += kThreads) {
       float total = sums[c] * rescale;
@@ -83,8 +92,10 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 void start(const char* name, const Params& p, DType dtype, int64_t n, Stream& stream) {
   const size_t shared = sizeof(float) * (2 * static_cast<size_t>(p.rows.d) + kThreads);
   const dim3 grid(static_cast<unsigned>(n), static_cast<unsigned>(p.n_heads));
-  launch(name, dtype == DType::kBF16 ? attend<bf16> : attend<float>, grid, kThreads, shared, stream,
-         p);
+  const auto kernel = dtype == DType::kBF16  ? attend<bf16>
+                      : dtype == DType::kFP8 ? attend<e4m3>
+                                             : attend<float>;
+  launch(name, kernel, grid, kThreads, shared, stream, p);
 }
 
 }  // namespace

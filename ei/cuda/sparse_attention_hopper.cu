@@ -1,11 +1,10 @@
 #include <algorithm>
-#include <cmath>
 
-#include "ei/cuda/attention_tiles.h"
 #include "ei/cuda/cuda_backend.h"
 #include "ei/cuda/device/numbers.cuh"
 #include "ei/cuda/device/wgmma.cuh"
 #include "ei/cuda/launch.cuh"
+#include "ei/cuda/prefill_items.cuh"
 #include "ei/cuda/tensor_maps.h"
 
 // Prefill attention for bf16 pages and heads of 64 or 128. A thread block is resident on every
@@ -20,40 +19,12 @@ namespace ei::cuda {
 namespace {
 
 constexpr int kStages = 2;
-constexpr int kConsumers = 2;  // warpgroups
-constexpr int kThreads = 128 * (1 + kConsumers);
-// A block starts with 168 registers for each thread, 64512. What consumers take on has to be left
-// by the producers: if it were more than that, they would wait for ever.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 168 * kThreads);
-// Named barriers: whose turn the tensor cores are, a warpgroup's own, and all consumers.
-constexpr int kTurn = 1, kOwn = 3, kAllConsumers = 5;
+constexpr int kThreads = kPrefillThreads;
 
-struct Params {
+struct Params : PrefillParams {
   CUtensorMap q;       // boxes of a tile's rows of a head, 64 columns
   CUtensorMap groups;  // boxes of 8 cache rows
   CUtensorMap runs;    // boxes of 128 cache rows
-  ChunkTiles tiles;
-  int32_t n_heads = 0;
-  int32_t heads_per_kv = 0;
-  View<const int32_t, 2> count;
-  View<const int32_t, 3> index;
-  View<void* const, 2> pages;
-  int32_t page_rows = 0;
-  int32_t first_value = 0;  // row of a page
-  int32_t block = 0;
-  uint64_t map_base = 0;  // address of the maps' group 0
-  float scale_log2 = 0;   // softmax scale times log2 e
-  __nv_bfloat16* out = nullptr;
-  uint32_t* counter = nullptr;  // [2] next item, blocks done
-};
-
-// What the producer tells the other warps about an item.
-struct Item {
-  int32_t head = -1;  // the first; -1: no more
-  int32_t n_heads = 0;
-  QueryTile tile;
-  KeyList keys;
 };
 
 template <int kD>
@@ -68,19 +39,6 @@ struct Shared {
   Item item[kStages];  // guarded by the barriers of q
 };
 
-// A position in a ring of kStages and the parity of its phase.
-struct Cursor {
-  int stage = 0;
-  uint32_t phase = 0;
-
-  __device__ void next() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 // Copies K or V tile t of an item's keys, by a whole warp.
 template <int kD>
 __device__ void load_keys(const Params& p, const Item& item, int t, bool is_value,
@@ -90,23 +48,16 @@ __device__ void load_keys(const Params& p, const Item& item, int t, bool is_valu
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int kv_head = item.head / p.heads_per_kv;
   const KeyList& keys = item.keys;
-  const bool is_run = keys.is_run(t, p.page_rows);
+  const bool is_run = keys.is_run(t, p.rows.page_rows);
 
   // Lane l < 16 finds group l of the tile; a group outside the maps reads zeros.
   int group = -1;
   const int j = t * kTileKeys + lane * kGroupKeys;
   if (lane < kGroups && j < keys.size) {
-    int row = keys.own_row(j);
-    if (j < keys.n_selected) {
-      const int64_t slot =
-          (static_cast<int64_t>(kv_head) * p.index.dims[1] + item.tile.segment) * p.index.dims[2] +
-          j / p.block;
-      row = __ldg(p.index.data + slot) * p.block + j % p.block;
-    }
-    const auto page = reinterpret_cast<uint64_t>(
-        p.pages.data[static_cast<int64_t>(kv_head) * p.pages.dims[1] + row / p.page_rows]);
+    const int row = row_of(p, item, j), page_rows = p.rows.page_rows;
+    const auto page = reinterpret_cast<uint64_t>(p.rows.page<void>(kv_head, row / page_rows));
     group = static_cast<int>((page - p.map_base) / kGroupBytes) +
-            (row % p.page_rows + (is_value ? p.first_value : 0)) / kGroupKeys;
+            (row % page_rows + (is_value ? p.rows.first_value : 0)) / kGroupKeys;
   }
 
   mbarrier_wait(empty, phase ^ 1);
@@ -123,29 +74,13 @@ __device__ void load_keys(const Params& p, const Item& item, int t, bool is_valu
 template <int kD>
 __device__ void produce(const Params& p, Shared<kD>& shared) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int n_kv_heads = p.n_heads / p.heads_per_kv;
-  const int of_tile = n_kv_heads * p.tiles.head_tiles, n_items = p.tiles.n_tiles() * of_tile;
-  Cursor q, kv;
+  Cursor<kStages> q, kv;
   if (warp > 1) return;
 
   for (;; q.next()) {
     Item item;
     if (warp == 0) {
-      while (true) {
-        int next = 0;
-        if (lane == 0) next = static_cast<int>(atomicAdd(p.counter, 1));
-        next = __shfl_sync(0xffffffffu, next, 0);
-        if (next >= n_items) break;
-        item.tile = query_tile(p.tiles, p.tiles.n_tiles() - 1 - next / of_tile);
-        if (item.tile.begin >= item.tile.end) continue;
-        const int kv_head = next % of_tile / p.tiles.head_tiles;
-        const int before = next % p.tiles.head_tiles * p.tiles.heads;  // of its heads
-        item.head = kv_head * p.heads_per_kv + before;
-        item.n_heads = min(p.tiles.heads, p.heads_per_kv - before);
-        const int64_t slot = int64_t{kv_head} * p.count.dims[1] + item.tile.segment;
-        item.keys = key_list(item.tile, __ldg(p.count.data + slot), p.block);
-        break;
-      }
+      item = next_item(p);
       mbarrier_wait(&shared.q_empty[q.stage], q.phase ^ 1);
       if (lane == 0) {
         shared.item[q.stage] = item;
@@ -245,19 +180,6 @@ __device__ inline void softmax(float (&s)[64], float (&top)[2], float (&sum)[2],
   }
 }
 
-// Hides what this thread's two rows may not see: list entries from `limit` on.
-__device__ inline void mask(float (&s)[64], int first_key, const int (&limit)[2]) {
-  const int column = first_key + static_cast<int>(threadIdx.x % 4) * 2;
-#pragma unroll
-  for (int j = 0; j < 16; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (column + 8 * j + e >= limit[0]) s[4 * j + e] = -INFINITY;
-      if (column + 8 * j + e >= limit[1]) s[4 * j + 2 + e] = -INFINITY;
-    }
-  }
-}
-
 __device__ inline void pack(uint32_t (&p)[32], const float (&s)[64]) {
 #pragma unroll
   for (int i = 0; i < 32; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
@@ -276,39 +198,6 @@ __device__ void clear_behind(unsigned char* v, int size) {
   }
 }
 
-// Divides by the sums and writes the rows of this warp, through its part of the Q tile.
-template <int kD>
-__device__ void store(const Params& p, const Item& item, unsigned char* q, float (&o)[kD / 2],
-                      float (&sum)[2], int first_row) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
-    sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
-    const float inverse = 1.0f / sum[r];
-    const int row = first_row + lane / 4 + 8 * r;
-#pragma unroll
-    for (int j = 0; j < kD / 8; ++j) {
-      unsigned char* at = q + (j / 8 * kTileQueries + row) * 128 + (j % 8 ^ row % 8) * 16;
-      reinterpret_cast<uint32_t*>(at)[lane % 4] =
-          pack_bf16(o[4 * j + 2 * r] * inverse, o[4 * j + 2 * r + 1] * inverse);
-    }
-  }
-  __syncwarp();
-  constexpr int kChunks = kD / 8;  // of 16 bytes in a row
-#pragma unroll
-  for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int row = first_row + i / kChunks, j = i % kChunks;
-    const int head = row / p.tiles.head_rows;
-    const int position = item.tile.first + row % p.tiles.head_rows;
-    if (head >= item.n_heads || position < item.tile.begin || position >= item.tile.end) continue;
-    const unsigned char* at = q + (j / 8 * kTileQueries + row) * 128 + (j % 8 ^ row % 8) * 16;
-    const int64_t to =
-        (static_cast<int64_t>(position - p.tiles.begin) * p.n_heads + item.head + head) * kD;
-    *reinterpret_cast<uint4*>(p.out + to + 8 * j) = *reinterpret_cast<const uint4*>(at);
-  }
-}
-
 template <int kD>
 __device__ void consume(const Params& p, Shared<kD>& shared) {
   const int group = static_cast<int>(threadIdx.x / 128) - 1;  // warpgroup
@@ -316,7 +205,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
   const int first_row = 64 * group + static_cast<int>(threadIdx.x % 128 / 32) * 16;  // of the warp
   const int seen[2] = {(first_row + lane / 4) % p.tiles.head_rows,
                        (first_row + lane / 4 + 8) % p.tiles.head_rows};  // rows of heads
-  Cursor q, k, v;
+  Cursor<kStages> q, k, v;
   float s[64], o[kD / 2], top[2], sum[2], rescale[2];
   uint32_t probs[32];
   const auto release = [&](uint64_t* empty) {
@@ -382,11 +271,13 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     v.next();
 
     named_sync(kOwn + group, 128);  // the whole warpgroup is done with its queries
-    store<kD>(p, item, shared.q[q.stage], o, sum, first_row);
+    store_rows<kD>(p, item, shared.q[q.stage], o, sum, first_row);
     fence_async_proxy();  // before the copy engine writes the next Q there
     release(&shared.q_empty[q.stage]);
   }
 }
+
+using Share = Registers<40, 232>;
 
 template <int kD>
 __global__ void __launch_bounds__(kThreads, 1) attend(const __grid_constant__ Params p) {
@@ -410,14 +301,11 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const __grid_constant__ Pa
   __syncthreads();
 
   if (threadIdx.x < 128) {
-    shrink_registers<kProducerRegisters>();
-    produce<kD>(p, shared);
-    // The last block to run out of items makes the counters ready for the next launch.
-    if (threadIdx.x == 0 && atomicInc(p.counter + 1, gridDim.x - 1) == gridDim.x - 1) {
-      atomicExch(p.counter, 0);
-    }
+    shrink_registers<Share::kProducer>();
+    produce(p, shared);
+    no_more_items(p);
   } else {
-    grow_registers<kConsumerRegisters>();
+    grow_registers<Share::kConsumer>();
     consume<kD>(p, shared);
   }
 }
@@ -425,27 +313,15 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const __grid_constant__ Pa
 }  // namespace
 
 void CudaBackend::attend_hopper(const SparseAttention& op) {
-  const int64_t d = op.kv.layout.head_dim, n_heads = op.q.cols / d;
-  Params p;
-  p.groups = row_group_map(memory_, d, 1);
-  p.runs = row_group_map(memory_, d, kTileKeys / kGroupKeys);
-  p.map_base = memory_.lowest();
-  const int64_t group = n_heads / op.kv.n_kv_heads();
-  p.tiles = chunk_tiles(op.begin, op.q.rows, op.segment, group);
+  const int64_t d = op.kv.layout.head_dim;
+  Params p{prefill_params(op),
+           {},
+           row_group_map(memory_, d, 1),
+           row_group_map(memory_, d, kTileKeys / kGroupKeys)};
   p.q = query_map(op.q, p.tiles.head_rows);
-  p.n_heads = static_cast<int32_t>(n_heads);
-  p.heads_per_kv = static_cast<int32_t>(group);
-  p.count = op.selection.count;
-  p.index = op.selection.index;
-  p.pages = op.kv.pages;
-  p.page_rows = static_cast<int32_t>(op.kv.layout.rows);
-  p.first_value = static_cast<int32_t>(op.kv.layout.first_value());
-  p.block = static_cast<int32_t>(op.block);
-  p.scale_log2 = op.scale * static_cast<float>(M_LOG2E);
-  p.out = static_cast<__nv_bfloat16*>(op.out.data);
   p.counter = counters();
-  const unsigned grid = static_cast<unsigned>(
-      std::min<int64_t>(n_sms_, int64_t{p.tiles.n_tiles()} * n_heads / group * p.tiles.head_tiles));
+  p.map_base = memory_.lowest();
+  const unsigned grid = prefill_blocks(p, n_sms_);
   if (d == 128) {
     launch("SparseAttention", attend<128>, grid, kThreads, sizeof(Shared<128>) + 1024, stream_, p);
   } else {

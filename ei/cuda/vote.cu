@@ -4,6 +4,7 @@
 #include "ei/base/error.h"
 #include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
+#include "ei/cuda/device/e4m3_cache.cuh"
 #include "ei/cuda/device/mma_tile.cuh"
 #include "ei/cuda/device/reduce.cuh"
 #include "ei/cuda/launch.cuh"
@@ -43,11 +44,11 @@ struct Params {
   int64_t votes_cols;
 };
 
-// Shared memory: a tile of pairs, then tiles of keys. f32 keys are split into two bf16. kDim: d if
-// it is known, or 0.
+// Shared memory: a tile of pairs, then tiles of keys. f32 keys are split into two bf16, of e4m3 one
+// tile is operands and two are bytes. kDim: d if it is known, or 0.
 template <class T, int kDim>
 struct Tiles {
-  static constexpr int kParts = sizeof(T) == 2 ? 1 : 2;
+  static constexpr int kParts = sizeof(T) == 4 ? 2 : 1;
   static constexpr int kStages = sizeof(T) == 2 ? 2 : 1;
 
   bf16* pairs;
@@ -59,6 +60,10 @@ struct Tiles {
         depth(padded_depth(d)),
         stride(row_stride(d)) {}
   __device__ bf16* keys(int stage) const { return pairs + (1 + kParts * stage) * kRows * stride; }
+  // Keys in e4m3 as they come: rows, then scales.
+  __device__ unsigned char* staged(int stage) const {
+    return reinterpret_cast<unsigned char*>(keys(1)) + stage * kRows * (d + int{sizeof(float)});
+  }
   // s = a b^T of this warp's 16 rows of a; the keys' lower parts are kRows rows behind them.
   __device__ void multiply(float (&s)[kRows / 8][4], const bf16* a, const bf16* b,
                            const bf16* keys) const {
@@ -72,7 +77,9 @@ struct Tiles {
     multiply_tile<kRows>(s, a, b, depth, stride);
   }
   static size_t bytes(int d) {
-    return sizeof(bf16) * static_cast<size_t>(row_stride(d)) * kRows * (1 + kParts * kStages);
+    const size_t staged = sizeof(T) == 1 ? 2 * kRows * (static_cast<size_t>(d) + sizeof(float)) : 0;
+    return sizeof(bf16) * static_cast<size_t>(row_stride(d)) * kRows * (1 + kParts * kStages) +
+           staged;
   }
 };
 
@@ -138,6 +145,57 @@ __device__ void for_tiles(const Params& p, const Tiles<T, kDim>& tiles, int64_t 
     __syncthreads();
     if (kStages == 2) load(tile + step, stage ^ 1);
     use(tile, tiles.keys(stage));
+  }
+}
+
+// Of keys in e4m3, which come as bytes and become operands when they are wanted.
+template <int kDim, class Use>
+__device__ void for_tiles(const Params& p, const Tiles<e4m3, kDim>& tiles, int64_t kv_head, int end,
+                          Use use) {
+  const int n = p.n_rows[kv_head], step = static_cast<int>(gridDim.x), d = tiles.d;
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto load = [&](int tile, int stage) {
+    if (tile * kRows >= end) return;
+    unsigned char* to = tiles.staged(stage);
+    const int chunks = d / 16, lane = thread % 32;
+    const int first = thread / 32 * 16;  // a warp copies 16 rows
+    const int mine = tile * kRows + first + lane % 16;
+    const bool valid = mine < n;
+    const auto row_at = valid ? reinterpret_cast<uint64_t>(p.rows.key<char>(kv_head, mine)) : 0;
+#pragma unroll 1
+    for (int begin = 0; begin < 16 * chunks; begin += 32) {
+      const int i = begin + lane, row = i / chunks % 16, c = i % chunks;
+      const auto* from = reinterpret_cast<const char*>(__shfl_sync(kFullWarp, row_at, row));
+      if (i >= 16 * chunks) continue;
+      copy_async_16(to + (first + row) * d + c * 16, from + c * 16, from != nullptr);
+    }
+    if (lane < 16)
+      copy_async_4(to + kRows * d + (first + lane) * 4, p.rows.scale(kv_head, valid ? mine : 0),
+                   valid);
+    copy_async_commit();
+  };
+  int tile = static_cast<int>(blockIdx.x);
+  load(tile, 0);
+  for (int stage = 0; tile * kRows < end; tile += step, stage ^= 1) {
+    copy_async_wait<0>();
+    __syncthreads();
+    load(tile + step, stage ^ 1);
+    const unsigned char* from = tiles.staged(stage);
+    const auto* scales = reinterpret_cast<const float*>(from + kRows * d);
+    const int chunks = d / 16;
+#pragma unroll 1
+    for (int i = thread; i < kRows * chunks; i += kThreads) {
+      const int row = i / chunks, c = i % chunks;
+      const uint4 bytes = reinterpret_cast<const uint4*>(from)[i];
+      const uint32_t scale = widening_scale(scales[row], scales[row]);
+      auto* to = reinterpret_cast<uint4*>(tiles.keys(0) + row * tiles.stride + c * 16);
+      uint2 a = widen_four(bytes.x, scale), b = widen_four(bytes.y, scale);
+      to[0] = {a.x, a.y, b.x, b.y};
+      a = widen_four(bytes.z, scale), b = widen_four(bytes.w, scale);
+      to[1] = {a.x, a.y, b.x, b.y};
+    }
+    __syncthreads();
+    use(tile, tiles.keys(0));
   }
 }
 
@@ -379,6 +437,8 @@ void CudaBackend::run(const Vote& op) {
   };
   if (op.kv.layout.dtype == DType::kF32) {
     start.operator()<float, 0>();
+  } else if (op.kv.layout.dtype == DType::kFP8) {
+    d == 128 ? start.operator()<e4m3, 128>() : start.operator()<e4m3, 0>();
   } else if (d == 128) {
     start.operator()<bf16, 128>();
   } else {

@@ -51,12 +51,15 @@ void Context::check(int64_t n_prompt, int64_t n_total, const Request& request) c
   if (need <= have) return;
   const int64_t fits = longest_prompt(engine_, request.prefill, request.decode, shape, page_bytes,
                                       n_total - n_prompt, have);
-  const bool halves = !on_gpu(engine_.options.device) && engine_.options.kv_type != DType::kQ8;
+  const DType half = on_gpu(engine_.options.device) ? DType::kFP8 : DType::kQ8;
+  const bool halves = engine_.options.kv_type != half &&
+                      (half == DType::kQ8 || PageLayout::has_fp8(shape.layout.head_dim));
   fail(
       "{} tokens need {} MiB ({} MiB of KV cache, {} MiB of activations), {} MiB are available "
       "beside {} MiB of weights, enough for a prompt of {} tokens; shorten it{} or generate fewer",
       n_total, need >> 20, plan.pages >> 20, plan.activations >> 20, have >> 20,
-      engine_.model->weight_bytes() >> 20, fits, halves ? ", take --kv-type q8_0" : "");
+      engine_.model->weight_bytes() >> 20, fits,
+      halves ? fmt::format(", take --kv-type {}", dtype_name(half)) : "");
 }
 
 KvShape Context::kv_shape(const PrefillPolicy& prefill) const {

@@ -57,7 +57,7 @@ Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
   require(options.chunk >= 0, "chunk is {}, expected 1 or more, or 0 (what suits the device)",
           options.chunk);
   require(options.page >= 1, "page is {}, expected 1 or more", options.page);
-  require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16, f32 or q8_0");
+  require(options.kv_type != DType::kF16, "kv-type is f16, expected bf16, f32, q8_0 or fp8");
   impl_->options = options;
   impl_->backend = make_backend(options);
   if (options.chunk == 0) impl_->options.chunk = impl_->backend->prompt_rows();
@@ -103,6 +103,7 @@ void Engine::Impl::load(const std::filesystem::path& path) {
     load_directory(path);
   }
   check_tokens(path.string());
+  check_kv_type();
   load_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
@@ -146,11 +147,21 @@ void Engine::Impl::check_tokens(const std::string& where) {
     longest_token = std::max(longest_token, std::ssize(tokenizer->token_bytes(id)));
 }
 
+void Engine::Impl::check_kv_type() const {
+  const int64_t d = model->config().head_dim;
+  require(
+      options.kv_type != DType::kFP8 || PageLayout::has_fp8(d),
+      "KV caches of fp8 are for heads of 16, 32, 64, 128 or 256 numbers, the model has {}; take "
+      "--kv-type bf16",
+      d);
+}
+
 Engine Engine::random(std::string_view shape, const EngineOptions& options) {
   const ModelConfig config = named_shape(shape);
   return make(options, [&](Impl& e) {
     e.tokenizer = std::make_unique<NoTokenizer>(config.vocab_size);
     e.model = std::make_unique<Model>(Model::random(*e.backend, config, /*seed=*/1));
+    e.check_kv_type();
   });
 }
 
@@ -250,9 +261,9 @@ ModelInfo Engine::info() const {
   const PrefillPolicy prefill = default_prefill(e.options.device);
   const KvShape shape = e.kv_shape(prefill, config.max_positions);
   const PageLayout& layout = shape.layout;
-  const int64_t row_bytes = layout.row_bytes() * config.n_layers * config.n_kv_heads;
+  const int64_t row_bytes = layout.entry_bytes() * config.n_layers * config.n_kv_heads;
   info.kv_bytes_per_token = 2 * row_bytes;
-  info.bounds_bytes_per_token = (layout.bytes() - 2 * layout.rows * layout.row_bytes()) *
+  info.bounds_bytes_per_token = (layout.bytes() - 2 * layout.rows * layout.entry_bytes()) *
                                 config.n_layers * config.n_kv_heads / layout.rows;
   // Under the default policies.
   const DecodePolicy decode;

@@ -35,7 +35,7 @@ PrefillPolicy default_prefill(Device device);
 struct EngineOptions {
   Device device = Device::kAuto;
   int threads = 0;               // of the CPU; 0: all cores
-  DType kv_type = DType::kBF16;  // of the KV cache: kBF16, kF32 or, on the CPU, kQ8
+  DType kv_type = DType::kBF16;  // of the KV cache: kBF16, kF32; on the CPU kQ8, on a GPU kFP8
   Math math = Math::kBF16;       // kF32: on the CPU; kFP8: on a GPU
   std::string cpu;  // of the whole process: amx, avx512, avx2, sse4, scalar; "": as it is
   // kFP8, kQ8_0, kQ4_K: weights are converted while loading if that makes them smaller; kBF16: all.

@@ -42,6 +42,7 @@ struct Engine::Impl {
   // Drops ends of answers that the vocabulary does not have, with a warning about `where`, and
   // looks for the longest token.
   void check_tokens(const std::string& where);
+  void check_kv_type() const;  // against the model's heads
 
   std::vector<int32_t> encode_chat(std::span<const Message> messages, bool thinking) const;
   const ChatTemplate& chat_template() const;

@@ -70,7 +70,8 @@ MemoryPlan plan_memory(const Engine::Impl& engine, const PrefillPolicy& prefill,
       keeps_whole ? shape.pages(n_total) - shape.pages(tail + 1) + shape.pages(1) : 0;
   plan.pages = most_pages(decode, shape, n_heads, n_prompt, n_total, n_whole) * page_bytes;
   plan.tables = shape.table_bytes(config.n_kv_heads);
-  plan.profile = PrefillPlan::bytes(prefill, read, n_prompt);
+  plan.profile = PrefillPlan::bytes(prefill, read, n_prompt) +
+                 engine.backend->attention_bytes(shape.layout, config.n_kv_heads, n_prompt);
   plan.window = Compressor::window_rows(decode) * config.n_layers * config.n_heads *
                 config.head_dim * engine.backend->act_bytes();
   if (first.happens) {

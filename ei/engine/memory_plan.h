@@ -9,7 +9,7 @@ namespace ei {
 struct MemoryPlan {
   int64_t pages = 0;        // K, V and key bounds
   int64_t tables = 0;       // of pages and rows
-  int64_t profile = 0;      // entropies and what is selected by them
+  int64_t profile = 0;      // entropies, what is selected by them and what is made to attend to it
   int64_t window = 0;       // queries that vote
   int64_t compression = 0;  // votes, while there are any
   int64_t activations = 0;  // of the chunks of its prompt, one of which is read at a time

@@ -191,7 +191,7 @@ void Sequence::finish(FinishReason reason) {
     const KvCache& cache = context_.cache();
     // Of all ranks: they have as many heads, whose rows are known, and about as many pages.
     const int n = engine_.backend->ranks().size();
-    const int64_t row_bytes = 2 * cache.shape().layout.row_bytes();
+    const int64_t row_bytes = 2 * cache.shape().layout.entry_bytes();
     result_.kv = {.bytes = n * cache.bytes(),
                   .bytes_full = n * cache.full_bytes(),
                   .entry_bytes = n * cache.entry_bytes() + compressor_.rows_ahead() * row_bytes,

@@ -82,7 +82,7 @@ class RandomSource : public WeightSource {
   float spread() { return std::exp2(static_cast<float>(bits(next_++) >> 40) * 0x1p-21f - 4); }
 
   void fill(char* device, int64_t n, float scale) {
-    constexpr int64_t kPiece = 1 << 18;
+    constexpr int64_t kPiece = 1 << 22;  // threads are started, and copies, only so often
     std::vector<uint16_t> host(static_cast<size_t>(std::min(n + n % 2, kPiece)));
     for (int64_t begin = 0; begin < n; begin += kPiece) {
       const int64_t size = std::min(kPiece, n - begin);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "ei/ops/op_list.h"
+#include "ei/ops/page_layout.h"
 
 namespace ei {
 
@@ -21,7 +22,11 @@ class Backend {
   virtual int64_t act_bytes() const = 0;        // of one activation element
   virtual int64_t prompt_rows() const = 0;      // tokens to read at a time that fill the device
   virtual int64_t available_bytes() const = 0;  // memory that could be allocated now
-  virtual Communicator& ranks() = 0;            // that share the model, this one among them
+  // What attention of a prompt of n tokens needs beside its operands, of a layer of such pages.
+  virtual int64_t attention_bytes(const PageLayout&, int64_t /*n_kv_heads*/, int64_t /*n*/) const {
+    return 0;
+  }
+  virtual Communicator& ranks() = 0;  // that share the model, this one among them
 
   // Device memory, aligned to 256 bytes, contents undefined. allocate() throws Error when there is
   // not enough, naming both numbers.

@@ -6,8 +6,12 @@ namespace ei {
 
 void check(const char* op, const KvLayer& kv) {
   const PageLayout& layout = kv.layout;
-  require(layout.dtype != DType::kF16, "{}: the cache is of f16, expected bf16, f32 or q8_0", op);
+  require(layout.dtype != DType::kF16, "{}: the cache is of f16, expected bf16, f32, q8_0 or fp8",
+          op);
   expect_at_least(op, "head_dim", layout.head_dim, 1);
+  require(layout.dtype != DType::kFP8 || PageLayout::has_fp8(layout.head_dim),
+          "{}: heads of {} numbers in a cache of fp8, expected 16, 32, 64, 128 or 256", op,
+          layout.head_dim);
   expect_at_least(op, "the rows of a page", layout.rows, 1);
   expect_at_least(op, "block", layout.block, 0);
   if (layout.block > 0) expect_multiple(op, "the rows of a page", layout.rows, layout.block);

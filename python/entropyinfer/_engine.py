@@ -71,7 +71,7 @@ class Engine:
             which is fetched if it is not there. Progress is told to the logger 'entropyinfer'.
         device: 'cpu', 'cuda' or 'auto'.
         threads: of the CPU; 0: all cores.
-        kv_type: of the cache of keys and values: 'bf16', 'f32' or, on the CPU, 'q8_0'.
+        kv_type: of the cache of keys and values: 'bf16', 'f32', on the CPU 'q8_0' or, on a GPU, 'fp8'.
         math: 'bf16', where the processor has a unit for it, or 'f32'.
         weights: convert them while loading: 'bf16', 'fp8', 'q8_0' or 'q4_k'.
         prefix_bytes: memory for what was read, kept beside a cache that gets compressed.

@@ -35,7 +35,8 @@ void load(Model* self, const std::string& model, const std::string& device, int 
       "device", device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}});
   options.threads = threads;
   options.kv_type = choose<DType>(
-      "kv_type", kv_type, {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}});
+      "kv_type", kv_type,
+      {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}, {"fp8", DType::kFP8}});
   options.math = choose<Math>("math", math, {{"bf16", Math::kBF16}, {"f32", Math::kF32}});
   if (weights)
     options.weights = choose<WeightFormat>("weights", *weights,

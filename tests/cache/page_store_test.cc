@@ -40,6 +40,25 @@ class PageStoreTest : public testing::Test {
               warnings.push_back(what);
             }};
   }
+  // Bytes of a page of n tokens are not 0 where they hold something.
+  void expect_used(const uint8_t* page, int64_t n) const {
+    const PageLayout& layout = shape.layout;
+    const int64_t n_bounds = (n + 3) / 4 * layout.bound_rows(), row = layout.row_bytes();
+    std::vector<bool> used(static_cast<size_t>(layout.bytes()));
+    const auto use = [&](int64_t first, int64_t bytes) {
+      std::fill_n(used.begin() + first, bytes, true);
+    };
+    use(0, n * row);
+    use(layout.first_value() * row, n * row);
+    use(layout.first_lowest() * row, n_bounds * row);
+    use(layout.first_highest() * row, n_bounds * row);
+    if (layout.dtype == DType::kFP8) {
+      use(layout.first_scale() * row, 4 * n);
+      use(layout.first_scale() * row + 4 * layout.rows, 4 * n);
+    }
+    for (int64_t b = 0; b < layout.bytes(); ++b)
+      ASSERT_EQ(page[b] != 0, used[static_cast<size_t>(b)]) << b;
+  }
   static std::vector<std::string> names(const fs::path& directory) {
     std::vector<std::string> all;
     for (const auto& file : fs::directory_iterator(directory))
@@ -49,11 +68,11 @@ class PageStoreTest : public testing::Test {
   }
 
   const std::unique_ptr<Backend> backend = make_cpu_backend(1);
-  const KvShape shape = {.n_layers = 2,
-                         .n_kv_heads = 1,
-                         .layout = {.head_dim = 8, .rows = 16, .block = 4},
-                         .max_tokens = 64};
-  PagePool pool{*backend, shape.layout.bytes() + 100};
+  KvShape shape = {.n_layers = 2,
+                   .n_kv_heads = 1,
+                   .layout = {.head_dim = 8, .rows = 16, .block = 4},
+                   .max_tokens = 64};
+  PagePool pool{*backend, 1000};  // more than such pages take
   std::mt19937_64 random{1};
   TempDir dir;
   std::mutex mutex;
@@ -61,33 +80,27 @@ class PageStoreTest : public testing::Test {
 };
 
 TEST_F(PageStoreTest, ImagesHoldWhatPagesHoldAndNothingElse) {
-  for (const int64_t n : {1, 4, 7, 16}) {
-    Bytes bytes = image(0xABC, n);
-    seal(bytes);
-    const PageImage got = parse_image(bytes, "f");
-    EXPECT_EQ(got.model, "m");
-    EXPECT_EQ(got.policy, "p");
-    EXPECT_EQ(got.parent, 0xABCu);
-    EXPECT_EQ(std::ssize(got.tokens), n);
-    EXPECT_EQ(got.entropies, (std::vector<float>{0.5f, 2}));
-    check_pages(got, shape, "f");
-    const auto pages = take_pages(got, *backend, shape, pool);
-    ASSERT_EQ(pages.size(), 2u);
-    const PageLayout& layout = shape.layout;
-    const int64_t n_blocks = (n + 3) / 4;
-    for (const PageRef& page : pages)
-      for (int64_t row = 0; row < layout.end(); ++row) {
-        const bool used = row < layout.first_value()     ? row < n
-                          : row < layout.first_lowest()  ? row < layout.first_value() + n
-                          : row < layout.first_highest() ? row < layout.first_lowest() + n_blocks
-                                                         : row < layout.first_highest() + n_blocks;
-        const auto* data = static_cast<const uint8_t*>(page->data()) + row * layout.row_bytes();
-        for (int64_t b = 0; b < layout.row_bytes(); ++b) ASSERT_EQ(data[b] != 0, used) << row;
-      }
-    KvShape other = shape;
-    other.layout.dtype = DType::kF32;
-    EXPECT_NE(error_of([&] { check_pages(got, other, "f"); }), "");
-  }
+  for (const DType dtype : {DType::kBF16, DType::kFP8})
+    for (const int64_t n : {1, 4, 7, 16}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << n);
+      shape.layout.dtype = dtype;
+      shape.layout.head_dim = 16 / dtype_bytes(dtype);
+      Bytes bytes = image(0xABC, n);
+      seal(bytes);
+      const PageImage got = parse_image(bytes, "f");
+      EXPECT_EQ(got.model, "m");
+      EXPECT_EQ(got.policy, "p");
+      EXPECT_EQ(got.parent, 0xABCu);
+      EXPECT_EQ(std::ssize(got.tokens), n);
+      EXPECT_EQ(got.entropies, (std::vector<float>{0.5f, 2}));
+      check_pages(got, shape, "f");
+      const auto pages = take_pages(got, *backend, shape, pool);
+      ASSERT_EQ(pages.size(), 2u);
+      for (const PageRef& page : pages) expect_used(static_cast<const uint8_t*>(page->data()), n);
+      KvShape other = shape;
+      other.layout.dtype = DType::kF32;
+      EXPECT_NE(error_of([&] { check_pages(got, other, "f"); }), "");
+    }
 }
 
 TEST_F(PageStoreTest, NoDamageGoesUnseen) {

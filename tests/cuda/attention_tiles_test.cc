@@ -108,11 +108,11 @@ TEST(AttentionTiles, RunsAreWholeTilesOfOnePage) {
 }
 
 TEST(DecodeSplits, FillTheGpuWithoutTinyParts) {
-  EXPECT_EQ(decode_splits(8, 131072, 132), 33);  // one long sequence: two blocks everywhere
-  EXPECT_EQ(decode_splits(8, 1024, 132), 4);     // a compacted cache: no part under 256 rows
-  EXPECT_EQ(decode_splits(8, 1, 132), 1);
-  EXPECT_EQ(decode_splits(1024, 131072, 132), 1);  // a large batch fills it by itself
-  EXPECT_EQ(decode_splits(1, 1 << 20, 132), kMaxSplits);
+  EXPECT_EQ(decode_splits(8, 131072, 264), 33);  // one long sequence: two blocks everywhere
+  EXPECT_EQ(decode_splits(8, 1024, 264), 4);     // a compacted cache: no part under 256 rows
+  EXPECT_EQ(decode_splits(8, 1, 264), 1);
+  EXPECT_EQ(decode_splits(1024, 131072, 264), 1);  // a large batch fills it by itself
+  EXPECT_EQ(decode_splits(1, 1 << 20, 264), kMaxSplits);
 }
 
 }  // namespace

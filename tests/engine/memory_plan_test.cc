@@ -162,6 +162,12 @@ TEST(KvTypeTest, Q8IsRefusedOnCuda) {
               testing::HasSubstr("q8_0 are computed on the CPU alone"));
 }
 
+TEST(KvTypeTest, Fp8IsRefusedOnTheCpu) {
+  EXPECT_THAT(test::error_of(
+                  [] { Engine(test::kNeedle, {.device = Device::kCpu, .kv_type = DType::kFP8}); }),
+              testing::HasSubstr("fp8 are computed on GPUs alone"));
+}
+
 // Of the formats that weights can be converted to, the most exact one that fits.
 TEST(WeightMemoryTest, WhatIsConvertedMustFit) {
   for (const auto& [memory, words] :

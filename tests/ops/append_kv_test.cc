@@ -10,14 +10,18 @@ namespace {
 EI_BACKEND_TEST(AppendKvTest);
 
 // Rounded to the cache's type: in kQ8 by at most half a step, of which the row's largest has 127.
+// Others as the tests round.
 void expect_rounded(const double* got, const double* values, int64_t d, DType dtype) {
   double largest = 0;
   for (int64_t c = 0; c < d; ++c) largest = std::max(largest, std::abs(values[c]));
+  Matrix stored({1, d});
+  std::copy_n(values, d, stored[0].data);
+  round_rows(stored, dtype);
   for (int64_t c = 0; c < d; ++c) {
     if (dtype == DType::kQ8) {
       ASSERT_NEAR(got[c], values[c], largest / 254 * (1 + 1e-5));
     } else {
-      ASSERT_EQ(got[c], round_to(dtype, values[c]));
+      ASSERT_EQ(got[c], stored[0][c]);
     }
   }
 }
@@ -65,8 +69,8 @@ void expect_bounds(const HostKv& got, DType dtype, int64_t block) {
 }
 
 TEST_P(AppendKvTest, StoresRowsAndBounds) {
-  for (const DType dtype : kv_types())
-    for (const int64_t d : {2, 80})
+  for (const int64_t d : {2, 80, 128})
+    for (const DType dtype : kv_types(d))
       for (const int64_t held : {0, 1, 7, 8, 31, 64})
         for (const int64_t n : {0, 1, 7, 9, 70}) {
           SCOPED_TRACE(testing::Message()
@@ -93,7 +97,7 @@ TEST_P(AppendKvTest, StoresRowsAndBounds) {
 // other has none and is stored per query head.
 TEST_P(AppendKvTest, ServesSeveralSequences) {
   const int64_t d = 16, block = 24;
-  for (const DType dtype : kv_types())
+  for (const DType dtype : kv_types(d))
     for (const int64_t n : {1, 70}) {
       SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << n);
       DeviceKv a(backend(), {dtype, d, 48, 144, block},
@@ -126,6 +130,18 @@ TEST_P(AppendKvTest, RoundsToNearestEven) {
   if (backend().act_bytes() < 4) GTEST_SKIP() << "activations are rounded already";
   backend().run(AppendKv{.k = k, .v = k, .kv = {&kv, 1}});
   EXPECT_EQ(cache.heads()[0].k.v, (std::vector<double>{1, 1 + 0x1p-6, 1 + 0x1p-7, -1}));
+}
+
+// The CPU has no caches of fp8, and there are none for heads of 24.
+TEST_P(AppendKvTest, RejectsFp8) {
+  for (const int64_t d : {16, 24}) {
+    if (d == 16 && backend().act_bytes() != 4) continue;
+    DeviceKv cache(backend(), {DType::kFP8, d, 8, 8}, random_heads({0}, d, 1));
+    cache.expect_rows(1);
+    const KvLayer kv = cache.layer();
+    const DeviceAct k = poisoned(1, d);
+    EXPECT_THROW(backend().run(AppendKv{.k = k, .v = k, .kv = {&kv, 1}}), Error);
+  }
 }
 
 TEST_P(AppendKvTest, RejectsMoreRowsThanPages) {

@@ -27,7 +27,7 @@ TEST_P(DecodeAttentionTest, MatchesReference) {
         Case{2, 17, {{{300}}}}, Case{5, 64, {{{127}}, {{511}}}}, Case{6, 32, {{{128}}, {{512}}}},
         Case{9, 40, {{{1023}}, {{1025}}}}, Case{2, 96, {{{2, 5}}, {{9, 4}}}},
         Case{3, 64, {{{9001}}}}})  // in more parts than a warp has lanes
-    for (const DType dtype : kv_types())
+    for (const DType dtype : kv_types(c.d))
       for (const int64_t page_rows : {8, 512}) {
         SCOPED_TRACE(testing::Message()
                      << c.n_heads << " heads, d " << c.d << ", " << c.sequences.size()
@@ -36,7 +36,7 @@ TEST_P(DecodeAttentionTest, MatchesReference) {
         std::vector<KvLayer> kv;
         for (const Sequence& s : c.sequences) {
           caches.emplace_back(backend(), DeviceKv::Shape{dtype, c.d, page_rows, 9001},
-                              random_heads(s.rows, c.d, caches.size() + 1));
+                              random_heads(s.rows, c.d, caches.size() + 1, dtype == DType::kFP8));
           kv.push_back(caches.back().layer());
         }
         const int64_t n = std::ssize(kv);

@@ -265,7 +265,7 @@ TEST_P(EstimateMassTest, MatchesTheRules) {
         {"antidiagonals", Estimate::kAntidiagonals, by_antidiagonals, false, 1e-4},
         {"mean keys", Estimate::kMeanKeys, by_mean_keys, false, 1e-4}})
     for (const MassCase& c : kCases)
-      for (const DType dtype : kv_types()) {
+      for (const DType dtype : kv_types(c.d)) {
         if (rule.whole && dtype != DType::kF32) continue;
         SCOPED_TRACE(testing::Message()
                      << rule.name << ", " << c.n << " from " << c.begin << ", segments of "

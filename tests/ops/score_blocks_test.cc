@@ -51,7 +51,7 @@ TEST_P(ScoreBlocksTest, MatchesReference) {
                              {40, 1024, 8, 8, 1, 25, 40},      // blocks that just fill tiles
                              {200, 5000, 100, 5, 1, 3, 33},    // blocks past every tile
                              {20, 2240, 8, 1, 16, 1, 72}})  // more tiles than a GPU takes at once
-    for (const DType dtype : kv_types()) {
+    for (const DType dtype : kv_types(c.d)) {
       // Pages of one segment and of several.
       const int64_t page_rows = dtype == DType::kF32 ? c.segment : 3 * c.segment;
       const float scale = dtype == DType::kF32 ? 1.0f : 0.125f;

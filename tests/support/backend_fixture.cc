@@ -121,7 +121,7 @@ void BackendTest::SetUp() {
     if (!cuda_available()) GTEST_SKIP() << "this machine has no GPU that the kernels run on";
     const int device = GetParam() == "cuda" ? 0 : 1;
     if (device >= n_gpus()) GTEST_SKIP() << "this machine has one GPU";
-    backend_ = make_cuda_backend(Math::kBF16, nullptr, device);
+    backend_ = make_cuda_backend(gpu_math(), nullptr, device);
     return;
   }
   cpu::use_target(GetParam().substr(4));

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "ei/base/error.h"
+#include "ei/base/math.h"
 #include "ei/ops/buffer.h"
+#include "ei/ops/page_layout.h"
 #include "tests/support/array.h"
 
 namespace ei::test {
@@ -52,6 +54,7 @@ class BackendTest : public testing::TestWithParam<std::string> {
 
   Backend& backend() { return *backend_; }
   static std::unique_ptr<Backend> make_backend(int n_threads);
+  virtual Math gpu_math() const { return Math::kBF16; }
 
   // The tolerance an op states is for floats. In bf16 the result is rounded, by up to 2^-8 of every
   // value, a sixth of that squared on average; and so is what goes into a tensor core (f32 weights,
@@ -61,10 +64,12 @@ class BackendTest : public testing::TestWithParam<std::string> {
   // Whether it multiplies numbers in bf16.
   bool rounds();
 
-  // What keys and values may be stored in: caches of q8_0 are the CPU's.
-  std::vector<DType> kv_types() {
-    if (backend().act_bytes() != 4) return {DType::kBF16, DType::kF32};
-    return {DType::kBF16, DType::kF32, DType::kQ8};
+  // What keys and values of heads of d numbers may be stored in: caches of q8_0 are the CPU's,
+  // those of fp8 the GPU's.
+  std::vector<DType> kv_types(int64_t d) {
+    if (backend().act_bytes() == 4) return {DType::kBF16, DType::kF32, DType::kQ8};
+    if (!PageLayout::has_fp8(d)) return {DType::kBF16, DType::kF32};
+    return {DType::kBF16, DType::kF32, DType::kFP8};
   }
 
   DeviceAct act(const Matrix& values, int64_t offset = 0) { return {backend(), values, offset}; }

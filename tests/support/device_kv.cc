@@ -1,6 +1,7 @@
 #include "tests/support/device_kv.h"
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 
 #include "tests/support/numbers.h"
@@ -33,15 +34,18 @@ DeviceKv::DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostK
     rows_bound_ = std::max(rows_bound_, heads[h].k.dim(0));
     for (int64_t p = 0; p < n_pages; ++p) {
       std::fill(bytes.begin(), bytes.end(), '\xFF');  // NaN in every type
+      auto* scales =
+          reinterpret_cast<float*>(bytes.data() + layout.first_scale() * layout.row_bytes());
       // The page's share of so many rows of each page, at row `to` of it, where one takes `wide`.
       const auto put = [&](const Matrix& values, int64_t per_page, int64_t to, DType dtype,
-                           int64_t wide) {
+                           int64_t wide, float* scale = nullptr) {
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
           encode_row(values[r].data, layout.head_dim, dtype,
-                     bytes.data() + (to + (r - p * per_page) * wide) * layout.row_bytes());
+                     bytes.data() + (to + (r - p * per_page) * wide) * layout.row_bytes(),
+                     scale + (r - p * per_page));
       };
-      put(heads[h].k, layout.rows, 0, layout.dtype, 1);
-      put(heads[h].v, layout.rows, layout.first_value(), layout.dtype, 1);
+      put(heads[h].k, layout.rows, 0, layout.dtype, 1, scales);
+      put(heads[h].v, layout.rows, layout.first_value(), layout.dtype, 1, scales + layout.rows);
       for (const auto& [bounds, first] : {std::pair{&heads[h].lowest, layout.first_lowest()},
                                           {&heads[h].highest, layout.first_highest()}})
         put(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows());
@@ -75,14 +79,16 @@ std::vector<HostKv> DeviceKv::heads() const {
     for (int64_t p = 0; p < layout.pages(rows); ++p) {
       backend_->copy_out(bytes.data(), table_[static_cast<size_t>(h * pages_for(shape_) + p)],
                          std::ssize(bytes));
+      const auto* scales =
+          reinterpret_cast<const float*>(bytes.data() + layout.first_scale() * layout.row_bytes());
       const auto take = [&](Matrix& values, int64_t per_page, int64_t from, DType dtype,
-                            int64_t wide) {
+                            int64_t wide, const float* scale = nullptr) {
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
           decode_row(bytes.data() + (from + (r - p * per_page) * wide) * layout.row_bytes(), d,
-                     dtype, values[r].data);
+                     dtype, values[r].data, dtype == DType::kFP8 ? scale[r - p * per_page] : 0);
       };
-      take(head.k, layout.rows, 0, layout.dtype, 1);
-      take(head.v, layout.rows, layout.first_value(), layout.dtype, 1);
+      take(head.k, layout.rows, 0, layout.dtype, 1, scales);
+      take(head.v, layout.rows, layout.first_value(), layout.dtype, 1, scales + layout.rows);
       for (const auto& [bounds, first] : {std::pair{&head.lowest, layout.first_lowest()},
                                           {&head.highest, layout.first_highest()}})
         take(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows());
@@ -91,10 +97,15 @@ std::vector<HostKv> DeviceKv::heads() const {
   return heads;
 }
 
-std::vector<HostKv> random_heads(const std::vector<int64_t>& rows, int64_t d, uint64_t seed) {
+std::vector<HostKv> random_heads(const std::vector<int64_t>& rows, int64_t d, uint64_t seed,
+                                 bool uneven) {
   std::vector<HostKv> heads;
   for (const int64_t n : rows) {
     heads.push_back({normal<2>({n, d}, seed), normal<2>({n, d}, seed + 1)});
+    for (int64_t r = 0; uneven && r < n; ++r) {
+      for (double& x : heads.back().k[r]) x *= std::exp2(r % 4 - 2);
+      for (double& x : heads.back().v[r]) x *= std::exp2(2 * (r % 5) - 4);
+    }
     seed += 2;
   }
   return heads;

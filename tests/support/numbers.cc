@@ -17,6 +17,7 @@ struct Format {
 Format format_of(DType dtype) {
   return dtype == DType::kBF16  ? Format{7, -126}
          : dtype == DType::kF16 ? Format{10, -14}
+         : dtype == DType::kFP8 ? Format{3, -6}
                                 : Format{23, -126};
 }
 
@@ -28,6 +29,28 @@ double round_to(DType dtype, double value) {
   const int exponent = std::max(std::ilogb(value), min_exponent);
   return std::ldexp(std::nearbyint(std::ldexp(value, digits - exponent)), exponent - digits);
 }
+
+namespace {
+
+// Of at most 448.
+char to_e4m3(double value) {
+  const double magnitude = std::abs(round_to(DType::kFP8, value));
+  const int exponent = magnitude == 0 ? -7 : std::max(std::ilogb(magnitude), -7);
+  const int bits = exponent < -6 ? static_cast<int>(std::ldexp(magnitude, 9))
+                                 : (exponent + 7) << 3 |
+                                       (static_cast<int>(std::ldexp(magnitude, 3 - exponent)) - 8);
+  return static_cast<char>((std::signbit(value) ? 128 : 0) | bits);
+}
+
+double of_e4m3(char byte) {
+  const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+  if (exponent == 15 && mantissa == 7) return NAN;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(mantissa + 8, exponent - 10);
+  return byte < 0 ? -magnitude : magnitude;
+}
+
+}  // namespace
 
 void encode(double value, DType dtype, char* to) {
   value = round_to(dtype, value);
@@ -69,7 +92,16 @@ double bf16_down(double value) {
   return std::ldexp(std::floor(std::ldexp(value, shift)), -shift);
 }
 
-void encode_row(const double* values, int64_t n, DType dtype, char* to) {
+void encode_row(const double* values, int64_t n, DType dtype, char* to, float* scale_at) {
+  if (dtype == DType::kFP8) {
+    double largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
+    double scale = 0x1p-100;
+    while (largest > 448 * scale) scale *= 2;
+    *scale_at = static_cast<float>(scale);
+    for (int64_t i = 0; i < n; ++i) to[i] = to_e4m3(values[i] / scale);
+    return;
+  }
   if (dtype != DType::kQ8) {
     for (int64_t i = 0; i < n; ++i) encode(values[i], dtype, to + i * dtype_bytes(dtype));
     return;
@@ -84,7 +116,11 @@ void encode_row(const double* values, int64_t n, DType dtype, char* to) {
   }
 }
 
-void decode_row(const char* from, int64_t n, DType dtype, double* to) {
+void decode_row(const char* from, int64_t n, DType dtype, double* to, float row_scale) {
+  if (dtype == DType::kFP8) {
+    for (int64_t i = 0; i < n; ++i) to[i] = row_scale * of_e4m3(from[i]);
+    return;
+  }
   if (dtype != DType::kQ8) {
     for (int64_t i = 0; i < n; ++i) to[i] = decode(from + i * dtype_bytes(dtype), dtype);
     return;
@@ -98,8 +134,9 @@ void decode_row(const char* from, int64_t n, DType dtype, double* to) {
 void round_rows(Matrix& rows, DType dtype) {
   std::vector<char> row(size_t(4 + 4 * rows.dim(1)));
   for (int64_t r = 0; r < rows.dim(0); ++r) {
-    encode_row(rows[r].data, rows.dim(1), dtype, row.data());
-    decode_row(row.data(), rows.dim(1), dtype, rows[r].data);
+    float scale = 0;
+    encode_row(rows[r].data, rows.dim(1), dtype, row.data(), &scale);
+    decode_row(row.data(), rows.dim(1), dtype, rows[r].data, scale);
   }
 }
 

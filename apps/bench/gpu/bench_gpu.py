@@ -2,12 +2,13 @@
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
     apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [entropy] [decode] [matmul] [layers] [restore]
-                 [compress] [batch] [model] [ranks] [large]
+                 [compress] [batch] [model] [million] [ranks] [large] [--math fp8] [--kv-type fp8] [--lengths N,...]
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
 large bf16 product for arithmetic, a device-to-device copy for memory.
 """
 
+import argparse
 import concurrent.futures
 import ctypes
 import math
@@ -19,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HEADS, KV_HEADS, DIM = 32, 8, 128  # one layer of Llama-3.1-8B
 LAYERS = 32
-# Bytes a decode step of it reads: once, and for every token cached.
-WEIGHTS, KV_BYTES = 15.0e9, 131072
+# What a decode step of it reads: bytes once, numbers for every token cached.
+WEIGHTS, KV_NUMBERS = 15.0e9, 65536
 
 
 class PrefillResult(ctypes.Structure):
@@ -33,15 +34,19 @@ class StepTimes(ctypes.Structure):
 
 class ModelResult(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double)
-                for name in ("first_token", "compress", "step", "host", "plain", "attended")]
+                for name in ("first_token", "compress", "full_step", "full_host", "full_plain", "step",
+                             "host", "plain", "attended")]
 
 
 class Library:
-    def __init__(self, path, fp8=False):
+    def __init__(self, path, math="bf16", kv_type="bf16"):
+        self.math, self.kv_type = math, kv_type
+        # Of a number of the cache, with its share of a scale.
+        self.kv_bytes = 2 if kv_type == "bf16" else 1 + 4 / DIM
         self.lib = ctypes.CDLL(path)
         self.lib.ei_error.restype = ctypes.c_char_p
         self.lib.ei_open.restype = ctypes.c_void_p
-        self.handle = ctypes.c_void_p(self.lib.ei_open(ctypes.c_int(fp8)))
+        self.handle = ctypes.c_void_p(self.lib.ei_open(ctypes.c_int(math == "fp8"), ctypes.c_int(kv_type == "fp8")))
         if not self.handle:
             sys.exit(self.lib.ei_error().decode())
 
@@ -154,7 +159,7 @@ def prefill(lib, tensors, out, policy, alpha=0.0, base=2048.0):
     n, runs = tensors[0].shape[0], []
     for _ in range(4 if n >= 65536 else 8):
         result = PrefillResult()
-        lib.call("ei_prefill", long(n), long(8192), long(HEADS), long(KV_HEADS), long(DIM), policy.encode(),
+        lib.call("ei_prefill", long(n), long(0), long(8192), long(HEADS), long(KV_HEADS), long(DIM), policy.encode(),
                  ctypes.c_float(base), ctypes.c_float(alpha), *map(pointer, tensors), pointer(out),
                  ctypes.byref(result))
         runs.append(result)
@@ -187,7 +192,8 @@ def bench_entropy(lib, lengths=(8192, 32768, 65536, 131072)):
 
 
 def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
-    print("\nprefill attention of one layer, 32/8 heads d 128, causal, ms (TFLOP/s of the pairs attended)\n"
+    print(f"\nprefill attention of one layer, 32/8 heads d 128, causal, products in {lib.math}, cache of "
+          f"{lib.kv_type}, ms (TFLOP/s of the pairs attended)\n"
           "the policy paper, budgets of 2048: by entropy, grown by these keys; all at the base (alpha 0)")
     print(f"{'tokens':>8} {'cuDNN':>16} {'flash':>16} {'ours dense':>22} {'error':>8}   "
           f"{'budgets':<8} {'attention':>16} {'select':>7} {'append':>7} {'total':>7} {'pairs':>6}")
@@ -220,8 +226,8 @@ def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
 
 
 def bench_decode(lib, memory):
-    print("\ndecode attention, 32/8 heads d 128: us, TB/s and share of the copy ceiling; error "
-          "against SDPA")
+    print(f"\ndecode attention, 32/8 heads d 128, cache of {lib.kv_type}: us, TB/s and share of the copy "
+          "ceiling; error against SDPA")
     for n, sequences in ((1024, 1), (8192, 1), (32768, 1), (131072, 1), (8192, 16)):
         k, v = (torch.randn(n, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         q = torch.randn(sequences, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
@@ -234,7 +240,7 @@ def bench_decode(lib, memory):
         keys, values = (x.transpose(0, 1).repeat_interleave(HEADS // KV_HEADS, 0).float() for x in (k, v))
         s = torch.einsum("ihd,hnd->ihn", q.float(), keys) / math.sqrt(DIM)
         want = torch.einsum("ihn,hnd->ihd", s.softmax(-1), values)
-        rate = sequences * n * KV_HEADS * DIM * 4 / (ms.value * 1e-3)
+        rate = sequences * n * KV_HEADS * DIM * 2 * lib.kv_bytes / (ms.value * 1e-3)
         print(f"{sequences:>3} x {n:>7}: {ms.value * 1e3:8.1f} us {rate / 1e12:6.2f} TB/s "
               f"{rate / memory:5.0%}   {relative_error(out, want):.1e}", flush=True)
 
@@ -325,7 +331,7 @@ def bench_batch(lib, memory, shape="llama-3.1-8b"):
         times = StepTimes()
         lib.call("ei_decode_batch", long(n), long(sequences), ctypes.c_int(20), pointer(k),
                  ctypes.byref(times))
-        bound = (WEIGHTS + sequences * n * KV_BYTES) / memory * 1e3
+        bound = (WEIGHTS + sequences * n * KV_NUMBERS * lib.kv_bytes) / memory * 1e3
         print(f"{sequences:>3} x {n:>7}: {times.step:6.2f} ({times.host:.2f}; {times.plain:.2f}) "
               f"{bound / times.step:.0%}", flush=True)
 
@@ -333,8 +339,8 @@ def bench_batch(lib, memory, shape="llama-3.1-8b"):
 def generate(lib, n, policy, budget, steps):
     """Reads a prompt and decodes, budget 0: from all of it."""
     result = ModelResult()
-    lib.call("ei_generate", long(n), long(8192), policy.encode(), long(budget), ctypes.c_int(steps),
-             ctypes.byref(result))
+    lib.call("ei_generate", long(n), long(8192), policy.encode(), long(budget), ctypes.c_int(0),
+             ctypes.c_int(steps), ctypes.byref(result))
     return result
 
 
@@ -355,7 +361,7 @@ def bench_model(lib, memory, lengths=(4096, 8192, 16384, 32768, 65536, 131072), 
         by = [f"{name} {r.first_token:8.1f} ({dense.first_token / r.first_token:.2f}x, {r.attended:.1%} of pairs)"
               for name, r in (("entropy", sparse), ("paper", paper))]
         print(f"{n:>8}: dense {dense.first_token:8.1f}, {', '.join(by)}; step, full "
-              f"cache {dense.step:6.2f} ({(WEIGHTS + n * KV_BYTES) / memory * 1e3 / dense.step:.0%} of the bound, host "
+              f"cache {dense.step:6.2f} ({(WEIGHTS + n * KV_NUMBERS * lib.kv_bytes) / memory * 1e3 / dense.step:.0%} of the bound, host "
               f"{dense.host:.2f}, no graph {dense.plain:.2f}), 1024 kept {sparse.step:6.2f} "
               f"({sparse.step / empty.step - 1:+.0%} over empty); compressing {sparse.compress:.1f}",
               flush=True)
@@ -415,28 +421,64 @@ def bench_large(path, lengths=(131072,), shape="llama-3.3-70b"):
     ranks.do(lambda lib: lib.close())
 
 
+def bench_million(lib, memory, n=1 << 20, policy="paper", shape="llama-3.1-8b"):
+    """Where bf16 would not fit: --math fp8 --kv-type fp8. A prompt takes most of a minute."""
+    print(f"\n{shape}, random weights, products in {lib.math}, cache of {lib.kv_type}: first token by {policy}; a "
+          "token with the full cache, in brackets reading it at the copy's rate, and with 1024 kept", flush=True)
+    lib.call("ei_load", shape.encode())
+    for tokens in (8192, 131072, n):
+        result = ModelResult()
+        lib.call("ei_generate", long(tokens), long(8192), policy.encode(), long(1024), ctypes.c_int(10),
+                 ctypes.c_int(10), ctypes.byref(result))
+        bound = tokens * KV_NUMBERS * lib.kv_bytes / memory * 1e3
+        print(f"{tokens:>8}: {result.first_token / 1e3:6.2f} s ({result.attended:.2%} of pairs); {result.full_step:.2f} ms "
+              f"({bound:.2f}), {result.step:.2f} ms; compressing {result.compress:.1f} ms", flush=True)
+    # Dense attention of a chunk in the middle takes the mean of all chunks' times.
+    at, chunk = n // 2, 8192
+    q, out = (torch.randn(at + chunk, HEADS * DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    k = torch.randn(at + chunk, KV_HEADS * DIM, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    dense = PrefillResult()
+    lib.call("ei_prefill", long(at + chunk), long(at), long(chunk), long(HEADS), long(KV_HEADS), long(DIM),
+             b"dense", ctypes.c_float(0), ctypes.c_float(0), pointer(q), pointer(k), pointer(k), pointer(out),
+             ctypes.byref(dense))
+    print(f"dense attention of {chunk} tokens behind {at}: {dense.attend:.1f} ms, of all layers and chunks "
+          f"{dense.attend * n / chunk * LAYERS / 1e3:.0f} s", flush=True)
+
+
 def main():
-    wanted = sys.argv[2:] or ["attention", "entropy", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
-    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    parts = ["attention", "entropy", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library")
+    parser.add_argument("parts", nargs="*", choices=[*parts, "million", "ranks", "large", []])
+    parser.add_argument("--math", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--kv-type", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")],
+                        help="of attention and model, in tokens")
+    arguments = parser.parse_args()
+    lengths = {"lengths": arguments.lengths} if arguments.lengths else {}
+    wanted = arguments.parts or parts
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "products in", arguments.math,
+          "cache of", arguments.kv_type)
     # All GPUs are left to those that share a model.
     if "ranks" in wanted:
-        bench_ranks(sys.argv[1])
+        bench_ranks(arguments.library)
     if "large" in wanted:
-        bench_large(sys.argv[1])
+        bench_large(arguments.library)
     if not set(wanted) - {"ranks", "large"}:
         return
     flops, memory = ceilings()
-    lib = Library(sys.argv[1])
+    lib = Library(arguments.library, arguments.math, arguments.kv_type)
     if "attention" in wanted:
-        bench_attention(lib, flops)
+        bench_attention(lib, flops, **lengths)
     if "entropy" in wanted:
-        bench_entropy(lib)
+        bench_entropy(lib, **lengths)
     if "decode" in wanted:
         bench_decode(lib, memory)
     if "matmul" in wanted:
         bench_matmul(lib, flops, memory)
     if "layers" in wanted:
-        bench_layers({"bf16": lib, "fp8": Library(sys.argv[1], fp8=True)})
+        bench_layers({math: Library(arguments.library, math) for math in ("bf16", "fp8")})
     if "restore" in wanted:
         bench_restore(lib)
     if "compress" in wanted:
@@ -444,7 +486,9 @@ def main():
     if "batch" in wanted:
         bench_batch(lib, memory)
     if "model" in wanted:
-        bench_model(lib, memory)
+        bench_model(lib, memory, **lengths)
+    if "million" in wanted:
+        bench_million(lib, memory)
 
 
 if __name__ == "__main__":

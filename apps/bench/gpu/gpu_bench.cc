@@ -104,9 +104,13 @@ extern "C" {
 
 const char* ei_error() { return last_error.c_str(); }
 
-void* ei_open(int fp8) {
+// Whether products are in fp8, and the cache.
+void* ei_open(int fp8_math, int fp8_kv) {
   Bench* bench = nullptr;
-  guarded([&] { bench = new Bench(fp8 != 0 ? ei::Math::kFP8 : ei::Math::kBF16); });
+  guarded([&] {
+    bench = new Bench(fp8_math != 0 ? ei::Math::kFP8 : ei::Math::kBF16,
+                      fp8_kv != 0 ? ei::DType::kFP8 : ei::DType::kBF16);
+  });
   return bench;
 }
 
@@ -115,7 +119,8 @@ void* ei_open(int fp8) {
 int ei_open_ranks(int fp8, int n, void** handles) {
   return guarded([&] {
     ei::ThreadRanks(n).run([&](const std::shared_ptr<ei::Communicator>& ranks) {
-      handles[ranks->rank()] = new Bench(fp8 != 0 ? ei::Math::kFP8 : ei::Math::kBF16, ranks);
+      handles[ranks->rank()] =
+          new Bench(fp8 != 0 ? ei::Math::kFP8 : ei::Math::kBF16, ei::DType::kBF16, ranks);
     });
   });
 }
@@ -154,19 +159,21 @@ struct PrefillResult {
 
 // Attention of one layer over a prompt of n tokens, chunk by chunk as the engine reads it: q_ptr
 // and out_ptr [n, n_heads * d], k_ptr and v_ptr [n, n_kv_heads * d]. alpha 0: every budget is the
-// base.
-int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int64_t n_kv_heads,
-               int64_t d, const char* policy_name, float base, float alpha, const void* q_ptr,
-               const void* k_ptr, const void* v_ptr, void* out_ptr, PrefillResult* result) {
+// base. Chunks before row `from` are appended and attend to nothing.
+int ei_prefill(void* handle, int64_t n, int64_t from, int64_t chunk_rows, int64_t n_heads,
+               int64_t n_kv_heads, int64_t d, const char* policy_name, float base, float alpha,
+               const void* q_ptr, const void* k_ptr, const void* v_ptr, void* out_ptr,
+               PrefillResult* result) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     ei::PrefillPolicy policy = policy_of(policy_name, base, alpha);
     policy.dense_layers = 0;
     const bool is_sketch = policy.estimate == ei::Estimate::kSketch;
-    const ei::KvShape shape = {.n_layers = 1,
-                               .n_kv_heads = n_kv_heads,
-                               .layout = {.head_dim = d, .block = is_sketch ? 0 : policy.block},
-                               .max_tokens = n};
+    const ei::KvShape shape = {
+        .n_layers = 1,
+        .n_kv_heads = n_kv_heads,
+        .layout = {.dtype = bench.kv_type, .head_dim = d, .block = is_sketch ? 0 : policy.block},
+        .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
     ei::PrefillPlan plan(bench.backend, policy,
@@ -197,6 +204,11 @@ int ei_prefill(void* handle, int64_t n, int64_t chunk_rows, int64_t n_heads, int
       append.start();
       cache.append(0, k.slice(at, chunk.size), v.slice(at, chunk.size));
       append.stop();
+      if (at < from) {
+        cache.advance(chunk.size);
+        at += chunk.size;
+        continue;
+      }
       estimate.start();
       if (is_sketch)
         bench.backend.run(ei::EstimateMass{.estimate = policy.estimate,
@@ -244,8 +256,10 @@ int ei_decode(void* handle, int64_t n, int64_t n_sequences, int64_t n_heads, int
               int repeat, double* ms) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
-    const ei::KvShape shape = {
-        .n_layers = 1, .n_kv_heads = n_kv_heads, .layout = {.head_dim = d}, .max_tokens = n};
+    const ei::KvShape shape = {.n_layers = 1,
+                               .n_kv_heads = n_kv_heads,
+                               .layout = {.dtype = bench.kv_type, .head_dim = d},
+                               .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     std::vector<std::unique_ptr<ei::KvCache>> caches;
     std::vector<ei::KvLayer> kv;
@@ -277,10 +291,11 @@ int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, doub
     auto& bench = *static_cast<Bench*>(handle);
     const ei::ModelConfig config = ei::named_shape(shape_name);
     const ei::PrefillPolicy policy;
-    const ei::KvShape shape = {.n_layers = config.n_layers,
-                               .n_kv_heads = config.n_kv_heads,
-                               .layout = {.head_dim = config.head_dim, .block = policy.block},
-                               .max_tokens = n};
+    const ei::KvShape shape = {
+        .n_layers = config.n_layers,
+        .n_kv_heads = config.n_kv_heads,
+        .layout = {.dtype = bench.kv_type, .head_dim = config.head_dim, .block = policy.block},
+        .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache read(bench.backend, pool, shape);
     const ei::PrefillPlan plan(bench.backend, policy,
@@ -327,14 +342,14 @@ int ei_load(void* handle, const char* shape) {
 struct ModelResult {
   double first_token_ms;  // prompt to token
   double compress_ms;
-  StepTimes steps;
+  StepTimes full, steps;  // before the cache is compressed, and behind it
   double attended_share;
 };
 
-// Reads a random prompt and decodes n_steps tokens. budget 0: full cache. The sketch of a policy
-// that needs one is made before the clock is started.
+// Reads a random prompt and decodes n_full tokens with the full cache, then n_steps. budget 0: it
+// stays full. The sketch of a policy that needs one is made before the clock is started.
 int ei_generate(void* handle, int64_t n, int64_t chunk_rows, const char* policy_name,
-                int64_t budget, int n_steps, ModelResult* result) {
+                int64_t budget, int n_full, int n_steps, ModelResult* result) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     const ei::ModelConfig& config = bench.model->config();
@@ -346,12 +361,13 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, const char* policy_
       decode.budget = budget;
       decode.gap = -1;
     }
-    const int64_t most = n + 2 * n_steps + 1;
-    const ei::KvShape shape = {
-        .n_layers = config.n_layers,
-        .n_kv_heads = config.n_kv_heads,
-        .layout = {.head_dim = config.head_dim, .block = has_bounds ? policy.block : 0},
-        .max_tokens = most};
+    const int64_t most = n + 2 * (n_full + n_steps) + 1;
+    const ei::KvShape shape = {.n_layers = config.n_layers,
+                               .n_kv_heads = config.n_kv_heads,
+                               .layout = {.dtype = bench.kv_type,
+                                          .head_dim = config.head_dim,
+                                          .block = has_bounds ? policy.block : 0},
+                               .max_tokens = most};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
     ei::PrefillPlan plan(bench.backend, policy,
@@ -373,7 +389,7 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, const char* policy_
       tokens.push_back(static_cast<int32_t>(state % static_cast<uint32_t>(config.vocab_size)));
     }
     ei::Sampler sampler(bench.backend, config.vocab_size, 1);
-    ei::SamplerState greedy(bench.backend, {}, {}, 2 * n_steps + 1, {});
+    ei::SamplerState greedy(bench.backend, {}, {}, 2 * (n_full + n_steps) + 1, {});
     const ei::Sampler::Row row = {.state = &greedy};
     plan.begin(n, 0);
     if (plan.wants_sketch() && !bench.sketch)
@@ -394,6 +410,8 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, const char* policy_
     const ei::PrefillStats stats = plan.stats();
     result->attended_share = stats.attended_pairs / stats.dense_pairs;
 
+    if (n_full > 0)
+      result->full = time_steps(bench, act, {{&cache, &window, token}}, sampler, {&row, 1}, n_full);
     const auto compressing = Clock::now();
     if (compressor.due(cache)) compressor.run(bench.backend, cache, window, config.n_heads);
     bench.wait();
@@ -414,11 +432,12 @@ int ei_compress(void* handle, const char* shape_name, int64_t n, int64_t budget,
     ei::DecodePolicy policy;
     policy.budget = budget;
     policy.gap = -1;
-    const ei::KvShape shape = {
-        .n_layers = config.n_layers,
-        .n_kv_heads = config.n_kv_heads,
-        .layout = {.head_dim = config.head_dim, .block = ei::PrefillPolicy{}.block},
-        .max_tokens = n};
+    const ei::KvShape shape = {.n_layers = config.n_layers,
+                               .n_kv_heads = config.n_kv_heads,
+                               .layout = {.dtype = bench.kv_type,
+                                          .head_dim = config.head_dim,
+                                          .block = ei::PrefillPolicy{}.block},
+                               .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(policy),
                            config.n_heads * config.head_dim);
@@ -454,7 +473,7 @@ int ei_decode_batch(void* handle, int64_t n, int64_t n_sequences, int n_steps, c
     const ei::ModelConfig& config = bench.model->config();
     const ei::KvShape shape = {.n_layers = config.n_layers,
                                .n_kv_heads = config.n_kv_heads,
-                               .layout = {.head_dim = config.head_dim},
+                               .layout = {.dtype = bench.kv_type, .head_dim = config.head_dim},
                                .max_tokens = n + 2 * n_steps};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::QueryWindow window(bench.backend, config.n_layers, 0, 0);

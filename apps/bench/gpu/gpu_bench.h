@@ -21,10 +21,12 @@ inline double median(std::vector<double> values) {
 }
 
 struct Bench {
-  explicit Bench(Math math, std::shared_ptr<Communicator> ranks = nullptr)
-      : backend(math, std::move(ranks)) {}
+  explicit Bench(Math math, DType kv_type = DType::kBF16,
+                 std::shared_ptr<Communicator> ranks = nullptr)
+      : backend(math, std::move(ranks)), kv_type(kv_type) {}
 
   cuda::CudaBackend backend;
+  DType kv_type;
   std::unique_ptr<Model> model;
   std::optional<Sketch> sketch;  // the model's
 

@@ -2,7 +2,8 @@
 
 #include <cstdint>
 
-// Where the rows of a paged cache are (PageLayout, counted in rows).
+// Where the rows of a paged cache are (PageLayout, counted in rows; bounds in rows of their own
+// type).
 namespace ei::cuda {
 
 struct CacheRows {
@@ -11,6 +12,7 @@ struct CacheRows {
   int32_t page_rows;
   int32_t first_value, first_lowest, first_highest;
   int32_t page_blocks;
+  int32_t scale_offset;  // of e4m3, in bytes
   int32_t d;
 
   template <class T>
@@ -24,6 +26,11 @@ struct CacheRows {
   template <class T>
   __device__ T* value(int64_t head, int32_t row) const {
     return key<T>(head, row) + int64_t{first_value} * d;
+  }
+  // What the numbers of a key in e4m3 are multiplied by; its value's is page_rows behind it.
+  __device__ float* scale(int64_t head, int32_t row) const {
+    return reinterpret_cast<float*>(page<char>(head, row / page_rows) + scale_offset) +
+           row % page_rows;
   }
   // Bounds of the keys of a block: its lowest; its highest are highest_offset() numbers further.
   template <class T>

@@ -1,13 +1,15 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
-// bf16 and vectors of it.
+// bf16, vectors of it, and e4m3.
 namespace ei::cuda {
 
 using bf16 = __nv_bfloat16;
+using e4m3 = __nv_fp8_e4m3;
 
 // Eight numbers, one 16-byte access.
 struct alignas(16) Bf16x8 {
@@ -33,6 +35,7 @@ __device__ inline Bf16x8 pack_bf16(const float (&x)[8]) {
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(e4m3 x) { return static_cast<float>(x); }
 
 template <class T>
 __device__ T from_float(float x) {
