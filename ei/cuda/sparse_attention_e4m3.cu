@@ -190,9 +190,9 @@ template <int kD>
 __device__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
   pin(s);
   wgmma_fence();
+  const uint64_t a = operand_rows<kD>(q), b = operand_rows<kD>(k);
 #pragma unroll
-  for (uint32_t i = 0; i < kD / 32; ++i)
-    wgmma_e4m3(s, operand_rows<kD>(q + i * 32), operand_rows<kD>(k + i * 32), i > 0);
+  for (int i = 0; i < kD / 32; ++i) wgmma_e4m3(s, a + 2 * i, b + 2 * i, i > 0);  // 32 bytes on
   wgmma_commit();
 }
 
@@ -201,18 +201,19 @@ template <int kN>
 __device__ void issue_values(float (&o)[kN], const uint32_t (&p)[16], uint32_t v, bool accumulate) {
   pin(o);
   wgmma_fence();
+  const uint64_t b = operand_rows<kTileKeys>(v);
 #pragma unroll
-  for (uint32_t i = 0; i < kTileKeys / 32; ++i) {
+  for (int i = 0; i < kTileKeys / 32; ++i) {
     const uint32_t a[4] = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
-    wgmma_e4m3(o, a, operand_rows<kTileKeys>(v + i * 32), i > 0 || accumulate);
+    wgmma_e4m3(o, a, b + 2 * i, i > 0 || accumulate);
   }
   wgmma_commit();
 }
 
 // A thread's two rows: (lane / 4) and the eighth behind it.
 struct Softmax {
-  float scale[2];   // of scores without their scales, in powers of two
-  float top[2];     // the highest score times its key's scale
+  float scale[2];   // of scores without their keys' scales, in powers of two
+  float top[2];     // the highest score
   float offset[2];  // of the exponents
   float sum[2];
   float most_scale;  // of the values so far
@@ -232,52 +233,80 @@ __device__ inline void scale_columns(float (&s)[64], const float* scales, int n)
   }
 }
 
-// Turns scores of the first n keys of a list's tile into what is multiplied with the values, and
-// returns in `rescale` what earlier sums are to be multiplied by. hide(s) hides what rows may not
-// see.
-template <class Hide>
-__device__ void softmax(float (&s)[64], Softmax& x, float (&rescale)[2],
-                        const float (*scales)[kTileKeys], int n, bool is_first, Hide hide) {
-  const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
-  // Scales are positive, so that their bits have their order; not a number is above all.
-  uint32_t most_scale = is_first ? 0 : __float_as_uint(x.most_scale);
-  const uint4 of_values = reinterpret_cast<const uint4*>(scales[1])[lane];
-  most_scale = max(
-      most_scale, max(max(4 * lane < n ? of_values.x : 0, 4 * lane + 1 < n ? of_values.y : 0),
-                      max(4 * lane + 2 < n ? of_values.z : 0, 4 * lane + 3 < n ? of_values.w : 0)));
-  x.most_scale = __uint_as_float(__reduce_max_sync(0xffffffffu, most_scale));
-  const float log_scale =
-      static_cast<float>(static_cast<int>(__float_as_uint(x.most_scale) >> 23) - 127) - kLogMost;
-  scale_columns(s, scales[0] + column, kTileKeys);
-  hide(s);
+// The logarithm of a scale: of a power of two, or far above all.
+__device__ inline float log_of(float scale) {
+  return static_cast<float>(static_cast<int>(__float_as_uint(scale) >> 23) - 127);
+}
+
+// Turns scores into 2^(score - offset) and returns in `rescale` what earlier sums are to be
+// multiplied by. They are s times key_scale, or already times that of each key; `sum` is what
+// theirs is multiplied by.
+__device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)[2],
+                                    float key_scale, float log_value_scale, float sum_scale,
+                                    bool is_first) {
+  const float log_scale = log_of(x.most_scale) - kLogMost;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float m = is_first ? -INFINITY : x.top[r];
+    const float scale = x.scale[r] * key_scale;
+    float m = -INFINITY;
 #pragma unroll
     for (int j = 0; j < 16; ++j) m = fmaxf(m, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    const float offset = fmaf(m, x.scale[r], log_scale);
+    m *= scale;
+    if (!is_first) m = fmaxf(m, x.top[r]);
+    const float offset = m + log_scale;
     rescale[r] = is_first ? 0.0f : exp2_approx(x.offset[r] - offset);
     x.top[r] = m;
     x.offset[r] = offset;
+    const float of_tile = offset - log_value_scale;
     float part = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& y = s[4 * j + 2 * r + e];
-        y = exp2_approx(fmaf(y, x.scale[r], -offset));
+        y = exp2_approx(fmaf(y, scale, -of_tile));
         part += y;
       }
     }
-    x.sum[r] = (is_first ? 0.0f : x.sum[r] * rescale[r]) + part;
+    x.sum[r] = (is_first ? 0.0f : x.sum[r] * rescale[r]) + part * sum_scale;
   }
-  if (n < kTileKeys) {
-    scale_columns(s, scales[1] + column, n - column);
-  } else {
-    scale_columns(s, scales[1] + column, kTileKeys);
+}
+
+// Turns scores of the first n keys of a list's tile into what is multiplied with the values; what
+// rows may not see is hidden from row limits on. Where all keys of a tile have one scale and all
+// values one, as most have, they are of the tile.
+__device__ void softmax(float (&s)[64], Softmax& x, float (&rescale)[2],
+                        const float (*scales)[kTileKeys], int n, bool is_first, bool is_whole,
+                        int first_key, const int (&limit)[2]) {
+  const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
+  // Scales are positive, so that their bits have their order; not a number is above all.
+  const uint4 of_keys = reinterpret_cast<const uint4*>(scales[0])[lane];
+  const uint4 of_values = reinterpret_cast<const uint4*>(scales[1])[lane];
+  const uint32_t most_before = is_first ? 0 : __float_as_uint(x.most_scale);
+  if (is_whole) {
+    const uint32_t key = __shfl_sync(0xffffffffu, of_keys.x, 0);
+    const uint32_t value = __shfl_sync(0xffffffffu, of_values.x, 0);
+    const bool same = ((of_keys.x ^ key) | (of_keys.y ^ key) | (of_keys.z ^ key) |
+                       (of_keys.w ^ key) | (of_values.x ^ value) | (of_values.y ^ value) |
+                       (of_values.z ^ value) | (of_values.w ^ value)) == 0;
+    if (__all_sync(0xffffffffu, same)) {
+      x.most_scale = __uint_as_float(max(most_before, value));
+      // 1 / value, a power of two as well
+      exponentials(s, x, rescale, __uint_as_float(key), log_of(__uint_as_float(value)),
+                   __uint_as_float(0x7f000000u - value), is_first);
+      return;
+    }
   }
+  const uint32_t most =
+      max(max(4 * lane < n ? of_values.x : 0, 4 * lane + 1 < n ? of_values.y : 0),
+          max(4 * lane + 2 < n ? of_values.z : 0, 4 * lane + 3 < n ? of_values.w : 0));
+  x.most_scale = __uint_as_float(max(most_before, __reduce_max_sync(0xffffffffu, most)));
+  scale_columns(s, scales[0] + column, kTileKeys);
+  if (!is_whole) mask(s, first_key, limit);
+  exponentials(s, x, rescale, 1, 0, 1, is_first);
+  scale_columns(s, scales[1] + column, n - column);
 }
 
 __device__ void pack(uint32_t (&p)[16], const float (&s)[64]) {
@@ -328,9 +357,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     }
     const auto soften = [&](int t) {
       softmax(s, x, rescale, shared.scales[k.stage], item.keys.size - t * kTileKeys, t == 0,
-              [&](float(&scores)[64]) {
-                if (t >= n_whole) mask(scores, t * kTileKeys, limit);
-              });
+              t < n_whole, t * kTileKeys, limit);
       release(&shared.k_empty[k.stage]);
       k.next();
     };

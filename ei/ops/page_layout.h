@@ -19,9 +19,9 @@ namespace ei {
 // are rounded outwards, and each takes the place of two rows.
 //
 // Rows of kFP8 alone have scales apart, floats: of keys [rows], then of values [rows]. A scale is a
-// power of two, at most 2^7, so that bf16 holds every number exactly; bounds are such numbers, and
-// again each takes the place of two rows. Scales lie where they do whether there are bounds or not:
-// a compacted cache has none any more.
+// power of 16, at most 16, so that bf16 holds every number exactly and neighbours mostly have the
+// same one; bounds are such numbers, and again each takes the place of two rows. Scales lie where
+// they do whether there are bounds or not: a compacted cache has none any more.
 struct PageLayout {
   DType dtype = DType::kBF16;  // kBF16, kF32, kQ8 or kFP8
   int64_t head_dim = 0;

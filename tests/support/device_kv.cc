@@ -103,8 +103,9 @@ std::vector<HostKv> random_heads(const std::vector<int64_t>& rows, int64_t d, ui
   for (const int64_t n : rows) {
     heads.push_back({normal<2>({n, d}, seed), normal<2>({n, d}, seed + 1)});
     for (int64_t r = 0; uneven && r < n; ++r) {
-      for (double& x : heads.back().k[r]) x *= std::exp2(r % 4 - 2);
-      for (double& x : heads.back().v[r]) x *= std::exp2(2 * (r % 5) - 4);
+      if (r % 512 >= 256) continue;
+      for (double& x : heads.back().k[r]) x *= std::exp2(2 * (r / 8 % 3) - 3);
+      for (double& x : heads.back().v[r]) x *= std::exp2(3 * (r / 4 % 4) - 4);
     }
     seed += 2;
   }

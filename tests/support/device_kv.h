@@ -44,8 +44,8 @@ class DeviceKv {
   int64_t rows_bound_ = 0;
 };
 
-// Heads of the given numbers of rows with normal keys and values; `uneven`: rows are of different
-// sizes, so that their scales differ.
+// Heads of the given numbers of rows with normal keys and values; `uneven`: of every 512 rows
+// the first 256 are of different sizes, so that their scales differ.
 std::vector<HostKv> random_heads(const std::vector<int64_t>& rows, int64_t d, uint64_t seed,
                                  bool uneven = false);
 

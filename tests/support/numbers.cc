@@ -97,7 +97,7 @@ void encode_row(const double* values, int64_t n, DType dtype, char* to, float* s
     double largest = 0;
     for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
     double scale = 0x1p-100;
-    while (largest > 448 * scale) scale *= 2;
+    while (largest > 448 * scale) scale *= 16;
     *scale_at = static_cast<float>(scale);
     for (int64_t i = 0; i < n; ++i) to[i] = to_e4m3(values[i] / scale);
     return;

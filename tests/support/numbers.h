@@ -21,7 +21,7 @@ inline double bf16_up(double value) { return -bf16_down(-value); }
 
 // The n numbers of a row of a cache; in kQ8 a float stands before them, which is the largest's
 // 127th, and by which they are multiplied as floats. In kFP8 it lies elsewhere, at `scale`: the
-// least power of two by which 448 is none of them's less.
+// least power of 16 of which 448 times is no number above.
 void encode_row(const double* values, int64_t n, DType dtype, char* to, float* scale = nullptr);
 void decode_row(const char* from, int64_t n, DType dtype, double* to, float scale = 0);
 // What is left of rows in a cache of this type.

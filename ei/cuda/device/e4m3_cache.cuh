@@ -5,14 +5,15 @@
 #include "ei/cuda/device/e4m3.cuh"
 #include "ei/cuda/device/numbers.cuh"
 
-// Numbers of a cache in e4m3: a row has a scale that is a power of two (PageLayout).
+// Numbers of a cache in e4m3: a row has a scale that is a power of 16 (PageLayout).
 namespace ei::cuda {
 
-// The least power of two s, up to 2^7, such that no number up to `top` is above 448 s.
+// The least power of 16, up to 16, such that no number up to `top` is above 448 times that.
 __device__ inline float cache_scale(float top) {
   // top = m 2^e against 448 = 1.75 2^8: the sum carries where m is above 1.75.
   const int exponent = static_cast<int>((__float_as_uint(top) + 0x1fffffu) >> 23) - 127 - 8;
-  return __uint_as_float(static_cast<uint32_t>(min(max(exponent, -100), 7) + 127) << 23);
+  const int of_16 = (min(max(exponent, -100), 4) + 103) / 4 * 4 - 100;
+  return __uint_as_float(static_cast<uint32_t>(of_16 + 127) << 23);
 }
 
 // Rounds a row of which each of `n_lanes` neighbouring lanes, a power of two, holds eight numbers,
