@@ -94,8 +94,8 @@ struct SchedulerStats {
 // prompt is read, of one page while anybody waits for a token, or as many of its layers as the
 // step interval has time for. Prompts take turns, first come first served as long as the caches
 // planned fit the memory; a prompt that another is reading already waits for it and goes on from a
-// copy. What fails ends the request that it fails for, and no other. While one lives, sessions of an
-// engine of several ranks wait.
+// copy. What fails ends the request that it fails for, and no other. While one lives, sessions of
+// an engine of several ranks wait.
 class Scheduler {
  public:
   // Throws Error when there is no memory, or the policy cannot be read in chunks. When the engine's
