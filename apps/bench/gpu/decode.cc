@@ -16,10 +16,8 @@ int ei_decode(void* handle, int64_t n, int64_t n_sequences, int64_t n_heads, int
               int repeat, double* ms) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
-    const ei::KvShape shape = {.n_layers = 1,
-                               .n_kv_heads = n_kv_heads,
-                               .layout = {.dtype = bench.kv_type, .head_dim = d},
-                               .max_tokens = n};
+    const ei::KvShape shape = {
+        .n_layers = 1, .n_kv_heads = n_kv_heads, .layout = bench.layout(d), .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     std::vector<std::unique_ptr<ei::KvCache>> caches;
     std::vector<ei::KvLayer> kv;

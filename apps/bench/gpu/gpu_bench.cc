@@ -169,11 +169,10 @@ int ei_prefill(void* handle, int64_t n, int64_t from, int64_t chunk_rows, int64_
     ei::PrefillPolicy policy = policy_of(policy_name, base, alpha);
     policy.dense_layers = 0;
     const bool is_sketch = policy.estimate == ei::Estimate::kSketch;
-    const ei::KvShape shape = {
-        .n_layers = 1,
-        .n_kv_heads = n_kv_heads,
-        .layout = {.dtype = bench.kv_type, .head_dim = d, .block = is_sketch ? 0 : policy.block},
-        .max_tokens = n};
+    const ei::KvShape shape = {.n_layers = 1,
+                               .n_kv_heads = n_kv_heads,
+                               .layout = bench.layout(d, is_sketch ? 0 : policy.block),
+                               .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
     ei::PrefillPlan plan(bench.backend, policy,
@@ -259,11 +258,10 @@ int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, doub
     auto& bench = *static_cast<Bench*>(handle);
     const ei::ModelConfig config = ei::named_shape(shape_name);
     const ei::PrefillPolicy policy;
-    const ei::KvShape shape = {
-        .n_layers = config.n_layers,
-        .n_kv_heads = config.n_kv_heads,
-        .layout = {.dtype = bench.kv_type, .head_dim = config.head_dim, .block = policy.block},
-        .max_tokens = n};
+    const ei::KvShape shape = {.n_layers = config.n_layers,
+                               .n_kv_heads = config.n_kv_heads,
+                               .layout = bench.layout(config.head_dim, policy.block),
+                               .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache read(bench.backend, pool, shape);
     const ei::PrefillPlan plan(bench.backend, policy,
@@ -330,12 +328,11 @@ int ei_generate(void* handle, int64_t n, int64_t chunk_rows, const char* policy_
       decode.gap = -1;
     }
     const int64_t most = n + 2 * (n_full + n_steps) + 1;
-    const ei::KvShape shape = {.n_layers = config.n_layers,
-                               .n_kv_heads = config.n_kv_heads,
-                               .layout = {.dtype = bench.kv_type,
-                                          .head_dim = config.head_dim,
-                                          .block = has_bounds ? policy.block : 0},
-                               .max_tokens = most};
+    const ei::KvShape shape = {
+        .n_layers = config.n_layers,
+        .n_kv_heads = config.n_kv_heads,
+        .layout = bench.layout(config.head_dim, has_bounds ? policy.block : 0),
+        .max_tokens = most};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::KvCache cache(bench.backend, pool, shape);
     ei::PrefillPlan plan(bench.backend, policy,
@@ -402,9 +399,7 @@ int ei_compress(void* handle, const char* shape_name, int64_t n, int64_t budget,
     policy.gap = -1;
     const ei::KvShape shape = {.n_layers = config.n_layers,
                                .n_kv_heads = config.n_kv_heads,
-                               .layout = {.dtype = bench.kv_type,
-                                          .head_dim = config.head_dim,
-                                          .block = ei::PrefillPolicy{}.block},
+                               .layout = bench.layout(config.head_dim, ei::PrefillPolicy{}.block),
                                .max_tokens = n};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::QueryWindow window(bench.backend, config.n_layers, ei::Compressor::window_rows(policy),
@@ -441,7 +436,7 @@ int ei_decode_batch(void* handle, int64_t n, int64_t n_sequences, int n_steps, c
     const ei::ModelConfig& config = bench.model->config();
     const ei::KvShape shape = {.n_layers = config.n_layers,
                                .n_kv_heads = config.n_kv_heads,
-                               .layout = {.dtype = bench.kv_type, .head_dim = config.head_dim},
+                               .layout = bench.layout(config.head_dim),
                                .max_tokens = n + 2 * n_steps};
     ei::PagePool pool(bench.backend, shape.layout.bytes());
     ei::QueryWindow window(bench.backend, config.n_layers, 0, 0);

@@ -30,6 +30,9 @@ struct Bench {
   std::unique_ptr<Model> model;
   std::optional<Sketch> sketch;  // the model's
 
+  PageLayout layout(int64_t head_dim, int64_t block = 0) const {
+    return {.dtype = kv_type, .head_dim = head_dim, .block = block};
+  }
   void wait() { EI_CUDA(cudaStreamSynchronize(backend.stream())); }
 };
 
