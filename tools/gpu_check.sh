@@ -1,14 +1,16 @@
 #!/bin/bash
-# Builds the engine with its CUDA backend, the tests that need a GPU and the bench library, checks
-# and times: all in one go, for a machine with a Hopper GPU and CUDA 13 that has few other libraries.
+# Builds the engine with its CUDA backend, the tests that need a GPU, the Python package and the bench
+# library, checks and times: all in one go, for a machine with a Hopper GPU and CUDA 13 that has few
+# other libraries.
 #
-#   tools/gpu_check.sh OUT DEPS [test] [gpu2] [sanitize] [bench PARTS...]
+#   tools/gpu_check.sh OUT DEPS [test] [gpu2] [sanitize] [python] [bench PARTS...]
 #
 # OUT gets objects, programs and logs; objects newer than their sources are kept. DEPS/include holds
 # the headers of fmt, GoogleTest, nlohmann-json, Highway, PCRE2, utf8proc and Eigen, DEPS/lib the
 # libraries of those that have one. NCCL is taken where NVIDIA's or PyTorch's packages have put it;
-# without it there are no ranks on GPUs, and gpu2, which tests two of them, is skipped. A short
-# summary comes last.
+# without it there are no ranks on GPUs, and gpu2, which tests two of them, is skipped. For `python`,
+# whose package goes to OUT/python, DEPS also has CLI11, curl and OpenSSL's crypto, and python3 has
+# nanobind, pytest, torch and transformers. A short summary comes last.
 set -u
 out=$1 deps=$2
 shift 2
@@ -39,9 +41,26 @@ compile() {  # SOURCE OUT INCLUDES FLAGS
 }
 export -f compile
 
-sources=$(ls -S tests/{ops,cuda,cache,decode,engine,golden,model,prefill,end_to_end,ref,support}/*.cc ei/*/*.cc ei/cuda/*.cu \
-            apps/bench/gpu/*.cc apps/eval/document.cc |
-          grep -vE "$without")
+wants() { [[ " $modes " == *" $1 "* ]]; }
+modes=$*
+folders="ei/*/*.cc ei/cuda/*.cu apps/bench/gpu/*.cc"
+if wants test || wants gpu2 || wants sanitize; then
+  folders+=" apps/eval/document.cc"
+  for folder in ops cuda cache decode engine golden model prefill end_to_end ref support; do
+    folders+=" tests/$folder/*.cc"
+  done
+fi
+if wants python; then  # and what it uses of the program
+  nanobind=$(dirname "$(python3 -m nanobind --include_dir)")
+  includes+=" -isystem $nanobind/include -isystem $nanobind/ext/robin_map/include"
+  includes+=" -isystem $(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+  flags+=" -fno-strict-aliasing -DNB_COMPACT_ASSERTIONS"
+  program=$(ls apps/hub/*.cc apps/cli/{limits,model_argument,options,progress,ranks,report,units}.cc \
+              apps/eval/{head_profile,policies}.cc python/src/*.cc "$nanobind/src/nb_combined.cpp")
+  folders+=" $program"
+fi
+sources=$(ls -S $folders | grep -vE "$without")
+object_of() { for source in "$@"; do echo "$out/o/$(echo "$source" | tr / _).o"; done; }
 start=$SECONDS
 for source in $sources; do echo "$source"; done |
   xargs -P "$(nproc)" -I{} bash -c 'compile "$@"' _ {} "$out" "$includes" "$flags" >"$out/build.log" 2>&1
@@ -49,8 +68,15 @@ grep -A3 -E "FAILED|error:" "$out/build.log" | head -40
 links="-L$deps/lib -L$cuda/lib64 -L$cuda/lib -L$cuda/targets/x86_64-linux/lib
        -Wl,-rpath,$deps/lib:$cuda/lib64:$cuda/lib -lcublasLt -lcudart_static $nccl_links -ldl -lrt -lpthread -fopenmp"
 bench=$(ls "$out"/o/ei_{base,policy,ops,io,model,cache,prefill,decode,cuda}_*.o 2>/dev/null)
-g++ "$out"/o/{tests,ei,apps_eval}_*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
-  $links -o "$out/gpu_test" >>"$out/build.log" 2>&1 &&
+if wants test || wants gpu2 || wants sanitize; then
+  g++ "$out"/o/{tests,ei,apps_eval_document}*.o -lgtest_main -lgmock -lgtest -lhwy -lpcre2-8 -lutf8proc \
+    $links -o "$out/gpu_test" >>"$out/build.log" 2>&1
+fi &&
+  if wants python; then
+    mkdir -p "$out/python/entropyinfer" && cp python/entropyinfer/*.py "$out/python/entropyinfer" &&
+      g++ -shared $(object_of $program) "$out"/o/ei_*.o -lcurl -lcrypto -lhwy -lpcre2-8 -lutf8proc $links \
+        -o "$out/python/entropyinfer/_core.so" >>"$out/build.log" 2>&1
+  fi &&
   g++ -shared "$out"/o/{apps_bench_gpu_*,ei_engine_named_shapes}.cc.o $bench -lutf8proc $links \
     -o "$out/libgpu_bench.so" >>"$out/build.log" 2>&1 ||
   { grep -E "undefined|cannot" "$out/build.log" | head -20; exit 1; }
@@ -96,15 +122,22 @@ sanitized() {
   done
 }
 
+python_tests() {
+  PYTHONPATH=$out/python:${PYTHONPATH:-} PYTHONDONTWRITEBYTECODE=1 timeout 400 python3 -m pytest -q -rs -p no:cacheprovider \
+    python/tests -k cuda >"$out/python.log" 2>&1
+  grep -E "^(FAILED|ERROR|SKIPPED|E  )|passed|failed" "$out/python.log" | cut -c1-300 | tail -n 60
+}
+
 while [ $# -gt 0 ]; do
   start=$SECONDS
   case $1 in
     test) tests ;;
     gpu2) two_gpus ;;
     sanitize) sanitized ;;
+    python) python_tests ;;
     bench)
       shift
-      timeout 400 python3 apps/bench/gpu/bench_gpu.py "$out/libgpu_bench.so" "$@" 2>&1 | tee "$out/bench.log"
+      PYTHONPATH=$out/python:${PYTHONPATH:-} timeout 400 python3 apps/bench/gpu/bench_gpu.py "$out/libgpu_bench.so" "$@" 2>&1 | tee "$out/bench.log"
       exit
       ;;
   esac

@@ -127,4 +127,10 @@ std::unique_ptr<Backend> make_cuda_backend(Math math, std::shared_ptr<Communicat
   return std::make_unique<cuda::CudaBackend>(math, std::move(ranks), device);
 }
 
+StreamScope::StreamScope(Backend& cuda, void* stream) : cuda_(cuda) {
+  static_cast<cuda::CudaBackend&>(cuda_).use_stream(static_cast<cudaStream_t>(stream));
+}
+
+StreamScope::~StreamScope() { static_cast<cuda::CudaBackend&>(cuda_).use_own_stream(); }
+
 }  // namespace ei

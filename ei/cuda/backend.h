@@ -21,4 +21,18 @@ std::unique_ptr<Backend> make_cuda_backend(Math math = Math::kBF16,
                                            std::shared_ptr<Communicator> ranks = nullptr,
                                            int device = -1);
 
+// As long as it lives, a CUDA backend's ops run in a stream of somebody else's, a cudaStream_t of
+// its GPU: behind all that the backend was given before, and before all that it is given later. The
+// host waits for nothing. The GPU is the thread's current one.
+class StreamScope {
+ public:
+  StreamScope(Backend& cuda, void* stream);
+  ~StreamScope();
+  StreamScope(const StreamScope&) = delete;
+  StreamScope& operator=(const StreamScope&) = delete;
+
+ private:
+  Backend& cuda_;
+};
+
 }  // namespace ei

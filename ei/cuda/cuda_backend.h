@@ -27,6 +27,8 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   cudaStream_t stream() { return stream_.get(); }
+  void use_stream(cudaStream_t stream) { stream_.use(stream); }
+  void use_own_stream() { stream_.use_own(); }
   // Whether repeat() starts its ops as one graph. For measurements; it does.
   void use_graphs(bool use) { use_graphs_ = use; }
   // Whether sums run beside products. For measurements; they do.

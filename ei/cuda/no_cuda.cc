@@ -9,4 +9,7 @@ std::unique_ptr<Backend> make_cuda_backend(Math, std::shared_ptr<Communicator>, 
   fail("this build has no CUDA backend: configure it with -DEI_CUDA=ON, or use the CPU");
 }
 
+StreamScope::StreamScope(Backend& cuda, void*) : cuda_(cuda) {}
+StreamScope::~StreamScope() { static_cast<void>(cuda_); }
+
 }  // namespace ei

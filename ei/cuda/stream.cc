@@ -19,24 +19,38 @@ bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 
 Stream::Stream(int device) : device_(device) {
   use_device();
-  for (cudaStream_t* stream : {&stream_, &beside_stream_})
+  for (cudaStream_t* stream : {&own_, &beside_stream_})
     EI_CUDA(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
   EI_CUDA(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
   for (Beside& beside : beside_)
     EI_CUDA(cudaEventCreateWithFlags(&beside.done, cudaEventDisableTiming));
+  stream_ = own_;
 }
 
 void Stream::use_device() const { EI_CUDA(cudaSetDevice(device_)); }
 
 Stream::~Stream() {
   cudaSetDevice(device_);
-  cudaStreamSynchronize(stream_);
+  cudaStreamSynchronize(own_);
   cudaStreamSynchronize(beside_stream_);
   graphs_.clear();
-  cudaStreamDestroy(stream_);
+  cudaStreamDestroy(own_);
   cudaStreamDestroy(beside_stream_);
   cudaEventDestroy(ready_);
   for (const Beside& beside : beside_) cudaEventDestroy(beside.done);
+}
+
+void Stream::use(cudaStream_t stream) {
+  EI_CUDA(cudaEventRecord(ready_, get()));
+  EI_CUDA(cudaStreamWaitEvent(stream, ready_));
+  stream_ = stream;
+}
+
+// What fails here has failed before, and is said by whatever is asked for next.
+void Stream::use_own() noexcept {
+  cudaEventRecord(ready_, stream_);
+  cudaStreamWaitEvent(own_, ready_);
+  stream_ = own_;
 }
 
 void Stream::call_beside(Memory memory, const LibraryCall& call) {

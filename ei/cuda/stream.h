@@ -21,10 +21,11 @@ struct Launch {
   size_t shared_bytes;
 };
 
-// The stream everything runs on. Between hold() and release_held() launches are held back and then
-// started as one graph, which is kept: when the same kernels come again, only the parameters that
-// differ are renewed. There is a graph for each grid that the first kernel came with, and so for
-// each size of a batch: it may change from one step to the next.
+// The stream everything runs on, its own or for a while a caller's. Between hold() and
+// release_held() launches are held back and then started as one graph, which is kept: when the same
+// kernels come again, only the parameters that differ are renewed. There is a graph for each grid
+// that the first kernel came with, and so for each size of a batch: it may change from one step to
+// the next.
 class Stream {
  public:
   explicit Stream(int device);
@@ -56,6 +57,9 @@ class Stream {
   void use_device() const;
   // For what is neither: whatever is held is launched first, and no more is held.
   cudaStream_t get();
+  // Goes on in a stream of the caller's, or in its own again, behind all that it was given before.
+  void use(cudaStream_t stream);
+  void use_own() noexcept;
   // How often the stream was given something to do.
   uint64_t n_calls() const { return n_calls_; }
 
@@ -103,9 +107,10 @@ class Stream {
   void build();
 
   int device_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t own_ = nullptr;
+  cudaStream_t stream_ = nullptr;  // in use
   cudaStream_t beside_stream_ = nullptr;
-  cudaEvent_t ready_ = nullptr;  // what comes before something beside
+  cudaEvent_t ready_ = nullptr;  // what comes before something beside, or in another stream
   std::array<Beside, 4> beside_;
   size_t n_beside_ = 0;   // so far
   bool touches_ = false;  // there is a Touches

@@ -94,6 +94,8 @@ bool PrefillPlan::wants_sketch() const {
          ceil_div(policy_.threshold_len, policy_.segment) < first_dense_segment(n_tokens_);
 }
 
+int64_t PrefillPlan::most_blocks() const { return scratch(policy_, shape_, n_tokens_).most_blocks; }
+
 bool PrefillPlan::can_go_on() const { return !at_once(policy_); }
 
 int64_t PrefillPlan::reusable(int64_t n_tokens) const {

@@ -67,6 +67,8 @@ class PrefillPlan {
 
   // Whether a prompt can go on from what was read before: not under rules that look at all of it.
   bool can_go_on() const;
+  // Past blocks that a segment of the prompt can be given one by one.
+  int64_t most_blocks() const;
   // Where a longer prompt that starts with these n_tokens can go on from: tokens before it were
   // read as they would be in the longer prompt. Whole pages.
   int64_t reusable(int64_t n_tokens) const;

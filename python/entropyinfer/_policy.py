@@ -25,7 +25,7 @@ class Reading:
                  select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None):
         self.policy, self.blocks, self.select = policy, blocks, select
         self.layers: list[list[Selection]] = []
-        self._readers: list[Reader] = []
+        self._readers: dict[tuple[int, torch.device], Reader] = {}  # of each sequence, where its layers are
         self._shape: tuple = ()
 
     @property

@@ -21,7 +21,7 @@ def sparse_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selectio
     m, n, group = q.shape[1], k.shape[1], q.shape[0] // k.shape[0]
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     if selection is None:
-        seen = torch.ones(n, n, dtype=torch.bool).tril()[n - m:]
+        seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()[n - m:]
     else:
         seen = selection.mask(n)[:, n - m:].repeat_interleave(group, 0)
     k, v = (x.double().repeat_interleave(group, 0) for x in (k, v))
@@ -38,7 +38,7 @@ def block_scores(q: torch.Tensor, k: torch.Tensor, segment: int = 512, block: in
     n_segments = -(-n // segment)
     n_blocks = max(1, (n_segments - 1) * segment // block)
     keys = k[:, :(n_segments - 1) * segment].double().unflatten(1, (-1, block)) if n_segments > 1 else k.new_zeros(k.shape[0], 1, 1, k.shape[2]).double()
-    score = torch.full((k.shape[0], n_segments, n_blocks), -INFINITY, dtype=torch.float64)
+    score = torch.full((k.shape[0], n_segments, n_blocks), -INFINITY, dtype=torch.float64, device=k.device)
     for s in range(1, n_segments):
         queries = q[:, s * segment:(s + 1) * segment].double()
         middle = ((queries.amax(1) + queries.amin(1)) / 2).unflatten(0, (-1, group))
@@ -70,15 +70,15 @@ def budgets(entropies: torch.Tensor, base: float = 2048, e_t: float = 1e-5, delt
 
 def block_shares(q: torch.Tensor, k: torch.Tensor, segment: int = 32, block: int = 16, group_size: int = 8) -> torch.Tensor:
     """Of each segment's attention, how much goes to each block up to its end, by logits in the few directions that keys lie
-    in and in steps of 8 bits. [kv_heads, segments, blocks], 0 for later ones; whole segments only, up to 1,024 keys as the
-    kernel does it (of more it takes the directions of 1,024)."""
+    in, found of 1,024 of them, and in steps of 8 bits. [kv_heads, segments, blocks], 0 for later ones; whole segments only."""
     kv_heads, n, d = k.shape
     n_segments, group, width = n // segment, q.shape[0] // kv_heads, max(4, d * 3 // 32 * 4)
-    shares = torch.zeros(kv_heads, n_segments, n_segments * segment // block, dtype=torch.float64)
+    shares = torch.zeros(kv_heads, n_segments, n_segments * segment // block, dtype=torch.float64, device=k.device)
     for head in range(kv_heads):
         keys = k[head].double()
-        mean = keys.mean(0)
-        directions = torch.linalg.eigh((keys - mean).T @ (keys - mean))[1].flip(-1)[:, :width]
+        some = keys[torch.arange(min(n, 1024), device=k.device) * n // min(n, 1024)]  # all over the prompt
+        mean = some.mean(0)
+        directions = torch.linalg.eigh((some - mean).T @ (some - mean))[1].flip(-1)[:, :width]
         keys = ((keys - mean) @ directions).unflatten(0, (-1, block))
         keys = _in_steps(keys, keys.abs().amax((1, 2), keepdim=True) / 63).flatten(0, 1)
         queries = q[head * group:(head + 1) * group].double() @ directions
@@ -89,7 +89,7 @@ def block_shares(q: torch.Tensor, k: torch.Tensor, segment: int = 32, block: int
         for s in range(n_segments):
             begin, end = s * segment, (s + 1) * segment
             x = queries[:, begin:end] @ keys[:end].T
-            later = torch.arange(end)[None] > torch.arange(begin, end)[:, None]
+            later = torch.arange(end, device=k.device)[None] > torch.arange(begin, end, device=k.device)[:, None]
             x = x.masked_fill(later, -INFINITY).unflatten(-1, (-1, block)).amax(-1)  # a block's: of its highest key
             x = (x - x.amax(-1, keepdim=True)).unflatten(1, (-1, group_size)).amax(2)  # queries that follow each other
             shares[head, s, :end // block] = x.softmax(-1).mean((0, 1))
@@ -105,7 +105,7 @@ def likeliest(shares: torch.Tensor, past: int, segment: int = 32, block: int = 1
     """Of one head and segment, shares [blocks up to its end]: the fewest past blocks that leave little enough out, beside
     those of the first `sink` tokens and of the last `local`. bool [past]"""
     of_past, own = shares[:past], shares[past:].sum()
-    kept = torch.zeros(past, dtype=torch.bool)
+    kept = torch.zeros(past, dtype=torch.bool, device=shares.device)
     kept[:-(-sink // block)] = True
     kept[max(0, past - -(-local // block)):] = True
     for b in torch.argsort(of_past.masked_fill(kept, -1), descending=True, stable=True)[:int((~kept).sum())]:
@@ -119,7 +119,7 @@ def likeliest(shares: torch.Tensor, past: int, segment: int = 32, block: int = 1
 
 def select_highest(score: torch.Tensor, count: torch.Tensor, segment: int, block: int) -> Selection:
     """The `count` [kv_heads, segments] highest scores of each segment, ties to the lower block; -1: all."""
-    index = torch.zeros(*count.shape, max(0, int(count.max())), dtype=torch.int32)
+    index = torch.zeros(*count.shape, max(0, int(count.max())), dtype=torch.int32, device=count.device)
     for head, s in (count > 0).nonzero().tolist():
         n = int(count[head, s])
         best = torch.argsort(score[head, s, :s * segment // block], descending=True, stable=True)[:n]
@@ -133,7 +133,7 @@ def vote(q: torch.Tensor, k: torch.Tensor, reduce: str = 'mean', scale: float | 
     w, n, group = q.shape[1], k.shape[1], q.shape[0] // k.shape[0]
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     logits = scale * q.double() @ k.double().repeat_interleave(group, 0).transpose(1, 2)
-    later = torch.arange(n)[None] > torch.arange(n - w, n)[:, None]
+    later = torch.arange(n, device=k.device)[None] > torch.arange(n - w, n, device=k.device)[:, None]
     votes = logits.masked_fill(later, -INFINITY).softmax(-1).mean(1)[:, :n - w].unflatten(0, (-1, group))
     return votes.mean(1) if reduce == 'mean' else votes.amax(1)
 
@@ -151,4 +151,4 @@ def keep_top(votes: torch.Tensor, n_top: int, window: int = 0) -> torch.Tensor:
     """The keys of the highest votes, ties to the earlier, and the window behind them. int32 [kv_heads, kept]"""
     n = votes.shape[1]
     best = torch.argsort(votes, dim=1, descending=True, stable=True)[:, :n_top].sort(1)[0]
-    return torch.cat([best, torch.arange(n, n + window).expand(len(votes), -1)], 1).to(torch.int32)
+    return torch.cat([best, torch.arange(n, n + window, device=votes.device).expand(len(votes), -1)], 1).to(torch.int32)

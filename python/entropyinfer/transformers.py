@@ -6,14 +6,15 @@
         model.generate(**inputs)
     reading.density, reading.layers[3][0].entropy
 
-Importing this registers the attention. Any decoder model of transformers' attention interface on the CPU, in float32 or
-bfloat16, any heads and groups of heads, padded batches; without `entropyinfer.policy` prompts are read by 'entropy'. What
-follows a prompt (a second turn, tokens that are written) is attended to densely; `CompressedCache` keeps of it what an
+Importing this registers the attention. Any decoder model of transformers' attention interface, on the CPU in float32 or
+bfloat16, on a Hopper GPU in bfloat16, any heads and groups of heads, padded batches; without `entropyinfer.policy` prompts are
+read as the engine reads them, by 'entropy' or, on a GPU, 'paper'. What follows a prompt (a second turn, tokens that are written) is attended to densely; `CompressedCache` keeps of it what an
 answer looks at. Refused, with what was found: training,
 windows shorter than the text, caps of logits, padding between tokens, caches of a fixed size.
 """
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import torch
@@ -22,7 +23,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from entropyinfer import ops
 from entropyinfer._cache import CompressedCache, updated
-from entropyinfer._core import Policy
+from entropyinfer._core import default_policy
 from entropyinfer._policy import Reading, current
 
 __all__ = ['CompressedCache', 'attention']
@@ -32,10 +33,25 @@ class _Usual(threading.local):
     """Of models outside of a `with entropyinfer.policy(...)`."""
 
     def __init__(self):
-        self.reading = Reading(Policy('entropy'))
+        self.on_cpu, self.on_gpu = (Reading(default_policy(on_gpu)) for on_gpu in (False, True))
 
 
 _usual = _Usual()
+
+
+class _Spans(threading.local):
+    """Where the tokens of each row are, of the mask that was seen last: all layers get the same, and to look at a GPU's is to
+    wait for it."""
+    mask: torch.Tensor | None = None
+    spans: list[tuple[int, int]] = []
+
+    def of(self, mask: torch.Tensor) -> list[tuple[int, int]]:
+        if mask is not self.mask:
+            self.spans, self.mask = [_span(row) for row in mask.bool().cpu()], mask
+        return self.spans
+
+
+_spans = _Spans()
 
 
 def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
@@ -47,11 +63,11 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
         cache.saw(query)
     batch, heads, m, d = query.shape
     n = key.shape[2]
-    spans = [(0, n)] * batch if attention_mask is None else [_span(row) for row in attention_mask.bool()]
-    reading = current.get() or _usual.reading
+    spans = [(0, n)] * batch if attention_mask is None else _spans.of(attention_mask)
+    reading = current.get() or (_usual.on_gpu if query.is_cuda else _usual.on_cpu)
     layer = module.layer_idx
     if m > 1 and m == n:
-        _begin_layer(reading, module, query, key, spans)
+        _begin_layer(reading, layer, query, key, spans)
     outs = []
     for i, (begin, end) in enumerate(spans):
         first = max(0, begin - (n - m))  # of the queries that are no padding
@@ -59,7 +75,7 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
         if m == 1:
             out = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=scaling, enable_gqa=True)[0]
         elif m == n:
-            out = _read(reading, layer, i, q, k, v, scaling)
+            out = _read(reading, module, i, q, k, v, scaling)
         else:
             out = ops.sparse_attention(q, k, v, scale=scaling)
         out = out.transpose(0, 1)
@@ -67,30 +83,32 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
             out = torch.nn.functional.pad(out, (0, 0, 0, 0, first, n - end))
         outs.append(out)
     if layer + 1 == module.config.num_hidden_layers:
-        reading._readers = []  # and their memory
+        reading._readers = {}  # and their memory
     return (outs[0][None] if batch == 1 else torch.stack(outs)), None
 
 
-def _begin_layer(reading: Reading, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, spans: list[tuple[int, int]]) -> None:
+def _begin_layer(reading: Reading, layer: int, query: torch.Tensor, key: torch.Tensor, spans: list[tuple[int, int]]) -> None:
     """A layer that does not follow the last one begins a new prompt."""
-    layer = module.layer_idx
     shape = (query.shape[1], key.shape[1], query.shape[3], spans, query.dtype)
     if reading.layers and layer == len(reading.layers) and reading._shape == shape:
         reading.layers.append([])
         return
     reading._shape = shape
     reading.layers = [[] for _ in range(layer + 1)]
-    if reading.select is None:
-        reading._readers = [ops.Reader(reading.policy, module.config.num_hidden_layers, query.shape[1], key.shape[1], query.shape[3],
-                                       end - begin, query.dtype) for begin, end in spans]
+    reading._readers = {}
 
 
-def _read(reading: Reading, layer: int, i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+def _read(reading: Reading, module: torch.nn.Module, i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+          scale: float | None) -> torch.Tensor:
+    layer = module.layer_idx
     if reading.select is not None:
-        selection = reading.select(q, k, layer)
+        selection = dataclasses.replace(reading.select(q, k, layer), n=q.shape[1])
         out = ops.sparse_attention(q, k, v, selection, scale)
     else:
-        out, selection = reading._readers[i].read(layer, q, k, v, blocks=reading.blocks, scale=scale)
+        if (i, q.device) not in reading._readers:  # layers may be spread over GPUs
+            reading._readers[i, q.device] = ops.Reader(reading.policy, module.config.num_hidden_layers, q.shape[0], k.shape[0], q.shape[2],
+                                                       q.shape[1], q.dtype, q.device)
+        out, selection = reading._readers[i, q.device].read(layer, q, k, v, blocks=reading.blocks, scale=scale)
     reading.layers[layer].append(selection)
     return out
 

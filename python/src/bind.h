@@ -84,5 +84,6 @@ void bind_policy(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_profile(nb::module_& m);
 void bind_ops(nb::module_& m);
+void bind_reader(nb::module_& m);
 
 }  // namespace ei::python

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "apps/eval/policies.h"
+#include "ei/policy/named.h"
 #include "python/src/bind.h"
 
 namespace ei::python {
@@ -60,6 +61,12 @@ void bind_policy(nb::module_& m) {
           },
           "Every setting that matters, by name.")
       .def("__repr__", [](const Policy& self) { return "Policy('" + self.name() + "')"; });
+  m.def(
+      "default_policy",
+      [](bool on_gpu) {
+        return Policy(std::string(name_of(default_prefill(on_gpu ? Device::kCuda : Device::kCpu))));
+      },
+      nb::arg("on_gpu"), "What prompts are read by if nobody says otherwise.");
 }
 
 }  // namespace ei::python

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Times the CUDA backend beside PyTorch's attention (cuDNN and flash) on the same tensors.
 
-    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [entropy] [decode] [matmul] [layers] [restore]
-                 [compress] [batch] [model] [million] [ranks] [large] [--math fp8] [--kv-type fp8] [--lengths N,...]
+    apps/bench/gpu/bench_gpu.py build/cuda/apps/libgpu_bench.so [attention] [entropy] [torch] [decode] [matmul] [layers]
+                 [restore] [compress] [batch] [model] [million] [ranks] [large] [--math fp8] [--kv-type fp8] [--lengths N,...]
+
+`torch` needs the Python package, built with CUDA, on the path; it is not among what runs if nothing is named.
 
 Every figure is a median; rates are printed with the share of a ceiling measured in the same run: a
 large bf16 product for arithmetic, a device-to-device copy for memory.
@@ -14,6 +16,7 @@ import ctypes
 import math
 import statistics
 import sys
+import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -103,6 +106,21 @@ def time_ms(run, repeat):
         end.synchronize()
         times.append(begin.elapsed_time(end))
     return statistics.median(times)
+
+
+class Timed:
+    """One run: ms between two events, and of the host until it had asked for all of it."""
+
+    def __init__(self, run):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        start = time.perf_counter()
+        run()
+        self.host_ms = (time.perf_counter() - start) * 1e3
+        end.record()
+        end.synchronize()
+        self.ms = begin.elapsed_time(end)
 
 
 def ceilings():
@@ -223,6 +241,42 @@ def bench_attention(lib, flops, lengths=(8192, 32768, 65536, 131072)):
             row = " " * len(row)
         del q, k, v, out, want
         torch.cuda.empty_cache()
+
+
+def bench_torch(lib, lengths=(8192, 32768, 131072)):
+    """One layer's attention by the Python package, on torch's tensors and stream, beside the same from C++."""
+    from entropyinfer import ops
+
+    layers = 4
+    print("\nattention of a layer through torch's tensors, 32/8 heads d 128, causal, ms: medians, in turn with the library's append,\n"
+          f"select and attend on the same tensors; of one call, of {layers} that follow each other, and of the host in one")
+    print(f"{'tokens':>8} {'policy':<6} {'C++':>8} {'one':>8} {'ratio':>6} {'several':>8} {'ratio':>6} {'host':>7} {'cuDNN':>8}   {'density':>7}")
+    for n in lengths:
+        q, k, v = prompt_tensors(n)
+        out = torch.empty_like(q)
+        views = [x.transpose(0, 1) for x in (q, k, v)]
+        full = sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION)
+        for name in "dense", "paper", "entropy":
+            reader = ops.Reader({"paper": "paper:base-budget=2048:alpha=0.5:dense-layers=0", "entropy": "entropy:dense-layers=0"}.get(name, name),
+                                1, HEADS, KV_HEADS, DIM, n, torch.bfloat16, "cuda")
+            times, density = [], 1.0
+            for i in range(8):
+                torch.cuda.synchronize()  # the library's stream does not wait for torch's
+                result = PrefillResult()
+                lib.call("ei_prefill", long(n), long(0), long(8192), long(HEADS), long(KV_HEADS), long(DIM), name.encode(),
+                         ctypes.c_float(2048.0), ctypes.c_float(0.5), pointer(q), pointer(k), pointer(v), pointer(out), ctypes.byref(result))
+                if i == 0:  # the same kernels on the same numbers
+                    got, selection = reader.read(0, *views)
+                    if name != "entropy" and not torch.equal(got.transpose(0, 1), out):  # by directions of other keys
+                        sys.exit(f"{n} tokens, {name}: torch's tensors gave another result")
+                    density = selection.density
+                    del got, selection
+                one = Timed(lambda: reader.read(0, *views))
+                several = Timed(lambda: [reader.read(0, *views) for _ in range(layers)])
+                times.append((result.append + result.select + result.attend, one.ms, several.ms / layers, one.host_ms, Timed(full).ms))
+            cpp, one, several, host, theirs = (statistics.median(values) for values in zip(*times[1:]))
+            print(f"{n:>8} {name:<6} {cpp:8.3f} {one:8.3f} {one / cpp:6.3f} {several:8.3f} {several / cpp:6.3f} {host:7.3f} {theirs:8.2f}   "
+                  f"{density:7.1%}", flush=True)
 
 
 def bench_decode(lib, memory):
@@ -450,7 +504,7 @@ def main():
     parts = ["attention", "entropy", "decode", "matmul", "layers", "restore", "compress", "batch", "model"]
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
-    parser.add_argument("parts", nargs="*", choices=[*parts, "million", "ranks", "large", []])
+    parser.add_argument("parts", nargs="*", choices=[*parts, "torch", "million", "ranks", "large", []])
     parser.add_argument("--math", choices=("bf16", "fp8"), default="bf16")
     parser.add_argument("--kv-type", choices=("bf16", "fp8"), default="bf16")
     parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")],
@@ -473,6 +527,8 @@ def main():
         bench_attention(lib, flops, **lengths)
     if "entropy" in wanted:
         bench_entropy(lib, **lengths)
+    if "torch" in wanted:
+        bench_torch(lib, **lengths)
     if "decode" in wanted:
         bench_decode(lib, memory)
     if "matmul" in wanted:
