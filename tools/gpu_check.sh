@@ -55,7 +55,7 @@ if wants python; then  # and what it uses of the program
   includes+=" -isystem $nanobind/include -isystem $nanobind/ext/robin_map/include"
   includes+=" -isystem $(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')"
   flags+=" -fno-strict-aliasing -DNB_COMPACT_ASSERTIONS"
-  program=$(ls apps/hub/*.cc apps/cli/{limits,model_argument,options,progress,ranks,report,units}.cc \
+  program=$(ls apps/hub/*.cc apps/cli/{limits,model_argument,options,progress,ranks,report,terminal,units}.cc \
               apps/eval/{head_profile,policies}.cc python/src/*.cc "$nanobind/src/nb_combined.cpp")
   folders+=" $program"
 fi
