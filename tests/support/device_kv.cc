@@ -42,7 +42,7 @@ DeviceKv::DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostK
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
           encode_row(values[r].data, layout.head_dim, dtype,
                      bytes.data() + (to + (r - p * per_page) * wide) * layout.row_bytes(),
-                     scale + (r - p * per_page));
+                     scale == nullptr ? nullptr : scale + (r - p * per_page));
       };
       put(heads[h].k, layout.rows, 0, layout.dtype, 1, scales);
       put(heads[h].v, layout.rows, layout.first_value(), layout.dtype, 1, scales + layout.rows);
