@@ -100,6 +100,35 @@ __device__ inline void no_more_items(const PrefillParams& p) {
     atomicExch(p.counter, 0);
 }
 
+// Where a thread of a consuming warpgroup stands in a tile: it has two rows, 8 apart.
+struct ConsumerRows {
+  int group, lane;  // warpgroup, and lane of a warp
+  int first;        // row of the warp
+  int of_head[2];   // counted from their heads' first
+
+  __device__ explicit ConsumerRows(const ChunkTiles& tiles)
+      : group(static_cast<int>(threadIdx.x / 128) - 1),
+        lane(static_cast<int>(threadIdx.x % 32)),
+        first(64 * group + static_cast<int>(threadIdx.x % 128 / 32) * 16),
+        of_head{(first + lane / 4) % tiles.head_rows, (first + lane / 4 + 8) % tiles.head_rows} {}
+};
+
+// How far these rows see an item's keys.
+struct SeenKeys {
+  int limit[2];
+  int n_whole;  // tiles that every row of the warpgroup sees whole
+
+  __device__ SeenKeys(const KeyList& keys, const ChunkTiles& tiles, const ConsumerRows& rows)
+      : limit{keys.limit() + rows.of_head[0], keys.limit() + rows.of_head[1]},
+        n_whole((keys.limit() + tiles.least_row(64 * rows.group)) / kTileKeys) {}
+};
+
+// A warp is done with a stage of a ring.
+__device__ inline void release(uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
+}
+
 // Hides what this thread's two rows may not see: list entries from `limit` on.
 __device__ inline void mask(float (&s)[64], int first_key, const int (&limit)[2]) {
   const int column = first_key + static_cast<int>(threadIdx.x % 4) * 2;

@@ -319,20 +319,13 @@ __device__ void pack(uint32_t (&p)[16], const float (&s)[64]) {
 
 template <int kD>
 __device__ void consume(const Params& p, Shared<kD>& shared) {
-  const int group = static_cast<int>(threadIdx.x / 128) - 1;  // warpgroup
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int first_row = 64 * group + static_cast<int>(threadIdx.x % 128 / 32) * 16;  // of the warp
-  const int seen[2] = {(first_row + lane / 4) % p.tiles.head_rows,
-                       (first_row + lane / 4 + 8) % p.tiles.head_rows};  // rows of heads
+  const ConsumerRows rows(p.tiles);
+  const int group = rows.group;
   Cursor<kStages> q, v;
   Cursor<kKeyStages> k;
   float s[64], o[kD / 2], rescale[2];
   Softmax x;
   uint32_t probs[16];
-  const auto release = [&](uint64_t* empty) {
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(empty);
-  };
   if (group == 1) named_arrive(kTurn, 256);  // the first turn is warpgroup 0's
 
   for (;; q.next()) {
@@ -340,15 +333,13 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     const Item item = shared.item[q.stage];
     if (item.head < 0) return;
     const int n_tiles = item.keys.n_tiles();
-    const int limit[2] = {item.keys.limit() + seen[0], item.keys.limit() + seen[1]};
-    // Tiles before this are seen whole by every row of the warpgroup.
-    const int n_whole = (item.keys.limit() + p.tiles.least_row(64 * group)) / kTileKeys;
+    const SeenKeys seen(item.keys, p.tiles, rows);
     const uint32_t q_tile =
         shared_address(shared.q[q.stage]) + static_cast<uint32_t>(group) * 64 * kD;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int position = item.tile.first + seen[r];
-      const int head = (first_row + lane / 4 + 8 * r) / p.tiles.head_rows;
+      const int position = item.tile.first + rows.of_head[r];
+      const int head = (rows.first + rows.lane / 4 + 8 * r) / p.tiles.head_rows;
       const bool valid =
           head < item.n_heads && position >= item.tile.begin && position < item.tile.end;
       const int64_t at =
@@ -357,7 +348,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     }
     const auto soften = [&](int t) {
       softmax(s, x, rescale, shared.scales[k.stage], item.keys.size - t * kTileKeys, t == 0,
-              t < n_whole, t * kTileKeys, limit);
+              t < seen.n_whole, t * kTileKeys, seen.limit);
       release(&shared.k_empty[k.stage]);
       k.next();
     };
@@ -397,7 +388,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     pin(o);
     release(&shared.t_empty[v.stage]);
     v.next();
-    store_rows<kD>(p, item, shared.out, o, x.sum, first_row);
+    store_rows<kD>(p, item, shared.out, o, x.sum, rows.first);
     __syncwarp();  // before the next item's rows are written there
   }
 }

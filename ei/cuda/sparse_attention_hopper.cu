@@ -200,18 +200,11 @@ __device__ void clear_behind(unsigned char* v, int size) {
 
 template <int kD>
 __device__ void consume(const Params& p, Shared<kD>& shared) {
-  const int group = static_cast<int>(threadIdx.x / 128) - 1;  // warpgroup
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int first_row = 64 * group + static_cast<int>(threadIdx.x % 128 / 32) * 16;  // of the warp
-  const int seen[2] = {(first_row + lane / 4) % p.tiles.head_rows,
-                       (first_row + lane / 4 + 8) % p.tiles.head_rows};  // rows of heads
+  const ConsumerRows rows(p.tiles);
+  const int group = rows.group;
   Cursor<kStages> q, k, v;
   float s[64], o[kD / 2], top[2], sum[2], rescale[2];
   uint32_t probs[32];
-  const auto release = [&](uint64_t* empty) {
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(empty);
-  };
   if (group == 1) named_arrive(kTurn, 256);  // the first turn is warpgroup 0's
 
   for (;; q.next()) {
@@ -219,9 +212,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     const Item item = shared.item[q.stage];
     if (item.head < 0) return;
     const int n_tiles = item.keys.n_tiles();
-    const int limit[2] = {item.keys.limit() + seen[0], item.keys.limit() + seen[1]};
-    // Tiles before this are seen whole by every row of the warpgroup.
-    const int n_whole = (item.keys.limit() + p.tiles.least_row(64 * group)) / kTileKeys;
+    const SeenKeys seen(item.keys, p.tiles, rows);
     const uint32_t q_tile = shared_address(shared.q[q.stage]) + static_cast<uint32_t>(group) * 8192;
 
     mbarrier_wait(&shared.k_full[k.stage], k.phase);
@@ -230,7 +221,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     pin(s);
     release(&shared.k_empty[k.stage]);
     k.next();
-    if (n_whole < 1) mask(s, 0, limit);
+    if (seen.n_whole < 1) mask(s, 0, seen.limit);
     softmax(s, top, sum, rescale, p.scale_log2, true);
     pack(probs, s);
 
@@ -245,7 +236,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
       pin(s);
       release(&shared.k_empty[k.stage]);
       k.next();
-      if (t >= n_whole) mask(s, t * kTileKeys, limit);
+      if (t >= seen.n_whole) mask(s, t * kTileKeys, seen.limit);
       softmax(s, top, sum, rescale, p.scale_log2, false);
       wgmma_wait<0>();
       pin(o);
@@ -271,7 +262,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     v.next();
 
     named_sync(kOwn + group, 128);  // the whole warpgroup is done with its queries
-    store_rows<kD>(p, item, shared.q[q.stage], o, sum, first_row);
+    store_rows<kD>(p, item, shared.q[q.stage], o, sum, rows.first);
     fence_async_proxy();  // before the copy engine writes the next Q there
     release(&shared.q_empty[q.stage]);
   }
