@@ -102,9 +102,8 @@ __device__ inline void no_more_items(const PrefillParams& p) {
 
 // Where a thread of a consuming warpgroup stands in a tile: it has two rows, 8 apart.
 struct ConsumerRows {
-  int group, lane;  // warpgroup, and lane of a warp
-  int first;        // row of the warp
-  int of_head[2];   // counted from their heads' first
+  int group, lane, first;  // warpgroup; of the warp the lane, and its first row
+  int of_head[2];          // counted from their heads' first
 
   __device__ explicit ConsumerRows(const ChunkTiles& tiles)
       : group(static_cast<int>(threadIdx.x / 128) - 1),
