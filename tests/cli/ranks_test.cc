@@ -15,6 +15,9 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
+// mpirun does not run for root unless root insists.
+constexpr const char* kAsRoot = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ";
+
 class MpiTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -26,13 +29,12 @@ class MpiTest : public testing::Test {
     test::write_file(dir_ / "text.txt", text);
   }
 
-  // Under mpirun, which does not run for root unless root insists, and ends all that hangs.
+  // Under mpirun, with an end to all that hangs.
   static Finished run_ranks(int n, const std::string& arguments, const std::string& input = "",
                             const std::string& options = "") {
-    return run_program(arguments, input,
-                       fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
-                                   "timeout 60 mpirun --oversubscribe -n {} {}",
-                                   n, options));
+    return run_program(
+        arguments, input,
+        fmt::format("{}timeout 60 mpirun --oversubscribe -n {} {}", kAsRoot, n, options));
   }
   // Rank `rank` gets the signal in its call number `call`.
   static std::string dying(int rank, int call, int signal) {
@@ -60,9 +62,8 @@ TEST_F(MpiTest, AnswersWhatOneProcessDoes) {
 // Nothing is shared but the model's files and a network.
 TEST_F(MpiTest, TwoHostsAnswerAsOneProcess) {
   const std::string arguments = question("--math f32 -n 24 --budget 256");
-  const Finished got = run_program(arguments, "",
-                                   "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " +
-                                       std::string(EI_SOURCE_DIR "/tests/cli/two_hosts"));
+  const Finished got =
+      run_program(arguments, "", kAsRoot + std::string(EI_SOURCE_DIR "/tests/cli/two_hosts"));
   if (got.exit_code == 77) GTEST_SKIP() << "network namespaces need root and ip (iproute2)";
   EXPECT_EQ(got.exit_code, 0) << got.err;
   EXPECT_EQ(got.out, run_program(arguments).out);
@@ -102,9 +103,8 @@ TEST_F(MpiTest, WhatOneProcessDoesIsRefused) {
 TEST_F(MpiTest, AnErrorOfOneRankEndsAll) {
   const Finished got = run_program(
       question("-n 8"), "",
-      fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 60 mpirun "
-                  "--oversubscribe -n 1 {} run /not/there --prompt x : -n 1",
-                  EI_PROGRAM));
+      fmt::format("{}timeout 60 mpirun --oversubscribe -n 1 {} run /not/there --prompt x : -n 1",
+                  kAsRoot, EI_PROGRAM));
   EXPECT_EQ(got.exit_code, 1);
   EXPECT_THAT(got.err, HasSubstr("rank 0 of 2: /not/there"));
 }
