@@ -12,6 +12,8 @@ namespace ei::test {
 namespace {
 
 EI_TILES_TEST(SparseAttentionTest);
+INSTANTIATE_TEST_SUITE_P(InHalves, SparseAttentionTest, testing::Values(tiles_of_halves()),
+                         backend_name);
 
 struct Case {
   int64_t n, begin, segment, block, page_rows, kv_heads, group, d;
