@@ -28,14 +28,13 @@ constexpr int kSplit = 128;    // octets of a thread block
 constexpr int kConsumers = 4;  // warpgroups, each with 64 rows of its own: 8 groups of queries
 constexpr int kBlockGroups = 8 * kConsumers;
 constexpr int kSweepThreads = 128 * kConsumers;
-constexpr int kStages = 4;        // of octets in shared memory
-constexpr int kBatch = 4;         // octets of a stage
-constexpr int kStepBytes = 2048;  // behind the stages: a product with half a step asks for a whole
-constexpr int kBehind = 2;        // stages that a warpgroup may be behind the first
-constexpr int kMaxSteps = 6;      // of 16 directions
-constexpr int kMaxBlock = 128;    // shared memory holds as many keys in two parts
-constexpr int kThreads = 128;     // of projections
-constexpr int kQueryRows = 64;    // of a tile of them
+constexpr int kStages = 4;          // of octets in shared memory
+constexpr int kStageBytes = 32768;  // a stage: two octets of 128 bytes a key, four of 64 or eight
+constexpr int kBehind = 2;          // stages that a warpgroup may be behind the first
+constexpr int kMaxSteps = 6;        // of 16 directions
+constexpr int kMaxBlock = 128;      // shared memory holds as many keys in two parts
+constexpr int kThreads = 128;       // of projections
+constexpr int kQueryRows = 64;      // of a tile of them
 constexpr float kLog2e = 1.44269504f;
 static_assert(kSketchGroup == 8);
 
@@ -67,8 +66,12 @@ struct Params {
   __host__ __device__ int64_t octets() const { return (n_blocks + kOctet - 1) / kOctet; }
   __host__ __device__ int64_t splits() const { return (octets() + kSplit - 1) / kSplit; }
   __host__ __device__ int runs() const { return static_cast<int>((block + kSlots - 1) / kSlots); }
+  // A key's bytes, with room for whole operands.
+  __host__ __device__ static constexpr int row_bytes(int steps) {
+    return steps <= 2 ? 32 : steps <= 4 ? 64 : 128;
+  }
   // Of an octet by 16 keys.
-  __host__ __device__ int run_words() const { return kOctet * kSlots * steps * 4; }
+  __host__ __device__ int run_words() const { return kOctet * kSlots * row_bytes(steps) / 4; }
   __host__ __device__ int segment_groups() const { return heads * groups; }
   __host__ __device__ int64_t query_rows() const { return n_segments * segment_groups() * 8; }
   // Position of query row i of the group among those of its segment, and of head and KV head.
@@ -180,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
   const int d = p.rows.d, block = static_cast<int>(p.block);
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int64_t kv_head = blockIdx.y;
-  const int tile_rows = padded_depth(n_at_once * block);
+  const int tile_rows = padded_depth(n_at_once * block), row_bytes = Params::row_bytes(p.steps);
   __shared__ float mean[16 * kMaxSteps];
   if (const int k = static_cast<int>(threadIdx.x); k < 16 * kMaxSteps)
     mean[k] = k < p.w ? p.mean[kv_head * p.w + k] : 0;
@@ -216,12 +219,13 @@ __global__ void __launch_bounds__(kThreads)
         const float* from = x + min(slot, block - 1) * tile.width + lane % 4 * 4;
         const int eight = half * 8 + slot % kSlots / 2, in_eight = 2 * column + slot % 2;
         uint32_t* const words =
-            to + slot / kSlots * p.run_words() + (eight * 8 + in_eight) * 4 + lane % 4;
+            to + slot / kSlots * p.run_words() + (eight * 8 + in_eight) * row_bytes / 4 + lane % 4;
+        const int swizzle = in_eight * row_bytes / 128 & (row_bytes / 16 - 1);
         for (int u = 0; u < p.steps; ++u) {
           uint32_t bytes = 0;
 #pragma unroll
           for (int e = 0; e < 4; ++e) bytes |= byte_of(from[16 * u + e], inverse, 63) << 8 * e;
-          words[u * 512] = bytes;
+          words[(u ^ swizzle) * 4] = bytes;
         }
       }
     }
@@ -260,8 +264,10 @@ struct Ring {
 // so that one's products hide another's maxima; the first thread has keys copied for all.
 template <int kSteps, bool kExponentials>
 __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant__ Params p) {
-  constexpr uint32_t kRunBytes = kOctet * kSlots * kSteps * 16;
-  extern __shared__ __align__(128) unsigned char keys[];  // [kStages, kRunBytes]
+  constexpr int kRow = Params::row_bytes(kSteps);
+  constexpr uint32_t kRunBytes = kOctet * kSlots * kRow;
+  constexpr int kBatch = kStageBytes / kRunBytes;
+  extern __shared__ __align__(1024) unsigned char keys[];  // [kStages, kBatch, kRunBytes]
   __shared__ Ring ring;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int64_t kv_head = blockIdx.z;
@@ -323,12 +329,8 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
   float sum = 0;
   const bool stores = kExponentials && lane / 4 % 2 == 0 && first + lane / 16 < p.end_group;
   const int runs = p.runs(), block = static_cast<int>(p.block);
-  uint64_t operands[(kSteps + 1) / 2];  // of the first octet, 32 directions each
-#pragma unroll
-  for (int u = 0; u < kSteps; u += 2)
-    operands[u / 2] = plain_operand(shared_address(keys) + static_cast<uint32_t>(u) * 2048, 128,
-                                    u + 1 < kSteps ? 2048 : 0);  // or 16 twice, times zeros
-  int octet = begin, run = 0, best[2][2];                        // [row, block]
+  const uint64_t operands = operand_rows<kRow>(shared_address(keys));  // of the first octet
+  int octet = begin, run = 0, best[2][2];                              // [row, block]
   for (int i = 0; i < n_runs; ++i) {
     const int stage = i / kBatch % kStages;
     if (i % kBatch == 0) {
@@ -344,7 +346,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
 #pragma unroll
     for (int u = 0; u < kSteps; u += 2)
       wgmma_64x128(products, a[u / 2],
-                   operands[u / 2] + static_cast<uint64_t>(tile) * (kRunBytes / 16), u > 0);
+                   operands + static_cast<uint64_t>(tile) * (kRunBytes / 16) + u, u > 0);
     wgmma_commit();
     wgmma_wait<0>();
     pin(products);
@@ -422,9 +424,8 @@ void start_sweep(const Params& p, int64_t n_kv_heads, Stream& stream) {
       sweep<4, kExponentials>, sweep<5, kExponentials>, sweep<6, kExponentials>};
   const dim3 grid(blocks_for(p.end_group - p.first_group, kBlockGroups),
                   static_cast<unsigned>(p.splits()), static_cast<unsigned>(n_kv_heads));
-  launch("EstimateMass", kSweeps[p.steps - 1], grid, kSweepThreads,
-         static_cast<size_t>(kStages * kBatch * p.run_words()) * sizeof(uint32_t) + kStepBytes,
-         stream, p);
+  launch("EstimateMass", kSweeps[p.steps - 1], grid, kSweepThreads, kStages * kStageBytes, stream,
+         p);
 }
 
 }  // namespace
