@@ -12,8 +12,8 @@
 #include "ei/cuda/shares.h"
 
 // EstimateMass by sketches. Queries and keys are projected and rounded to bytes. A sweep of
-// products over all keys finds every query's highest logit, a second one makes the exponentials of
-// groups: what is stored is one number for 8 queries and a block, and not one for every query.
+// products over all keys leaves every query's logits of blocks, in 16 bits, and its highest of
+// them; from these the exponentials of groups are made: one number for 8 queries and a block.
 //
 // Keys lie in memory as operands of the products, an octet of blocks by 16 keys at a time, and so
 // that of the 16 times 8 columns thread l of a warp gets all 16 keys of two blocks for its rows:
@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kSlots = 16;     // keys of a block at a time
 constexpr int kOctet = 8;      // blocks that are multiplied together
-constexpr int kSplit = 128;    // octets of a thread block
+constexpr int kSplit = 128;    // tiles of a thread block, and octets
 constexpr int kConsumers = 4;  // warpgroups, each with 64 rows of its own: 8 groups of queries
 constexpr int kBlockGroups = 8 * kConsumers;
 constexpr int kSweepThreads = 128 * kConsumers;
@@ -35,6 +35,7 @@ constexpr int kMaxSteps = 6;        // of 16 directions
 constexpr int kMaxBlock = 128;      // shared memory holds as many keys in two parts
 constexpr int kThreads = 128;       // of projections
 constexpr int kQueryRows = 64;      // of a tile of them
+constexpr int kUnseen = INT16_MIN;  // the logit of a block without a key that a query sees
 constexpr float kLog2e = 1.44269504f;
 static_assert(kSketchGroup == 8);
 
@@ -52,28 +53,44 @@ struct Params {
   const float* directions;  // [n_kv_heads, w, d]
   const float* mean;        // [n_kv_heads, w]
   int w, steps;             // steps: of 16 directions
+  int shift;                // what of a product is left out
   // Of every KV head:
-  uint32_t* keys;     // [octets, runs of 16 keys, 2, ...]: see above
-  float* key_step;    // [octets * 8]
+  uint32_t* keys;     // [tiles, 2, ...]: see above
+  float* key_step;    // [tiles / 2, 4, 2, 2]: as logits, of each tile of the block
   uint32_t* queries;  // [segments, heads, groups, 8, steps * 4]
   float* query_step;  // [rows of queries]
   uint32_t* top;      // [rows of queries] in the order of ordered()
   // Of the segments that are being worked on.
-  float* e;     // [n_kv_heads, end_group - first_group, octets * 8]
-  float* sums;  // [n_kv_heads, end_group - first_group, splits]
+  uint32_t* logits;  // [n_kv_heads, padded_groups(), tiles / 2, 8, 4, 2]: of a row and of two tiles
+                     // each two blocks that follow each other, 16 bits of each
+  float* e;          // [n_kv_heads, end_group - first_group, octets * 8]
+  float* sums;       // [n_kv_heads, end_group - first_group, splits]
   int first_group, end_group;
 
   __host__ __device__ int64_t octets() const { return (n_blocks + kOctet - 1) / kOctet; }
   __host__ __device__ int64_t splits() const { return (octets() + kSplit - 1) / kSplit; }
   __host__ __device__ int runs() const { return static_cast<int>((block + kSlots - 1) / kSlots); }
+  // Of 16 keys of an octet's blocks, those of an octet one after another; whole stages.
+  __host__ __device__ int64_t tiles() const { return (octets() * runs() + 7) / 8 * 8; }
+  // Up to the end of the group's segment.
+  __device__ int tiles_of(int group) const {
+    return static_cast<int>(((start_of(group) + segment) / block + kOctet - 1) / kOctet) * runs();
+  }
+  __host__ __device__ int padded_groups() const {
+    return (end_group - first_group + kBlockGroups - 1) / kBlockGroups * kBlockGroups;
+  }
   // A key's bytes, with room for whole operands.
   __host__ __device__ static constexpr int row_bytes(int steps) {
     return steps <= 2 ? 32 : steps <= 4 ? 64 : 128;
   }
-  // Of an octet by 16 keys.
-  __host__ __device__ int run_words() const { return kOctet * kSlots * row_bytes(steps) / 4; }
+  // Of a tile.
+  __host__ __device__ int tile_words() const { return kOctet * kSlots * row_bytes(steps) / 4; }
   __host__ __device__ int segment_groups() const { return heads * groups; }
   __host__ __device__ int64_t query_rows() const { return n_segments * segment_groups() * 8; }
+  // Of the group's segment, in the text.
+  __device__ int64_t start_of(int group) const {
+    return (first_segment + group / segment_groups()) * segment;
+  }
   // Position of query row i of the group among those of its segment, and of head and KV head.
   __device__ int in_segment(int group, int i) const {
     return min(group % groups * 8 + i, static_cast<int>(segment) - 1);
@@ -168,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) project_queries(const __grid_constan
         for (int e = 0; e < 4; ++e) word |= byte_of(x[k + e], inverse, 127) << 8 * e;
         p.queries[(row * p.steps * 16 + k) / 4] = word;
       }
-      p.query_step[row] = step * p.scale * kLog2e;
+      p.query_step[row] = step * p.scale * kLog2e * static_cast<float>(1 << p.shift);
       p.top[row] = 0;
     }
     __syncthreads();
@@ -213,13 +230,17 @@ __global__ void __launch_bounds__(kThreads)
       // Thread l of a sweep holds columns 2 (l % 4) and the next of each 8: a pair of its block's
       // keys.
       const int column = static_cast<int>(at % kOctet / 2), half = static_cast<int>(at % 2);
-      if (lane == 0) p.key_step[kv_head * p.octets() * kOctet + at] = step;
-      uint32_t* to = p.keys + (kv_head * p.octets() + octet) * p.runs() * p.run_words();
+      if (lane < p.runs()) {
+        const int64_t tile = octet * p.runs() + lane;
+        p.key_step[(kv_head * p.tiles() + tile / 2 * 2) * kOctet + column * 4 + tile % 2 * 2 +
+                   half] = step;
+      }
+      uint32_t* to = p.keys + (kv_head * p.tiles() + octet * p.runs()) * p.tile_words();
       for (int slot = lane / 4; slot < p.runs() * kSlots; slot += 8) {
         const float* from = x + min(slot, block - 1) * tile.width + lane % 4 * 4;
         const int eight = half * 8 + slot % kSlots / 2, in_eight = 2 * column + slot % 2;
         uint32_t* const words =
-            to + slot / kSlots * p.run_words() + (eight * 8 + in_eight) * row_bytes / 4 + lane % 4;
+            to + slot / kSlots * p.tile_words() + (eight * 8 + in_eight) * row_bytes / 4 + lane % 4;
         const int swizzle = in_eight * row_bytes / 128 & (row_bytes / 16 - 1);
         for (int u = 0; u < p.steps; ++u) {
           uint32_t bytes = 0;
@@ -233,11 +254,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Of each row's products with the keys of each block the highest. kCausal: of keys first_key ..
-// last_key of the text, the last of them repeated, those up to the row's position.
+// Of each row's products with the 16 keys of each of two blocks the highest. kCausal: of keys
+// first_key .. last_key of the text, the last of them repeated, those up to the row's position.
 template <bool kCausal>
 __device__ void highest(const int (&products)[64], const int (&first_key)[2],
                         const int (&last_key)[2], const int (&position)[2], int (&most)[2][2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) most[r][0] = most[r][1] = INT32_MIN;
 #pragma unroll
   for (int t = 0; t < kSlots / 2; ++t)
 #pragma unroll
@@ -260,25 +283,20 @@ struct Ring {
   uint64_t full[kStages], empty[kStages];
 };
 
-// One sweep; blockIdx: rows, octets, KV head. Warpgroups go through the keys each at its own pace,
-// so that one's products hide another's maxima; the first thread has keys copied for all.
-template <int kSteps, bool kExponentials>
+// Logits of blocks; blockIdx: rows, tiles, KV head. Warpgroups go through the keys each at its own
+// pace, so that one's products hide another's maxima; the first thread has keys copied for all.
+template <int kSteps>
 __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant__ Params p) {
   constexpr int kRow = Params::row_bytes(kSteps);
-  constexpr uint32_t kRunBytes = kOctet * kSlots * kRow;
-  constexpr int kBatch = kStageBytes / kRunBytes;
-  extern __shared__ __align__(1024) unsigned char keys[];  // [kStages, kBatch, kRunBytes]
+  constexpr int kTileBytes = kOctet * kSlots * kRow, kBatch = kStageBytes / kTileBytes;
+  extern __shared__ __align__(1024) unsigned char keys[];  // [kStages, kBatch, kTileBytes]
   __shared__ Ring ring;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int64_t kv_head = blockIdx.z;
   const int first_of_block = p.first_group + static_cast<int>(blockIdx.x) * kBlockGroups;
-  const auto start_of = [&](int group) {
-    return (p.first_segment + group / p.segment_groups()) * p.segment;
-  };
   const int last_of_block = min(first_of_block + kBlockGroups, p.end_group) - 1;
-  const int64_t block_end = (start_of(last_of_block) + p.segment) / p.block;
   const int begin = static_cast<int>(blockIdx.y) * kSplit;
-  const int end = static_cast<int>(min(int64_t{begin} + kSplit, (block_end + kOctet - 1) / kOctet));
+  const int end = min(begin + kSplit, p.tiles_of(last_of_block));
   if (begin >= end) return;
   if (thread == 0) {
     for (int i = 0; i < kStages; ++i) {
@@ -288,15 +306,16 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
     fence_barrier_init();
   }
   __syncthreads();
-  const int n_runs = (end - begin) * p.runs();
-  const uint32_t* const source = p.keys + (kv_head * p.octets() + begin) * p.runs() * p.run_words();
-  const auto load = [&](int i) {  // a stage
-    const int n = min(kBatch, n_runs - i * kBatch), stage = i % kStages;
-    if (n <= 0) return;
-    mbarrier_wait(&ring.empty[stage], i / kStages % 2 ^ 1);
-    mbarrier_arrive_expect(&ring.full[stage], n * kRunBytes);
-    bulk_load(keys + stage * kBatch * kRunBytes, source + int64_t{i} * kBatch * p.run_words(),
-              n * kRunBytes, &ring.full[stage]);
+  const int n_stages = (end - begin + kBatch - 1) / kBatch;
+  const auto* const source =
+      reinterpret_cast<const unsigned char*>(p.keys) + (kv_head * p.tiles() + begin) * kTileBytes;
+  const auto load = [&](int i) {
+    if (i >= n_stages) return;
+    uint64_t* const full = &ring.full[i % kStages];
+    mbarrier_wait(&ring.empty[i % kStages], i / kStages % 2 ^ 1);
+    mbarrier_arrive_expect(full, kStageBytes);
+    bulk_load(keys + i % kStages * kStageBytes, source + int64_t{i} * kStageBytes, kStageBytes,
+              full);
   };
   if (thread == 0)
     for (int i = 0; i < kStages - kBehind; ++i) load(i);
@@ -305,127 +324,164 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
   const int first = first_of_block + thread / 32 * 2;
   uint32_t a[(kSteps + 1) / 2][4] = {};
   int position[2];
-  float step[2], top[2];
-  int64_t row[2];
+  float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int group = min(first + r, p.end_group - 1);
-    position[r] = static_cast<int>(start_of(group)) + p.in_segment(group, lane / 4);
-    row[r] = kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
+    const int64_t row = kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
+    position[r] = static_cast<int>(p.start_of(group)) + p.in_segment(group, lane / 4);
 #pragma unroll
     for (int u = 0; u < kSteps; ++u)
-      a[u / 2][u % 2 * 2 + r] = __ldg(p.queries + (row[r] * kSteps + u) * 4 + lane % 4);
-    step[r] = kExponentials ? __ldg(p.query_step + row[r]) : 0;
-    top[r] = kExponentials ? from_ordered(__ldg(p.top + row[r])) : -INFINITY;
+      a[u / 2][u % 2 * 2 + r] = __ldg(p.queries + (row * kSteps + u) * 4 + lane % 4);
   }
-  // Octets before this are seen whole.
-  const int whole = static_cast<int>(start_of(min(first, p.end_group - 1)) / p.block / kOctet);
-  const int64_t stride = p.octets() * kOctet;
-  const float* key_step = p.key_step + kv_head * stride + lane % 4 * 2;
-  // After the exchange thread l has group l / 16, block l / 8 % 2 of its pair.
-  float* e =
-      p.e + (kv_head * (p.end_group - p.first_group) + first + lane / 16 - p.first_group) * stride +
-      lane % 4 * 2 + lane / 8 % 2;
-  float sum = 0;
-  const bool stores = kExponentials && lane / 4 % 2 == 0 && first + lane / 16 < p.end_group;
-  const int runs = p.runs(), block = static_cast<int>(p.block);
-  const uint64_t operands = operand_rows<kRow>(shared_address(keys));  // of the first octet
-  int octet = begin, run = 0, best[2][2];                              // [row, block]
-  for (int i = 0; i < n_runs; ++i) {
-    const int stage = i / kBatch % kStages;
-    if (i % kBatch == 0) {
-      if (thread == 0) load(i / kBatch + kStages - kBehind);
-      __syncwarp();
-      mbarrier_wait(&ring.full[stage], i / kBatch / kStages % 2);
-    }
-    const float2 scale = __ldg(reinterpret_cast<const float2*>(key_step + octet * kOctet));
-    const int tile = i % (kStages * kBatch);
-    int products[64];
-    pin(products);
-    wgmma_fence();
+  // Tiles before this are seen whole.
+  const int whole =
+      static_cast<int>(p.start_of(min(first, p.end_group - 1)) / p.block / kOctet) * p.runs();
+  const float4* scales =
+      reinterpret_cast<const float4*>(p.key_step) + (kv_head * p.tiles() + begin) * 2 + lane % 4;
+  uint2* logits = reinterpret_cast<uint2*>(p.logits) +
+                  ((kv_head * p.padded_groups() + first - p.first_group) * p.tiles() + begin) * 16 +
+                  lane;
+  const int64_t next_group = p.tiles() * 16;
+  const int shift = p.shift;
+
+  const auto stage = [&]<bool kCausal>(uint64_t operands, int tile) {
+    float4 scale[kBatch / 2];
 #pragma unroll
-    for (int u = 0; u < kSteps; u += 2)
-      wgmma_64x128(products, a[u / 2],
-                   operands + static_cast<uint64_t>(tile) * (kRunBytes / 16) + u, u > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(products);
-    if ((i % kBatch == kBatch - 1 || i == n_runs - 1) && lane == 0)
-      mbarrier_arrive(&ring.empty[stage]);
-    if (run == 0)
+    for (int t = 0; t < kBatch / 2; ++t) scale[t] = __ldg(scales + t * 4);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) best[r][0] = best[r][1] = INT32_MIN;
-    const int first_block = (octet * kOctet + lane % 4 * 2) * block;
-    const int first_key[2] = {first_block + run * kSlots, first_block + block + run * kSlots};
-    const int last_key[2] = {first_block + block - 1, first_block + 2 * block - 1};
-    if (octet < whole) {
-      highest<false>(products, first_key, last_key, position, best);
-    } else {
-      highest<true>(products, first_key, last_key, position, best);
-    }
-    if (++run < runs) continue;
-    run = 0;
-    float x[2][2];
+    for (int t = 0; t < kBatch; t += 2) {
+      uint32_t words[2][2];  // [row, tile]
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+      for (int odd = 0; odd < 2; ++odd) {
+        int products[64];
+        pin(products);
+        wgmma_fence();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        x[r][half] = static_cast<float>(best[r][half]) * (half == 0 ? scale.x : scale.y);
-        if constexpr (kExponentials) x[r][half] = (x[r][half] - top[r]) * step[r];
+        for (int u = 0; u < kSteps; u += 2)
+          wgmma_64x128(products, a[u / 2], operands + (t + odd) * (kTileBytes / 16) + u, u > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        pin(products);
+        int first_key[2], last_key[2], best[2][2];
+        if constexpr (kCausal) {
+          const int at = tile + t + odd, block = static_cast<int>(p.block);
+          const int key = (at / p.runs() * kOctet + lane % 4 * 2) * block;
+          first_key[0] = key + at % p.runs() * kSlots, first_key[1] = first_key[0] + block;
+          last_key[0] = key + block - 1, last_key[1] = last_key[0] + block;
+        }
+        highest<kCausal>(products, first_key, last_key, position, best);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float x[2];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int& of = best[r][half];
+            of >>= shift;
+            const float by = odd    ? half ? scale[t / 2].w : scale[t / 2].z
+                             : half ? scale[t / 2].y
+                                    : scale[t / 2].x;
+            x[half] = static_cast<float>(of) * by;
+            if constexpr (kCausal)
+              if (of < kUnseen) of = kUnseen, x[half] = -INFINITY;
+          }
+          top[r] = fmaxf(top[r], fmaxf(x[0], x[1]));
+          words[r][odd] = __byte_perm(best[r][0], best[r][1], 0x5410);
+        }
       }
-    if (octet >= whole)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          if (best[r][half] == INT32_MIN) x[r][half] = -INFINITY;
-    if constexpr (!kExponentials) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) top[r] = fmaxf(top[r], fmaxf(x[r][0], x[r][1]));
+        logits[t * 16 + r * next_group] = make_uint2(words[r][0], words[r][1]);
     }
-    if constexpr (kExponentials) {
-      // Of each group's 8 rows the highest, by threads that share out what they have.
-      const bool second = lane / 16 == 1, upper = lane / 8 % 2 == 1;
-      float y[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        y[half] = fmaxf(second ? x[1][half] : x[0][half],
-                        __shfl_xor_sync(kFullWarp, second ? x[0][half] : x[1][half], 16));
-      float most = upper ? y[1] : y[0];
-      most = fmaxf(most, __shfl_xor_sync(kFullWarp, upper ? y[0] : y[1], 8));
-      most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 4));
-      most = exp2_approx(most);
-      sum += most;
-      if (stores) e[octet * kOctet] = most;
+  };
+  const uint64_t operands = operand_rows<kRow>(shared_address(keys));
+  int tile = begin;
+  for (int i = 0; i < n_stages; ++i) {
+    if (thread == 0) load(i + kStages - kBehind);
+    __syncwarp();
+    mbarrier_wait(&ring.full[i % kStages], i / kStages % 2);
+    const uint64_t of_stage = operands + static_cast<uint64_t>(i % kStages * (kStageBytes / 16));
+    if (tile + kBatch <= whole) {
+      stage.template operator()<false>(of_stage, tile);
+    } else {
+      stage.template operator()<true>(of_stage, tile);
     }
-    ++octet;
+    if (lane == 0) mbarrier_arrive(&ring.empty[i % kStages]);
+    tile += kBatch;
+    scales += kBatch * 2;
+    logits += kBatch * 16;
   }
-  if constexpr (kExponentials) {
 #pragma unroll
-    for (const int lanes : {1, 2, 8}) sum += __shfl_xor_sync(kFullWarp, sum, lanes);
-    if (stores && lane % 16 == 0)
-      p.sums[(kv_head * (p.end_group - p.first_group) + first + lane / 16 - p.first_group) *
-                 p.splits() +
-             blockIdx.y] = sum;
-  } else {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 1));
-      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 2));
-      if (lane % 4 == 0) atomicMax(p.top + row[r], ordered(top[r]));
-    }
+  for (int r = 0; r < 2; ++r) {
+    top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 1));
+    top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 2));
+    const int group = min(first + r, p.end_group - 1);
+    if (lane % 4 == 0)
+      atomicMax(p.top + kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4, ordered(top[r]));
   }
 }
 
-template <bool kExponentials>
+// Exponentials of groups and their sums; blockIdx: groups, octets, KV head.
+__global__ void __launch_bounds__(kThreads) raise(const __grid_constant__ Params p) {
+  __shared__ float parts[32];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t kv_head = blockIdx.z;
+  const int group = p.first_group + static_cast<int>(blockIdx.x);
+  const int64_t start = p.start_of(group), of_head = kv_head * p.padded_groups();
+  const int begin = static_cast<int>(blockIdx.y) * kSplit;  // octets
+  const int end = static_cast<int>(
+      min(int64_t{begin} + kSplit, ((start + p.segment) / p.block - 1) / kOctet + 1));
+  if (begin >= end) return;
+  float step[8], top[8];
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    const int64_t row = kv_head * p.query_rows() + int64_t{group} * 8 + r;
+    step[r] = __ldg(p.query_step + row);
+    top[r] = from_ordered(__ldg(p.top + row));
+  }
+  const uint32_t* const logits = p.logits + (of_head + blockIdx.x) * p.tiles() * 32;
+  const float* const key_step = p.key_step + kv_head * p.tiles() * 8;
+  const int64_t at = kv_head * gridDim.x + blockIdx.x;
+  float* const e = p.e + at * p.octets() * kOctet;
+  const int whole = static_cast<int>(start / p.block), runs = p.runs();
+  float sum = 0;
+#pragma unroll 2
+  for (int i = begin * 4 + thread; i < end * 4; i += kThreads) {  // two blocks of an octet
+    float most[2] = {-INFINITY, -INFINITY};
+    for (int tile = i / 4 * runs; tile < (i / 4 + 1) * runs; ++tile) {
+      const int pair = tile / 2, in_pair = i % 4 * 2 + tile % 2;
+      const float2 scale = __ldg(reinterpret_cast<const float2*>(key_step + pair * 16) + in_pair);
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        const uint32_t word = __ldcs(logits + int64_t{pair} * 64 + r * 8 + in_pair);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int logit = half ? static_cast<int>(word) >> 16 : static_cast<int16_t>(word);
+          const float x =
+              (static_cast<float>(logit) * (half ? scale.y : scale.x) - top[r]) * step[r];
+          if (i * 2 + half < whole || logit != kUnseen) most[half] = fmaxf(most[half], x);
+        }
+      }
+    }
+    const float2 both = {exp2_approx(most[0]), exp2_approx(most[1])};
+    sum += both.x + both.y;
+    reinterpret_cast<float2*>(e)[i] = both;
+  }
+  sum = block_reduce(sum, Sum{}, parts);
+  if (thread == 0) p.sums[at * p.splits() + blockIdx.y] = sum;
+}
+
 void start_sweep(const Params& p, int64_t n_kv_heads, Stream& stream) {
-  constexpr void (*kSweeps[kMaxSteps])(const Params) = {
-      sweep<1, kExponentials>, sweep<2, kExponentials>, sweep<3, kExponentials>,
-      sweep<4, kExponentials>, sweep<5, kExponentials>, sweep<6, kExponentials>};
-  const dim3 grid(blocks_for(p.end_group - p.first_group, kBlockGroups),
-                  static_cast<unsigned>(p.splits()), static_cast<unsigned>(n_kv_heads));
-  launch("EstimateMass", kSweeps[p.steps - 1], grid, kSweepThreads, kStages * kStageBytes, stream,
-         p);
+  constexpr void (*kSweeps[kMaxSteps])(const Params) = {sweep<1>, sweep<2>, sweep<3>,
+                                                        sweep<4>, sweep<5>, sweep<6>};
+  const auto kv_heads = static_cast<unsigned>(n_kv_heads);
+  const auto n_splits = static_cast<unsigned>(p.splits());
+  const int n_groups = p.end_group - p.first_group;
+  launch("EstimateMass", kSweeps[p.steps - 1],
+         dim3(blocks_for(n_groups, kBlockGroups), blocks_for(p.tiles(), kSplit), kv_heads),
+         kSweepThreads, kStages * kStageBytes, stream, p);
+  launch("EstimateMass", raise, dim3(static_cast<unsigned>(n_groups), n_splits, kv_heads), kThreads,
+         0, stream, p);
 }
 
 }  // namespace
@@ -448,6 +504,7 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
   p.mean = op.basis.mean.data;
   p.w = static_cast<int>(op.basis.n_directions());
   p.steps = static_cast<int>(blocks_for(p.w, 16));
+  p.shift = sketch_shift(p.w);
   const int n_at_once = static_cast<int>(std::max<int64_t>(1, 64 / op.block));
   const int tile_rows = padded_depth(n_at_once * static_cast<int>(op.block));
   const size_t query_bytes = Projection::bytes(kQueryRows, static_cast<int>(d), p.steps);
@@ -457,17 +514,22 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
 
   // As many segments at a time as there is room for.
   const int64_t of_segment = kv_heads * p.segment_groups() * p.octets() * kOctet;
-  const int64_t at_once = std::clamp<int64_t>(kMostExponentials / of_segment, 1, p.n_segments);
+  const int64_t logits_of_segment = kv_heads * p.segment_groups() * p.tiles() * 32;
+  const int64_t at_once =
+      std::clamp<int64_t>(kMostExponentials / logits_of_segment, 1, p.n_segments);
   int64_t n_words = 0;
   const auto place = [&](int64_t n) { return std::exchange(n_words, n_words + (n + 3) / 4 * 4); };
+  const int64_t logits =
+      place(at_once * logits_of_segment + kv_heads * kBlockGroups * p.tiles() * 32);
   const int64_t e = place(at_once * of_segment);
   const int64_t sums = place(kv_heads * at_once * p.segment_groups() * p.splits());
-  const int64_t keys = place(kv_heads * p.octets() * p.runs() * p.run_words());
+  const int64_t keys = place(kv_heads * p.tiles() * p.tile_words());
   const int64_t queries = place(kv_heads * p.query_rows() * p.steps * 4);
-  const int64_t key_step = place(kv_heads * p.octets() * kOctet);
+  const int64_t key_step = place(kv_heads * p.tiles() * kOctet);
   const int64_t query_step = place(kv_heads * p.query_rows());
   const int64_t top = place(kv_heads * p.query_rows());
   auto* const words = static_cast<uint32_t*>(scratch(n_words * int64_t{sizeof(uint32_t)}));
+  p.logits = words + logits;
   p.e = reinterpret_cast<float*>(words + e);
   p.sums = reinterpret_cast<float*>(words + sums);
   p.keys = words + keys;
@@ -489,8 +551,7 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
     const int64_t n = std::min(at_once, p.n_segments - s);
     p.first_group = static_cast<int>(s) * p.segment_groups();
     p.end_group = static_cast<int>(s + n) * p.segment_groups();
-    start_sweep<false>(p, kv_heads, stream_);
-    start_sweep<true>(p, kv_heads, stream_);
+    start_sweep(p, kv_heads, stream_);
     share_out(op, {segments.begin + s, n},
               {.e = p.e,
                .stride = p.octets() * kOctet,

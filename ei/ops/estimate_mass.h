@@ -40,6 +40,14 @@ EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
   return std::max(most / 127, part / kMostPart);
 }
 
+// The last bits of such a product, of w numbers, that are left out: what stays fits 16. Twice
+// kSketchRun numbers give no more than 15 bits, with a sign.
+EI_HOST_DEVICE inline int sketch_shift(int64_t w) {
+  int shift = 1;
+  while ((2 * kSketchRun << shift) < w) ++shift;
+  return shift;
+}
+
 // What share of the attention of each query segment of a chunk goes to each key block before it,
 // and to the segment itself, as estimated for much less than attention costs (METHOD.md 4 and 6):
 // mass[k,s,b] >= 0 for blocks b < sS/B and own[k,s] >= 0, which sum to 1. Both are means over the G
@@ -47,10 +55,11 @@ EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
 //
 //   kSketch         q and k - mean projected to the basis' directions and rounded, k to 63 steps
 //                   either side of 0 with a scale for each block, q to at most 127 with a scale for
-//                   each query. Of query i, a block's logit is the highest x of the keys j <= i in
-//                   it; relative to i's highest of all blocks; of kSketchGroup queries that follow
-//                   each other the highest. p = softmax over all blocks, those of the segment
-//                   included; its mean over the segment's groups.
+//                   each query; their product less its last sketch_shift() bits. Of query i, a
+//                   block's logit is the highest x of the keys j <= i in it; relative to i's
+//                   highest of all blocks; of kSketchGroup queries that follow each other the
+//                   highest. p = softmax over all blocks, those of the segment included; its mean
+//                   over the segment's groups.
 //   kAntidiagonals  z[r,c] = mean over t < T of x between query rT + T-1-t and key cT + t, with
 //                   T = stride; p = softmax over c <= r; a block's is the sum over its c; its mean
 //                   over the segment's r.
