@@ -26,8 +26,11 @@ inline constexpr int64_t kSketchGroup = 8;
 // four dimensions, two of each four apart from the other two. Rounding up adds half a step to each
 // of the 12 numbers of such a part.
 inline constexpr int64_t kSketchRun = 6;
-EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
+EI_HOST_DEVICE inline float sketch_step(float most, float most_of_part) {
   constexpr float kMostPart = 32767 / 63 - kSketchRun;
+  return std::max(most / 127, most_of_part / kMostPart);
+}
+EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
   float most = 0, part = 0;
   for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
   for (int64_t run = 0; run < w; run += 4 * kSketchRun)
@@ -37,7 +40,7 @@ EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
         sum += std::abs(x[k]) + std::abs(x[k + 1]);
       part = std::max(part, sum);
     }
-  return std::max(most / 127, part / kMostPart);
+  return sketch_step(most, part);
 }
 
 // The last bits of such a product, of w numbers, that are left out: what stays fits 16. Twice
