@@ -12,12 +12,12 @@
 namespace ei::cuda {
 namespace {
 
-constexpr int kSplit = 128;                   // tiles of a thread block
+constexpr int kSplit = 64;                    // tiles of an item
 constexpr int kConsumers = kBlockGroups / 8;  // warpgroups, each with 64 rows of its own
 constexpr int kSweepThreads = 128 * kConsumers;
 constexpr int kStages = 4;          // of tiles in shared memory
 constexpr int kStageBytes = 32768;  // a stage: two tiles of 128 bytes a key, four of 64 or eight
-constexpr int kBehind = 2;          // stages that a warpgroup may be behind the first
+constexpr int kAhead = 2;           // stages that keys are copied ahead of the first warpgroup
 
 // Of each row's products with the 16 keys of each of two blocks the highest. kCausal: of keys
 // first_key .. last_key of the text, the last of them repeated, those up to the row's position.
@@ -53,21 +53,38 @@ struct Ring {
   uint64_t full[kStages], empty[kStages];
 };
 
-// Logits of blocks; blockIdx: rows, tiles, KV head. Warpgroups go through the keys each at its own
-// pace, so that one's products hide another's maxima; the first thread has keys copied for all.
+// What a thread block does at a time: kBlockGroups groups by at most kSplit tiles.
+struct Item {
+  int64_t kv_head;
+  int first;       // group
+  int begin, end;  // tiles
+
+  __host__ __device__ static int groups(const Sketches& p) {
+    return (p.end_group - p.first_group + kBlockGroups - 1) / kBlockGroups;
+  }
+  __host__ __device__ static int splits(const Sketches& p) {
+    return static_cast<int>((p.tiles() + kSplit - 1) / kSplit);
+  }
+  __device__ Item(const Sketches& p, int i) {
+    const int n_groups = groups(p), n_splits = splits(p);
+    kv_head = i / n_groups / n_splits;
+    first = p.first_group + i % n_groups * kBlockGroups;
+    begin = i / n_groups % n_splits * kSplit;
+    end = min(begin + kSplit, p.tiles_of(min(first + kBlockGroups, p.end_group) - 1));
+  }
+};
+
+// Logits of blocks. Resident thread blocks take items in turn. Warpgroups go through the keys each
+// at its own pace, so that one's products hide another's maxima; one thread of each of them in turn
+// has keys copied for all, a few stages ahead.
 template <int kSteps>
-__global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant__ Sketches p) {
+__global__ void __launch_bounds__(kSweepThreads, 1)
+    sweep(const __grid_constant__ Sketches p, int n_items) {
   constexpr int kRow = Sketches::row_bytes(kSteps);
   constexpr int kTileBytes = kOctet * kSlots * kRow, kBatch = kStageBytes / kTileBytes;
   extern __shared__ __align__(1024) unsigned char keys[];  // [kStages, kBatch, kTileBytes]
   __shared__ Ring ring;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int64_t kv_head = blockIdx.z;
-  const int first_of_block = p.first_group + static_cast<int>(blockIdx.x) * kBlockGroups;
-  const int last_of_block = min(first_of_block + kBlockGroups, p.end_group) - 1;
-  const int begin = static_cast<int>(blockIdx.y) * kSplit;
-  const int end = min(begin + kSplit, p.tiles_of(last_of_block));
-  if (begin >= end) return;
   if (thread == 0) {
     for (int i = 0; i < kStages; ++i) {
       mbarrier_init(&ring.full[i], 1);
@@ -76,115 +93,133 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
     fence_barrier_init();
   }
   __syncthreads();
-  const int n_stages = (end - begin + kBatch - 1) / kBatch;
-  const auto* const source =
-      reinterpret_cast<const unsigned char*>(p.keys) + (kv_head * p.tiles() + begin) * kTileBytes;
-  const auto load = [&](int i) {
-    if (i >= n_stages) return;
-    uint64_t* const full = &ring.full[i % kStages];
-    mbarrier_wait(&ring.empty[i % kStages], i / kStages % 2 ^ 1);
-    mbarrier_arrive_expect(full, kStageBytes);
-    bulk_load(keys + i % kStages * kStageBytes, source + int64_t{i} * kStageBytes, kStageBytes,
-              full);
+  const auto stages_of = [](const Item& item) {
+    return max(0, item.end - item.begin + kBatch - 1) / kBatch;
+  };
+  // Stage `stage` counted from the item's first, the `count`th of all.
+  const auto load = [&](int i, int stage, int count) {
+    for (; i < n_items; i += static_cast<int>(gridDim.x)) {
+      const Item item(p, i);
+      if (const int n = stages_of(item); stage >= n) {
+        stage -= n;
+        continue;
+      }
+      uint64_t* const full = &ring.full[count % kStages];
+      mbarrier_wait(&ring.empty[count % kStages], count / kStages % 2 ^ 1);
+      mbarrier_arrive_expect(full, kStageBytes);
+      bulk_load(keys + count % kStages * kStageBytes,
+                reinterpret_cast<const unsigned char*>(p.keys) +
+                    (item.kv_head * p.tiles() + item.begin + stage * kBatch) * kTileBytes,
+                kStageBytes, full);
+      return;
+    }
   };
   if (thread == 0)
-    for (int i = 0; i < kStages - kBehind; ++i) load(i);
+    for (int i = 0; i < kAhead; ++i) load(static_cast<int>(blockIdx.x), i, i);
 
-  // This warp's two groups, of which the thread has row lane / 4 each.
-  const int first = first_of_block + thread / 32 * 2;
-  uint32_t a[(kSteps + 1) / 2][4] = {};
-  int position[2];
-  float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int group = min(first + r, p.end_group - 1);
-    const int64_t row = kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
-    position[r] = static_cast<int>(p.start_of(group)) + p.in_segment(group, lane / 4);
-#pragma unroll
-    for (int u = 0; u < kSteps; ++u)
-      a[u / 2][u % 2 * 2 + r] = __ldg(p.queries + (row * kSteps + u) * 4 + lane % 4);
-  }
-  // Tiles before this are seen whole.
-  const int whole =
-      static_cast<int>(p.start_of(min(first, p.end_group - 1)) / p.block / kOctet) * p.runs();
-  const float4* scales =
-      reinterpret_cast<const float4*>(p.key_step) + (kv_head * p.tiles() + begin) * 2 + lane % 4;
-  uint32_t* logits =
-      p.logits + ((kv_head * p.padded_groups() + first - p.first_group) * p.tiles() + begin) * 32 +
-      lane * 2;
-  const int64_t next_group = p.tiles() * 32;
-  const int shift = p.shift;
-
-  // A tile's logits of the thread's two rows, two blocks each.
-  const auto multiply = [&]<bool kCausal>(uint64_t operand, int tile, float2 scale, uint32_t* to) {
-    int products[64];
-    pin(products);
-    wgmma_fence();
-#pragma unroll
-    for (int u = 0; u < kSteps; u += 2) wgmma_64x128(products, a[u / 2], operand + u, u > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(products);
-    int first_key[2], last_key[2], best[2][2];
-    if constexpr (kCausal) {
-      const int block = static_cast<int>(p.block), runs = p.runs();
-      const int key = (tile / runs * kOctet + lane % 4 * 2) * block;
-      first_key[0] = key + tile % runs * kSlots, first_key[1] = first_key[0] + block;
-      last_key[0] = key + block - 1, last_key[1] = last_key[0] + block;
-    }
-    highest<kCausal>(products, first_key, last_key, position, best);
+  int count = 0;  // stages
+  for (int n = static_cast<int>(blockIdx.x); n < n_items; n += static_cast<int>(gridDim.x)) {
+    const Item item(p, n);
+    // This warp's two groups, of which the thread has row lane / 4 each.
+    const int first = item.first + thread / 32 * 2;
+    uint32_t a[(kSteps + 1) / 2][4] = {};
+    int position[2];
+    float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const int group = min(first + r, p.end_group - 1);
+      const int64_t row = item.kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
+      position[r] = static_cast<int>(p.start_of(group)) + p.in_segment(group, lane / 4);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int logit = best[r][half] >> shift;
-        best[r][half] = kCausal ? max(logit, kUnseen) : logit;
-        const float x = static_cast<float>(logit) * (half ? scale.y : scale.x);
-        if (!kCausal || logit > kUnseen) top[r] = fmaxf(top[r], x);
+      for (int u = 0; u < kSteps; ++u)
+        a[u / 2][u % 2 * 2 + r] = __ldg(p.queries + (row * kSteps + u) * 4 + lane % 4);
+    }
+    // Tiles before this are seen whole.
+    const int whole =
+        static_cast<int>(p.start_of(min(first, p.end_group - 1)) / p.block / kOctet) * p.runs();
+    const float4* scales = reinterpret_cast<const float4*>(p.key_step) +
+                           (item.kv_head * p.tiles() + item.begin) * 2 + lane % 4;
+    uint32_t* logits =
+        p.logits +
+        ((item.kv_head * p.padded_groups() + first - p.first_group) * p.tiles() + item.begin) * 32 +
+        lane * 2;
+    const int64_t next_group = p.tiles() * 32;
+    const int shift = p.shift;
+
+    // A tile's logits of the thread's two rows, two blocks each.
+    const auto multiply = [&]<bool kCausal>(uint64_t operand, int tile, float2 scale,
+                                            uint32_t* to) {
+      int products[64];
+      pin(products);
+      wgmma_fence();
+#pragma unroll
+      for (int u = 0; u < kSteps; u += 2) wgmma_64x128(products, a[u / 2], operand + u, u > 0);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(products);
+      int first_key[2], last_key[2], best[2][2];
+      if constexpr (kCausal) {
+        const int block = static_cast<int>(p.block), runs = p.runs();
+        const int key = (tile / runs * kOctet + lane % 4 * 2) * block;
+        first_key[0] = key + tile % runs * kSlots, first_key[1] = first_key[0] + block;
+        last_key[0] = key + block - 1, last_key[1] = last_key[0] + block;
       }
-    }
-    // Before the next products: held back, the compiler (CUDA 13.0) takes one tile's words for
-    // those of the next.
-    to[0] = pack_halves(best[0][0], best[0][1]);
-    to[next_group] = pack_halves(best[1][0], best[1][1]);
-  };
-  const auto stage = [&]<bool kCausal>(uint64_t operand, int tile) {
-    float4 scale[kBatch / 2];
+      highest<kCausal>(products, first_key, last_key, position, best);
 #pragma unroll
-    for (int t = 0; t < kBatch / 2; ++t) scale[t] = __ldg(scales + t * 4);
+      for (int r = 0; r < 2; ++r) {
 #pragma unroll
-    for (int t = 0; t < kBatch; ++t) {
-      const float4 of = scale[t / 2];
-      multiply.template operator()<kCausal>(
-          operand + t * (kTileBytes / 16), tile + t,
-          t % 2 == 0 ? make_float2(of.x, of.y) : make_float2(of.z, of.w),
-          logits + t / 2 * 64 + t % 2);
-    }
-  };
-  const uint64_t operands = operand_rows<kRow>(shared_address(keys));
-  int tile = begin;
-  for (int i = 0; i < n_stages; ++i) {
-    if (thread == 0) load(i + kStages - kBehind);
-    __syncwarp();
-    mbarrier_wait(&ring.full[i % kStages], i / kStages % 2);
-    const uint64_t of_stage = operands + static_cast<uint64_t>(i % kStages * (kStageBytes / 16));
-    if (tile + kBatch <= whole) {
-      stage.template operator()<false>(of_stage, tile);
-    } else {
-      stage.template operator()<true>(of_stage, tile);
-    }
-    if (lane == 0) mbarrier_arrive(&ring.empty[i % kStages]);
-    tile += kBatch;
-    scales += kBatch * 2;
-    logits += kBatch * 32;
-  }
+        for (int half = 0; half < 2; ++half) {
+          const int logit = best[r][half] >> shift;
+          best[r][half] = kCausal ? max(logit, kUnseen) : logit;
+          const float x = static_cast<float>(logit) * (half ? scale.y : scale.x);
+          if (!kCausal || logit > kUnseen) top[r] = fmaxf(top[r], x);
+        }
+      }
+      // Before the next products: held back, the compiler (CUDA 13.0) takes one tile's words for
+      // those of the next.
+      to[0] = pack_halves(best[0][0], best[0][1]);
+      to[next_group] = pack_halves(best[1][0], best[1][1]);
+    };
+    const auto stage = [&]<bool kCausal>(uint64_t operand, int tile) {
+      float4 scale[kBatch / 2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 1));
-    top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 2));
-    const int group = min(first + r, p.end_group - 1);
-    if (lane % 4 == 0)
-      atomicMax(p.top + kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4, ordered(top[r]));
+      for (int t = 0; t < kBatch / 2; ++t) scale[t] = __ldg(scales + t * 4);
+#pragma unroll
+      for (int t = 0; t < kBatch; ++t) {
+        const float4 of = scale[t / 2];
+        multiply.template operator()<kCausal>(
+            operand + t * (kTileBytes / 16), tile + t,
+            t % 2 == 0 ? make_float2(of.x, of.y) : make_float2(of.z, of.w),
+            logits + t / 2 * 64 + t % 2);
+      }
+    };
+    const uint64_t operands = operand_rows<kRow>(shared_address(keys));
+    int tile = item.begin;
+    for (int i = 0; i < stages_of(item); ++i, ++count) {
+      const int at = count % kStages;
+      if (thread == count % kConsumers * 128) load(n, i + kAhead, count + kAhead);
+      __syncwarp();
+      mbarrier_wait(&ring.full[at], count / kStages % 2);
+      const uint64_t of_stage = operands + static_cast<uint64_t>(at * (kStageBytes / 16));
+      if (tile + kBatch <= whole) {
+        stage.template operator()<false>(of_stage, tile);
+      } else {
+        stage.template operator()<true>(of_stage, tile);
+      }
+      if (lane == 0) mbarrier_arrive(&ring.empty[at]);
+      tile += kBatch;
+      scales += kBatch * 2;
+      logits += kBatch * 32;
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 2));
+      const int group = min(first + r, p.end_group - 1);
+      if (lane % 4 == 0)
+        atomicMax(p.top + item.kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4,
+                  ordered(top[r]));
+    }
   }
 }
 
@@ -235,10 +270,10 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
     const int64_t n = std::min(at_once, p.n_segments - s);
     p.first_group = static_cast<int>(s) * p.segment_groups();
     p.end_group = static_cast<int>(s + n) * p.segment_groups();
-    const dim3 grid(blocks_for(p.end_group - p.first_group, kBlockGroups),
-                    blocks_for(p.tiles(), kSplit), static_cast<unsigned>(kv_heads));
+    const int n_items = Item::groups(p) * Item::splits(p) * static_cast<int>(kv_heads);
     with_steps(p.steps, [&]<int kSteps> {
-      launch("EstimateMass", sweep<kSteps>, grid, kSweepThreads, kStages * kStageBytes, stream_, p);
+      launch("EstimateMass", sweep<kSteps>, static_cast<unsigned>(std::min(n_items, n_sms_)),
+             kSweepThreads, kStages * kStageBytes, stream_, p, n_items);
     });
     share_sketches(p, op, {segments.begin + s, n}, stream_);
   }
