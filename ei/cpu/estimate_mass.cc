@@ -89,9 +89,10 @@ HWY_INLINE float quantize_block(int64_t n, const float* HWY_RESTRICT x, int64_t 
   return scale;
 }
 
-// Logits of a block from products of whole numbers, and each query's highest of all blocks so far.
+// Logits of a block from products of whole numbers, of which the last `shift` bits are left out,
+// and each query's highest of all blocks so far.
 template <bool kCausal>
-HWY_INLINE void scale_products(const int32_t* HWY_RESTRICT products,
+HWY_INLINE void scale_products(const int32_t* HWY_RESTRICT products, int shift,
                                const float* HWY_RESTRICT scale, float block_scale,
                                float* HWY_RESTRICT to, float* HWY_RESTRICT top) {
   const F32 d;
@@ -100,8 +101,9 @@ HWY_INLINE void scale_products(const int32_t* HWY_RESTRICT products,
   const auto nothing = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (int64_t i = 0; i < kStripQueries; i += static_cast<int64_t>(hn::Lanes(d))) {
     const auto whole = hn::LoadU(di, products + i);
+    const auto kept = hn::ShiftRightSame(whole, shift);
     auto x =
-        hn::Mul(hn::ConvertTo(d, whole), hn::Mul(hn::LoadU(d, scale + i), hn::Set(d, block_scale)));
+        hn::Mul(hn::ConvertTo(d, kept), hn::Mul(hn::LoadU(d, scale + i), hn::Set(d, block_scale)));
     if constexpr (kCausal) x = hn::IfThenElse(hn::RebindMask(d, hn::Eq(whole, lowest)), nothing, x);
     hn::StoreU(x, d, to + i);
     hn::StoreU(hn::Max(x, hn::LoadU(d, top + i)), d, top + i);
@@ -248,6 +250,7 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
 
   const int64_t n_groups = (op.segment + kSketchGroup - 1) / kSketchGroup;
   const float weight = 1 / static_cast<float>(n_groups * at.group);
+  const int shift = sketch_shift(w);
   float own = 0;
   for (int64_t g = 0; g < at.group; ++g)
     for (int64_t first = 0; first < op.segment; first += kStripQueries) {
@@ -257,19 +260,19 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
       for (int64_t i = 0; i < kStripQueries; ++i) {
         // What is missing of the last group is filled up with its last query: no other maximum.
         quantize_query(projected + std::min(i, n_queries - 1) * columns, w, place_of(i), strip);
-        scale[place_of(i)] *= op.scale * kLog2e;
+        scale[place_of(i)] *= op.scale * kLog2e * static_cast<float>(1 << shift);
       }
       float top[kStripQueries];
       std::fill_n(top, kStripQueries, -std::numeric_limits<float>::infinity());
       int32_t most[kStripQueries];
       const auto take = [&](int64_t b, const int32_t* highest) {
-        scale_products<false>(highest, scale, at.scale[b], logit + b * kStripQueries, top);
+        scale_products<false>(highest, shift, scale, at.scale[b], logit + b * kStripQueries, top);
       };
       highest_of_past(at.tiles, past, op.block, at.keys, w, strip, take);
       for (int64_t b = past; b < n; ++b) {
         highest_products<true>(op.block, at.keys + b * op.block * w, w, strip,
                                b * op.block - begin - first, most);
-        scale_products<true>(most, scale, at.scale[b], logit + b * kStripQueries, top);
+        scale_products<true>(most, shift, scale, at.scale[b], logit + b * kStripQueries, top);
       }
       for (int64_t b = 0; b < n; ++b) {
         float highest[kStripGroups];

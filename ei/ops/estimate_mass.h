@@ -26,8 +26,11 @@ inline constexpr int64_t kSketchGroup = 8;
 // four dimensions, two of each four apart from the other two. Rounding up adds half a step to each
 // of the 12 numbers of such a part.
 inline constexpr int64_t kSketchRun = 6;
-EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
+EI_HOST_DEVICE inline float sketch_step(float most, float most_of_part) {
   constexpr float kMostPart = 32767 / 63 - kSketchRun;
+  return std::max(most / 127, most_of_part / kMostPart);
+}
+inline float sketch_step(const float* x, int64_t w) {
   float most = 0, part = 0;
   for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
   for (int64_t run = 0; run < w; run += 4 * kSketchRun)
@@ -37,7 +40,15 @@ EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
         sum += std::abs(x[k]) + std::abs(x[k + 1]);
       part = std::max(part, sum);
     }
-  return std::max(most / 127, part / kMostPart);
+  return sketch_step(most, part);
+}
+
+// The last bits of such a product, of w numbers, that are left out: what stays fits 16. Twice
+// kSketchRun numbers give no more than 15 bits, with a sign.
+EI_HOST_DEVICE inline int sketch_shift(int64_t w) {
+  int shift = 1;
+  while ((2 * kSketchRun << shift) < w) ++shift;
+  return shift;
 }
 
 // What share of the attention of each query segment of a chunk goes to each key block before it,
@@ -47,10 +58,11 @@ EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
 //
 //   kSketch         q and k - mean projected to the basis' directions and rounded, k to 63 steps
 //                   either side of 0 with a scale for each block, q to at most 127 with a scale for
-//                   each query. Of query i, a block's logit is the highest x of the keys j <= i in
-//                   it; relative to i's highest of all blocks; of kSketchGroup queries that follow
-//                   each other the highest. p = softmax over all blocks, those of the segment
-//                   included; its mean over the segment's groups.
+//                   each query; their product less its last sketch_shift() bits. Of query i, a
+//                   block's logit is the highest x of the keys j <= i in it; relative to i's
+//                   highest of all blocks; of kSketchGroup queries that follow each other the
+//                   highest. p = softmax over all blocks, those of the segment included; its mean
+//                   over the segment's groups.
 //   kAntidiagonals  z[r,c] = mean over t < T of x between query rT + T-1-t and key cT + t, with
 //                   T = stride; p = softmax over c <= r; a block's is the sum over its c; its mean
 //                   over the segment's r.

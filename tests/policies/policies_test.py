@@ -232,7 +232,7 @@ def test_flashprefill(size, share, tmp_path):
 
 
 def rounded(x, scale):
-    return torch.where(scale > 0, torch.round(x / scale), torch.zeros_like(x)) * scale
+    return torch.where(scale > 0, torch.round(x / scale), torch.zeros_like(x))
 
 
 def sketch(tokens, layer, head, begin, segment, block, group_of=8):
@@ -242,16 +242,19 @@ def sketch(tokens, layer, head, begin, segment, block, group_of=8):
     directions = torch.linalg.eigh((k - mean).T @ (k - mean))[1].flip(-1)[:, :w]
     end, group = begin + segment, tokens.heads // tokens.kv_heads
     keys = ((k[:end] - mean) @ directions).view(-1, block, w)
-    keys = rounded(keys, keys.abs().amax((1, 2), keepdim=True) / 63).view(-1, w)
+    key_scale = keys.abs().amax((1, 2), keepdim=True) / 63
+    keys = rounded(keys, key_scale).view(-1, w)
+    step = 2 ** math.ceil(math.log2(2 * math.ceil(w / 24)))  # sums of so many parts of 15 bits and a sign, in 16
     shares = torch.zeros(end // block, dtype=torch.float64)
     for h in range(head * group, (head + 1) * group):
         q = tokens.q[layer, h, begin:end] @ directions
         # Sums of 12 numbers in 16 bits must not overflow: pairs of fours, six fours at a time.
         pairs = torch.nn.functional.pad(q.abs().view(segment, -1, 2, 2).sum(-1), (0, 0, 0, -(w // 4) % 6))
         part = pairs.view(segment, -1, 6, 2).sum(2).amax((1, 2))
-        q = rounded(q, torch.maximum(q.abs().amax(-1) / 127, part / (32767 // 63 - 6))[:, None])
+        scale = torch.maximum(q.abs().amax(-1) / 127, part / (32767 // 63 - 6))[:, None]
+        products = torch.floor(rounded(q, scale) @ keys.T / step) * step * scale * key_scale.flatten().repeat_interleave(block)
         later = torch.arange(end)[None] > torch.arange(begin, end)[:, None]
-        logit = (q @ keys.T / math.sqrt(tokens.d)).masked_fill(later, -math.inf).view(segment, -1, block).amax(-1)
+        logit = (products / math.sqrt(tokens.d)).masked_fill(later, -math.inf).view(segment, -1, block).amax(-1)
         x = logit - logit.amax(-1, keepdim=True)
         for first in range(0, segment, group_of):
             shares += x[first:first + group_of].amax(0).softmax(-1) / (segment // group_of * group)

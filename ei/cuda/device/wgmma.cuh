@@ -42,12 +42,17 @@ __device__ inline uint64_t operand(uint32_t address, uint32_t row_stride, uint32
   return field(address) | field(column_stride) << 16 | field(row_stride) << 32 | uint64_t{1} << 62;
 }
 
-// A K-major operand without swizzle: 8 rows of 16 bytes are one run of 128, `row_stride` from one
-// to the next 8 rows, `column_stride` from one to that of the next 16 bytes.
-__device__ inline uint64_t plain_operand(uint32_t address, uint32_t row_stride,
-                                         uint32_t column_stride) {
-  const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
-  return field(address) | field(column_stride) << 16 | field(row_stride) << 32;
+// A K-major operand of rows of so many bytes in the swizzle of that width: the 16 bytes at c of row
+// r of 8 lie at c ^ swizzle(r), counted in 16 bytes. A step of 32 bytes adds 2.
+template <int kRowBytes>
+__host__ __device__ constexpr int swizzle(int row) {
+  return row * kRowBytes / 128 & (kRowBytes / 16 - 1);
+}
+template <int kRowBytes>
+__device__ uint64_t operand_rows(uint32_t address) {
+  static_assert(kRowBytes == 32 || kRowBytes == 64 || kRowBytes == 128);
+  constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
+  return (operand(address, 8 * kRowBytes, 16) & ~(uint64_t{3} << 62)) | kSwizzle << 62;
 }
 
 #define EI_R8(d, i)                                                                           \
@@ -71,13 +76,6 @@ __device__ inline void wgmma_64x128(int32_t (&d)[64], const uint32_t (&a)[4], ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 #undef EI_R8
-
-// A K-major operand of rows of so many bytes, 64 or 128, in the swizzle of that width.
-template <int kRowBytes>
-__device__ uint64_t operand_rows(uint32_t address) {
-  static_assert(kRowBytes == 64 || kRowBytes == 128);
-  return operand(address, 8 * kRowBytes, 16) ^ (kRowBytes == 64 ? uint64_t{3} << 62 : 0);
-}
 
 #define EI_F8(d, i)                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
