@@ -1,4 +1,6 @@
 #include "ei/cuda/device/e4m3.cuh"
+#include "ei/cuda/device/ptx.cuh"
+#include "ei/cuda/device/weights.cuh"
 #include "ei/cuda/fp8.h"
 #include "ei/cuda/launch.cuh"
 #include "ei/ops/weight_blocks.h"
@@ -65,7 +67,77 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Few rows of x by weights in e4m3, bound by reading these once: they go from memory to registers,
+// kStages steps of 64 columns under way, and from there to the tensor cores as bf16, exactly. The
+// warps of a block share out the columns. Which of them are one product's is free as long as x
+// agrees: a lane takes 16 that lie together.
+constexpr int kWarps = 8, kStages = 4, kStep = 64 * kWarps;
+
+__device__ uint32_t word_of(const uint4& words, int i) {
+  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
+__global__ void __launch_bounds__(32 * kWarps, 3) multiply(const __grid_constant__ FewRows p) {
+  __shared__ float totals[kWarps][kMaxExactRows][kE4m3Outputs];
+  const int which = p.part_of(static_cast<int>(blockIdx.x));
+  const FewRows::Part& part = p.parts[which];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int quad = lane / 4, in_quad = lane % 4;
+  const int first = (static_cast<int>(blockIdx.x) - p.first_block[which]) * int{kE4m3Outputs};
+
+  const int begin = 64 * warp + 16 * in_quad;
+  const uint8_t* rows[2];  // of the weight: a lane's two of 16
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    rows[r] = static_cast<const uint8_t*>(part.weight) + int64_t{first + quad + 8 * r} * p.k;
+  const bool has_x = quad < p.n;
+  const bf16* x = p.x + int64_t{has_x ? quad : 0} * p.k;
+  uint4 held[kStages][2];
+  const auto fetch = [&](uint4(&to)[2], int column) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) to[r] = column < p.k ? load_once_16(rows[r] + column) : uint4{};
+  };
+#pragma unroll
+  for (int s = 0; s < kStages; ++s) fetch(held[s], begin + s * kStep);
+  float sums[4] = {};
+  for (int from = begin; from - 16 * in_quad < p.k; from += kStages * kStep) {
+#pragma unroll
+    for (int s = 0; s < kStages; ++s) {
+      const int column = from + s * kStep;
+      Bf16x8 b[2] = {};
+      if (has_x && column < p.k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          b[half] = reinterpret_cast<const Bf16x8*>(x + column)[half];
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint2 low = bf16_pairs<WeightFormat::kFP8>(word_of(held[s][0], j));
+        const uint2 high = bf16_pairs<WeightFormat::kFP8>(word_of(held[s][1], j));
+        const uint32_t a[4] = {low.x, high.x, low.y, high.y};
+        mma_16816(sums, a, b[j / 2].word[j % 2 * 2], b[j / 2].word[j % 2 * 2 + 1]);
+      }
+      fetch(held[s], column + kStages * kStep);
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) totals[warp][2 * in_quad + e % 2][quad + e / 2 * 8] = sums[e];
+  __syncthreads();
+  for (int i = thread; i < p.n * kE4m3Outputs; i += 32 * kWarps) {
+    const int row = i / kE4m3Outputs, output = i % kE4m3Outputs, at = first + output;
+    float y = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) y += totals[w][row][output];
+    y = fmaf(y, part.scale[at], part.bias == nullptr ? 0.0f : part.bias[at]);
+    part.store(int64_t{row} * part.m + at, y);
+  }
+}
+
 }  // namespace
+
+void multiply_e4m3(const FewRows& product, Stream& stream) {
+  launch("MatMul", multiply, product.n_blocks(), 32 * kWarps, 0, stream, product);
+}
 
 void quantize_rows(const void* from, int64_t n, int64_t cols, void* to, float* scale,
                    Stream& stream) {

@@ -1,9 +1,11 @@
 #pragma once
 
+#include "ei/cuda/few_rows.h"
 #include "ei/cuda/stream.h"
 #include "ei/ops/tensor.h"
 
-// Rows in e4m3, each with a scale: what is multiplied with Math::kFP8.
+// Rows in e4m3, each with a scale: weights of Math::kFP8, and what many rows of x are rounded to
+// for them. Few rows of x are multiplied as they are.
 namespace ei::cuda {
 
 // A thread block holds a row of whole vectors of 8 numbers in registers, 8 vectors a thread, of
@@ -27,5 +29,10 @@ void quantize_rows(const void* bf16, int64_t n, int64_t cols, void* to, float* s
 // The same of weights in blocks of FP8; rows whose scales are all one keep their numbers.
 void merge_scales(const void* blocks, int64_t n, int64_t cols, void* to, float* scale,
                   Stream& stream);
+
+// Few rows of x, by weights in e4m3.
+inline constexpr int64_t kMaxExactRows = 8;  // of x
+inline constexpr int64_t kE4m3Outputs = 16;  // of a thread block
+void multiply_e4m3(const FewRows& product, Stream& stream);
 
 }  // namespace ei::cuda

@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTiles < 4 ? 2 : 1)
   using L = Packed<kFormat>;
   using Line = typename L::Line;
   extern __shared__ uint4 shared[];
-  int which = 0;
-  while (which < 2 && static_cast<int>(blockIdx.x) >= p.first_block[which + 1]) ++which;
+  const int which = p.part_of(static_cast<int>(blockIdx.x));
   const FewRows::Part& part = p.parts[which];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int first = (static_cast<int>(blockIdx.x) - p.first_block[which]) * L::kRows;
