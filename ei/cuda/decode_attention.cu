@@ -55,6 +55,12 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   const int begin = part * per_part * kKeys, end = min(n, begin + per_part * kKeys);
   const int64_t first_head = int64_t{blockIdx.z} * p.n_heads + int64_t{kv_head} * group;
 
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (begin + s * kKeys < end) tiles[s].load(sequence.rows, kv_head, begin + s * kKeys, end);
+    copy_async_commit();
+  }
+
   // Query heads are rows of the products; those beyond the group are zero.
   typename Tile::Query q;
 #pragma unroll
@@ -67,11 +73,6 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   }
 
   float o[kD / 8][4] = {}, top[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
-#pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (begin + s * kKeys < end) tiles[s].load(sequence.rows, kv_head, begin + s * kKeys, end);
-    copy_async_commit();
-  }
   int stage = 0;
   for (int first = begin; first < end; first += kKeys) {
     copy_async_wait<kStages - 2>();
