@@ -6,7 +6,8 @@
 
 MODEL is a Hugging Face directory. Printed for each case: KL divergence of the next token's distribution
 from that of the same weights with nothing rounded, in nats, its mean over every eighth token with the
-standard error, and the share of tokens with the same likeliest one. Sums are floats throughout.
+standard error, and the share of tokens with the same likeliest one. Sums are floats throughout. On a GPU
+if there is one.
 """
 
 import argparse
@@ -61,9 +62,9 @@ def hadamard(n):
 def rotation(n):
     """Orthogonal: a Hadamard matrix, for an n that is no power of two times one of random directions."""
     power = n & -n
-    odd = n // power
-    q = torch.linalg.qr(torch.randn(odd, odd, generator=torch.Generator().manual_seed(1)))[0].contiguous()
-    return torch.kron(q, hadamard(power))
+    torch.manual_seed(1)
+    q = torch.linalg.qr(torch.randn(n // power, n // power))[0]
+    return torch.kron(q.contiguous(), hadamard(power))
 
 
 class Exact:
@@ -172,6 +173,7 @@ def cases():
 
 def load(folder):
     folder = pathlib.Path(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     config = json.loads((folder / "config.json").read_text())
     data = bytearray((folder / "model.safetensors").read_bytes())
     (size,) = struct.unpack("<Q", data[:8])
@@ -180,7 +182,8 @@ def load(folder):
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
             raw = torch.frombuffer(data, dtype=torch.bfloat16, count=(end - begin) // 2, offset=8 + size + begin)
-            tensors[name.removeprefix("model.")] = raw.reshape(entry["shape"]).to(torch.float32)
+            tensors[name.removeprefix("model.")] = raw.reshape(entry["shape"]).to(device, torch.float32)
+    torch.set_default_device(device)
     return config, tensors
 
 
