@@ -30,9 +30,15 @@ void quantize_rows(const void* bf16, int64_t n, int64_t cols, void* to, float* s
 void merge_scales(const void* blocks, int64_t n, int64_t cols, void* to, float* scale,
                   Stream& stream);
 
-// Few rows of x, by weights in e4m3.
-inline constexpr int64_t kMaxExactRows = 8;  // of x
-inline constexpr int64_t kE4m3Outputs = 16;  // of a thread block
-void multiply_e4m3(const FewRows& product, Stream& stream);
+// Few rows of x by weights in e4m3, all parts with a scale a row, or a block.
+inline constexpr int64_t kMaxExactRows = 8;  // of x; by block kMaxPackedRows
+inline constexpr int kE4m3Outputs = 16;      // of a thread block
+void multiply_e4m3(const FewRows& product, bool by_block, Stream& stream);
+
+// n rows of blocks, as Weight::scale has them.
+void split_blocks(const void* blocks, int64_t n, int64_t cols, void* to, float* scale,
+                  Stream& stream);
+// Rows with scales of blocks in bf16, as unpack() of quantized.h.
+void unpack_e4m3(const Weight& weight, const int32_t* tokens, int64_t n, void* to, Stream& stream);
 
 }  // namespace ei::cuda

@@ -210,9 +210,7 @@ void CudaBackend::multiply_unpacked(const Act& x, const MatMul::Part& part) {
   void* bf16_rows = reserve(panel_, std::min(step, part.weight.rows) * row);
   for (int64_t first = 0; first < part.weight.rows; first += step) {
     const int64_t count = std::min(step, part.weight.rows - first);
-    Weight rows = part.weight;
-    rows.data = part.weight.row(first);
-    unpack(rows, nullptr, count, bf16_rows, stream_);
+    unpack(part.weight.slice(first, count), nullptr, count, bf16_rows, stream_);
     MatMul::Part panel = part;
     panel.weight = {bf16_rows, WeightFormat::kBF16, count, x.cols};
     if (part.bias.data != nullptr) panel.bias = part.bias.slice(first, count);
@@ -247,8 +245,9 @@ void CudaBackend::run(const MatMul& op) {
   for (size_t i = 0; i < op.parts.size(); ++i) {
     const Weight& weight = op.parts[i].weight;
     if (weight.data == nullptr || done[i]) continue;
-    const bool e4m3 = weight.scale != nullptr, quantized = !e4m3 && is_quantized(weight.format);
-    if (!e4m3 && !quantized && weight.format != WeightFormat::kBF16)
+    const bool e4m3 = weight.scale != nullptr, in_e4m3 = e4m3 && !weight.by_block;
+    const bool quantized = is_quantized(weight.format);
+    if (!quantized && weight.format != WeightFormat::kBF16)
       throw Error("MatMul: a weight has not been placed");
     Act x = op.x;
     if (weight.order != nullptr) {
@@ -256,23 +255,25 @@ void CudaBackend::run(const MatMul& op) {
       permute_columns(op.x, weight.order, x.data, stream_);
       x8 = {};  // it was there
     }
-    if (x.rows > (e4m3 ? kMaxExactRows : quantized ? kMaxPackedRows : kMaxFewRows)) {
-      if (e4m3 && x8.data == nullptr) x8 = rounded(x);
-      quantized ? multiply_unpacked(x, op.parts[i]) : multiply(e4m3 ? x8 : x, op.parts[i]);
+    if (x.rows > (in_e4m3 ? kMaxExactRows : quantized ? kMaxPackedRows : kMaxFewRows)) {
+      if (in_e4m3 && x8.data == nullptr) x8 = rounded(x);
+      in_e4m3     ? multiply(x8, op.parts[i])
+      : quantized ? multiply_unpacked(x, op.parts[i])
+                  : multiply(x, op.parts[i]);
       continue;
     }
     FewRows few(x);
     for (size_t j = i; j < op.parts.size(); ++j) {
       const Weight& other = op.parts[j].weight;
       if (other.data == nullptr || other.format != weight.format || other.order != weight.order ||
-          (other.scale != nullptr) != e4m3)
+          (other.scale != nullptr) != e4m3 || other.by_block != weight.by_block)
         continue;
       few.add(op.parts[j], e4m3        ? kE4m3Outputs
                            : quantized ? packed_rows(weight.format)
                                        : kRows * kWarps);
       done[j] = true;
     }
-    e4m3        ? multiply_e4m3(few, stream_)
+    e4m3        ? multiply_e4m3(few, weight.by_block, stream_)
     : quantized ? multiply_packed(few, weight.format, stream_)
                 : launch_few<kMaxFewRows>(few, stream_);
   }

@@ -50,7 +50,7 @@ __device__ uint32_t numbers_at(const uint8_t* block, int column, int more) {
   using enum WeightFormat;
   const int in_32 = column % 32;
   const auto word = [&](int at) { return word_at<kFormat>(block + more + at); };
-  if constexpr (kFormat == kQ8_0 || kFormat == kINT8 || kFormat == kFP8) {
+  if constexpr (kFormat == kQ8_0 || kFormat == kINT8) {
     return word((kFormat == kQ8_0 ? 2 : 4) + column);
   } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
     const int at = (kFormat == kQ2_K ? 16 : 32) + column / 128 * 32 + in_32;
@@ -134,9 +134,7 @@ struct Lines {
 
   __device__ explicit Lines(const uint8_t* block) {
     float scale[kGroups], offset[kGroups];
-    if constexpr (kFormat == WeightFormat::kFP8) {
-      scale[0] = *reinterpret_cast<const float*>(block);
-    } else if constexpr (kFormat == WeightFormat::kQ4_K || kFormat == WeightFormat::kQ5_K) {
+    if constexpr (kFormat == WeightFormat::kQ4_K || kFormat == WeightFormat::kQ5_K) {
       const auto* words = reinterpret_cast<const uint32_t*>(block);  // four loads, not sixteen
       const uint32_t head[4] = {words[0], words[1], words[2], words[3]};
       unpack_scales<kFormat>(reinterpret_cast<const uint8_t*>(head), scale, offset);
