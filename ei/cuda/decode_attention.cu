@@ -127,10 +127,15 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   copy_async_wait<0>();
   __syncthreads();
 
-  // Merge the warps.
-  auto* warp_sums = reinterpret_cast<float*>(raw);  // [kWarps, group, kD]
+  // Merge the warps. Each quarter of a row is a number further, so that the banks differ of what
+  // the lanes of a warp store.
+  constexpr int kRow = kD + 4;
+  auto* warp_sums = reinterpret_cast<float*>(raw);  // [kWarps, group, kRow]
   auto* warp_softmax =
-      reinterpret_cast<float2*>(warp_sums + kWarps * kMaxGroup * kD);  // + [kWarps, group]
+      reinterpret_cast<float2*>(warp_sums + kWarps * kMaxGroup * kRow);  // + [kWarps, group]
+  const auto sum_at = [&](int w, int head, int c) -> float& {
+    return warp_sums[(w * kMaxGroup + head) * kRow + c + c / (kD / 4)];
+  };
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
@@ -141,8 +146,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 #pragma unroll
     for (int t = 0; t < kD / 8; ++t) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        warp_sums[(warp * kMaxGroup + head) * kD + Tile::column(t, e)] = o[t][2 * r + e];
+      for (int e = 0; e < 2; ++e) sum_at(warp, head, Tile::column(t, e)) = o[t][2 * r + e];
     }
   }
   __syncthreads();
@@ -153,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     for (int w = 0; w < kWarps; ++w) {
       const float2 of_warp = warp_softmax[w * kMaxGroup + head];
       const float factor = exp2_approx(of_warp.x - most);
-      total += factor * warp_sums[(w * kMaxGroup + head) * kD + c];
+      total += factor * sum_at(w, head, c);
       weight += factor * of_warp.y;
     }
     if (p.n_splits == 1) {

@@ -75,7 +75,8 @@ struct Bf16Tile {
   __device__ static int column(int t, int e) { return 8 * t + threadIdx.x % 4 * 2 + e; }
 };
 
-// e4m3 becomes f16, which holds it exactly, on its way from shared memory to the tensor cores.
+// Keys of 8 bits and values in e4m3 become f16, which holds them exactly, on their way from shared
+// memory to the tensor cores.
 // Which columns of a row are a product's is free as long as queries, or sums, agree: a lane takes
 // what lies together.
 template <int kDim>
@@ -137,7 +138,8 @@ struct E4m3Tile {
         const uint32_t words[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          mma_16816_f16(s[t], q[4 * half + j], to_f16x2(words[j]), to_f16x2(words[j] >> 16));
+          mma_16816_f16(s[t], q[4 * half + j], key_pair(words[j], 0x4140),
+                        key_pair(words[j], 0x4342));
       }
     }
   }
@@ -183,6 +185,13 @@ struct E4m3Tile {
   __device__ static int column(int t, int e) { return (threadIdx.x % 4 * 2 + e) * kRun + t; }
 
  private:
+  // 1024 + 128 + a signed byte, less 1152.
+  __device__ static uint32_t key_pair(uint32_t four, uint32_t order) {
+    const uint32_t word = __byte_perm(four ^ 0x80808080u, 0x64646464u, order);
+    __half2 pair;
+    memcpy(&pair, &word, 4);
+    return bits(__hsub2(pair, __float2half2_rn(1152)));
+  }
   __device__ static uint32_t bits(__half2 x) {
     uint32_t word;
     memcpy(&word, &x, 4);
