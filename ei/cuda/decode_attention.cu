@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 
 template <class Tile>
 void start(const Params& p, size_t n_sequences, int64_t most_heads, Stream& stream) {
-  const size_t merge = sizeof(float) * kWarps * kMaxGroup * (Tile::kD + 2);
+  const size_t merge = sizeof(float) * kWarps * kMaxGroup * (Tile::kD + 6);
   const dim3 grid(static_cast<unsigned>(p.n_splits), static_cast<unsigned>(most_heads),
                   static_cast<unsigned>(n_sequences));
   launch("DecodeAttention", attend<Tile>, grid, kThreads, std::max(kStages * sizeof(Tile), merge),
