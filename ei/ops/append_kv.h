@@ -15,8 +15,8 @@ namespace ei {
 // of n when decoding. A cache of more heads than k (compacted per query head) stores each of k's as
 // many times over. Values are rounded to the cache's type (to nearest, ties to even; in kQ8 to
 // whole 127ths of the row's largest; in kFP8 keys to whole numbers of up to 127 and values to e4m3,
-// up to 448, by the smallest scale that leaves none above; larger ones become these); bounds are of the rounded keys, exactly, or as PageLayout
-// says.
+// up to 448, by the smallest scale that leaves none above; larger ones become these); bounds are of
+// the rounded keys, exactly, or as PageLayout says.
 struct AppendKv {
   Act k;  // [n, heads * d], RoPE applied; heads divides the n_kv_heads of every cache
   Act v;  // [n, heads * d]

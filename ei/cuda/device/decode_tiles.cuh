@@ -137,9 +137,10 @@ struct E4m3Tile {
         const uint4 word = k[row * kChunks + ((4 * half + lane % 4) ^ swizzle(row))];
         const uint32_t words[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          mma_16816_f16(s[t], q[4 * half + j], key_pair(words[j], 0x4140),
-                        key_pair(words[j], 0x4342));
+        for (int j = 0; j < 4; ++j) {
+          const uint2 keys = signed_f16_pairs(words[j]);
+          mma_16816_f16(s[t], q[4 * half + j], keys.x, keys.y);
+        }
       }
     }
   }
@@ -185,13 +186,6 @@ struct E4m3Tile {
   __device__ static int column(int t, int e) { return (threadIdx.x % 4 * 2 + e) * kRun + t; }
 
  private:
-  // 1024 + 128 + a signed byte, less 1152.
-  __device__ static uint32_t key_pair(uint32_t four, uint32_t order) {
-    const uint32_t word = __byte_perm(four ^ 0x80808080u, 0x64646464u, order);
-    __half2 pair;
-    memcpy(&pair, &word, 4);
-    return bits(__hsub2(pair, __float2half2_rn(1152)));
-  }
   __device__ static uint32_t bits(__half2 x) {
     uint32_t word;
     memcpy(&word, &x, 4);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <cstdint>
@@ -110,6 +111,20 @@ __device__ inline uint2 signed_pairs(uint32_t bytes) {
     a = __hsub2(a, b);
     uint32_t word;
     memcpy(&word, &a, 4);
+    return word;
+  };
+  return {pair(0x4140), pair(0x4342)};
+}
+
+// The same as f16: 1024 + 128 + a byte, less 1152.
+__device__ inline uint2 signed_f16_pairs(uint32_t bytes) {
+  const auto pair = [&](uint32_t order) {
+    const uint32_t both = __byte_perm(bytes ^ 0x80808080u, 0x64646464u, order);
+    __half2 x;
+    memcpy(&x, &both, 4);
+    x = __hsub2(x, __float2half2_rn(1152));
+    uint32_t word;
+    memcpy(&word, &x, 4);
     return word;
   };
   return {pair(0x4140), pair(0x4342)};
