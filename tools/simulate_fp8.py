@@ -33,10 +33,16 @@ def int8(x, top):
     return (x / scale).round() * scale
 
 
-def power_of_16(x, top):
-    """As fp8 caches have it: the scale is a power of 16."""
+def value8(x, top):
+    """As fp8 caches have values: the scale is a power of 16."""
     scale = 16.0 ** torch.ceil(torch.log2(top.clamp_min(1e-30) / 448) / 4)
     return (x / scale).to(E4M3).to(torch.float32) * scale
+
+
+def key8(x, top):
+    """As fp8 caches have keys: the scale is a power of 2."""
+    scale = 2.0 ** torch.ceil(torch.log2(top.clamp_min(1e-30) / 127))
+    return (x / scale).round() * scale
 
 
 def by_row(kind, x):
@@ -134,8 +140,8 @@ def probs8(p):
 
 
 def cases():
-    e8, i8, p16 = row(e4m3), row(int8), row(power_of_16)
-    products, cache = Products(e8, e8), Cache(k=p16, v=p16)
+    e8, i8, v8, k8 = row(e4m3), row(int8), row(value8), row(key8)
+    products = Products(e8, e8)
     yield "products", products
     yield "products: weights", Products(w=e8)
     yield "products: activations", Products(x=e8)
@@ -147,28 +153,26 @@ def cases():
     yield "products: int8, rotated", Products(i8, i8, rotated=True)
     yield "products: int8 weights", Products(w=i8)
     yield "products: int8 activations, rotated", Products(x=i8, rotated=True)
-    yield "cache", cache
-    yield "cache: keys", Cache(k=p16)
-    yield "cache: values", Cache(v=p16)
-    yield "cache: keys, scale of each row", Cache(k=e8)
-    yield "cache: keys less their mean", Cache(k=p16, centred=True)
-    yield "cache: keys rotated", Cache(k=p16, rotated=True)
-    yield "cache: int8 keys", Cache(k=i8)
-    yield "cache: int8 keys less their mean", Cache(k=i8, centred=True)
-    yield "cache: int8 keys rotated", Cache(k=i8, rotated=True)
-    yield "cache: int8 keys less their mean, rotated", Cache(k=i8, centred=True, rotated=True)
-    yield "cache: int8 values", Cache(v=i8)
+    yield "cache", Cache(k=k8, v=v8)
+    yield "cache: keys", Cache(k=k8)
+    yield "cache: keys, any scale", Cache(k=i8)
+    yield "cache: keys less their mean", Cache(k=k8, centred=True)
+    yield "cache: keys rotated", Cache(k=k8, rotated=True)
+    yield "cache: keys in e4m3, scales powers of 16", Cache(k=v8)
+    yield "cache: keys in e4m3, any scale", Cache(k=e8)
+    yield "cache: keys in e4m3 less their mean", Cache(k=v8, centred=True)
+    yield "cache: keys in e4m3, rotated", Cache(k=v8, rotated=True)
+    yield "cache: values", Cache(v=v8)
     yield "cache: values by channel", Cache(v=lambda v: by_column(e4m3, v))
-    yield "cache: int8 keys and values", Cache(k=i8, v=i8)
-    yield "attention: queries", Cache(q=e8)
-    yield "attention: int8 queries", Cache(q=i8)
+    yield "cache: int8 values", Cache(v=i8)
+    yield "attention: queries", Cache(q=i8)
+    yield "attention: queries in e4m3", Cache(q=e8)
     yield "attention: probabilities", Cache(p=probs8)
-    yield "attention", Cache(k=p16, v=p16, q=e8, p=probs8)
-    yield "attention: int8 keys and queries, less their mean", Cache(k=i8, v=p16, q=i8, p=probs8, centred=True)
-    yield "attention: int8 but probabilities, less their mean", Cache(k=i8, v=i8, q=i8, p=probs8, centred=True)
-    yield "all", Both(products, Cache(k=p16, v=p16, q=e8, p=probs8))
-    yield "all: int8 rotated, int8 keys and queries less their mean", Both(
-        Products(i8, i8, rotated=True), Cache(k=i8, v=i8, q=i8, p=probs8, centred=True))
+    attention = Cache(k=k8, v=v8, q=i8, p=probs8)
+    yield "attention", attention
+    yield "attention: keys and queries in e4m3", Cache(k=v8, v=v8, q=e8, p=probs8)
+    yield "all", Both(products, attention)
+    yield "all: products in int8, rotated", Both(Products(i8, i8, rotated=True), attention)
 
 
 def load(folder):
