@@ -65,7 +65,7 @@ class CudaBackend final : public Backend {
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
   void attend_e4m3(const SparseAttention& op);
-  // The first n rows of every head of a cache in e4m3, in bf16, until the next that are asked for.
+  // The first n rows of every head of a cache in fp8, in bf16, until the next that are asked for.
   KvLayer widened(const KvLayer& kv, int64_t n_rows, bool with_values);
   void estimate_by_sketch(const EstimateMass& op, Segments segments);
   void estimate_by_logits(const EstimateMass& op, Segments segments);
