@@ -12,14 +12,13 @@
 
 // Decode attention: bound by reading the cache once. A block takes one part of the rows of one KV
 // head, for all its query heads together: they are the rows of tensor-core products, so that even
-// 16 of them cost no more than one. Tiles of 64 keys arrive asynchronously, three in flight; each
-// warp keeps its own online softmax over its 16 keys of every tile. Parts are merged by the last
-// block of a head to finish.
+// 16 of them cost no more than one. Tiles of 64 keys arrive asynchronously, the next during this
+// one; each warp keeps its own online softmax over its 16 keys of every tile. Parts are merged by
+// the last block of a head to finish.
 namespace ei::cuda {
 namespace {
 
 constexpr int kWarps = kDecodeWarps, kThreads = kDecodeThreads, kKeys = kDecodeKeys;
-constexpr int kStages = 3;
 constexpr int kMaxGroup = 16;
 static_assert(kMaxSplits % 32 == 0);
 
@@ -44,6 +43,7 @@ struct Params {
 template <class Tile>
 __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Params p) {
   extern __shared__ __align__(16) unsigned char raw[];
+  constexpr int kStages = Tile::kStages;
   auto* tiles = reinterpret_cast<Tile*>(raw);  // [kStages]
   constexpr int kD = Tile::kD;
   const Params::Sequence& sequence = p.sequences[blockIdx.z];
@@ -172,15 +172,15 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 
   // The last part of this head to arrive merges them all.
   __shared__ bool is_last;
-  __threadfence();
   __syncthreads();
-  if (thread == 0) {
+  if (thread == 0) {  // fences for all, who have met and will meet it at barriers
     const auto last = static_cast<uint32_t>(p.n_splits - 1);
+    __threadfence();
     is_last = atomicInc(&p.done[blockIdx.z * gridDim.y + blockIdx.y], last) == last;
+    __threadfence();
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();
   auto* weights = reinterpret_cast<float*>(raw);  // [group, n_splits]
   for (int head = warp; head < group; head += kWarps) {
     const int64_t slot = (first_head + head) * p.n_splits;
@@ -210,11 +210,18 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     const int head = i / (kD / 4), c = i % (kD / 4) * 4;
     const float* sums = p.sums + (first_head + head) * p.n_splits * kD + c;
     float4 total{};
-#pragma unroll 16
-    for (int s = 0; s < p.n_splits; ++s) {
-      const float4 x = __ldcg(reinterpret_cast<const float4*>(sums + s * kD));
-      const float w = weights[head * p.n_splits + s];
-      total = {total.x + w * x.x, total.y + w * x.y, total.z + w * x.z, total.w + w * x.w};
+    constexpr int kBatch = 16;  // under way at once
+    for (int first = 0; first < p.n_splits; first += kBatch) {
+      float4 x[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        x[j] = __ldcg(reinterpret_cast<const float4*>(sums + min(first + j, p.n_splits - 1) * kD));
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const float w = first + j < p.n_splits ? weights[head * p.n_splits + first + j] : 0;
+        total = {total.x + w * x[j].x, total.y + w * x[j].y, total.z + w * x[j].z,
+                 total.w + w * x[j].w};
+      }
     }
     *reinterpret_cast<uint2*>(p.out + (first_head + head) * kD + c) = {pack_bf16(total.x, total.y),
                                                                        pack_bf16(total.z, total.w)};
@@ -226,8 +233,8 @@ void start(const Params& p, size_t n_sequences, int64_t most_heads, Stream& stre
   const size_t merge = sizeof(float) * kWarps * kMaxGroup * (Tile::kD + 6);
   const dim3 grid(static_cast<unsigned>(p.n_splits), static_cast<unsigned>(most_heads),
                   static_cast<unsigned>(n_sequences));
-  launch("DecodeAttention", attend<Tile>, grid, kThreads, std::max(kStages * sizeof(Tile), merge),
-         stream, p);
+  launch("DecodeAttention", attend<Tile>, grid, kThreads,
+         std::max(Tile::kStages * sizeof(Tile), merge), stream, p);
 }
 
 bool is_fast(const DecodeAttention& op) {

@@ -32,7 +32,7 @@ void merge_scales(const void* blocks, int64_t n, int64_t cols, void* to, float* 
 
 // Few rows of x by weights in e4m3, all parts with a scale a row, or a block.
 inline constexpr int64_t kMaxExactRows = 8;  // of x; by block kMaxPackedRows
-inline constexpr int kE4m3Outputs = 16;      // of a thread block
+int64_t e4m3_outputs(int64_t n);             // that a thread block makes of n rows
 void multiply_e4m3(const FewRows& product, bool by_block, Stream& stream);
 
 // n rows of blocks, as Weight::scale has them.

@@ -268,7 +268,7 @@ void CudaBackend::run(const MatMul& op) {
       if (other.data == nullptr || other.format != weight.format || other.order != weight.order ||
           (other.scale != nullptr) != e4m3 || other.by_block != weight.by_block)
         continue;
-      few.add(op.parts[j], e4m3        ? kE4m3Outputs
+      few.add(op.parts[j], e4m3        ? e4m3_outputs(x.rows)
                            : quantized ? packed_rows(weight.format)
                                        : kRows * kWarps);
       done[j] = true;

@@ -20,6 +20,7 @@ inline constexpr int kDecodeKeys = 16 * kDecodeWarps;  // of a tile
 template <int kDim>
 struct Bf16Tile {
   static constexpr bool kScaled = false;
+  static constexpr int kStages = 3;  // tiles in shared memory
   static constexpr int kD = kDim, kChunks = kD / 8;
   using Query = uint32_t[kD / 16][4];
 
@@ -82,6 +83,7 @@ struct Bf16Tile {
 template <int kDim>
 struct E4m3Tile {
   static constexpr bool kScaled = true;
+  static constexpr int kStages = 2;
   static constexpr int kD = kDim, kChunks = kD / 16;
   static constexpr int kRun = kD / 8;  // columns of sums that a lane has
   using Query = uint32_t[kD / 16][4];
