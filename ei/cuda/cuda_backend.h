@@ -65,7 +65,7 @@ class CudaBackend final : public Backend {
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
   void attend_e4m3(const SparseAttention& op);
-  // The first n rows of every head of a cache in e4m3, in bf16, until the next that are asked for.
+  // The first n rows of every head of a cache in fp8, in bf16, until the next that are asked for.
   KvLayer widened(const KvLayer& kv, int64_t n_rows, bool with_values);
   void estimate_by_sketch(const EstimateMass& op, Segments segments);
   void estimate_by_logits(const EstimateMass& op, Segments segments);
@@ -75,6 +75,7 @@ class CudaBackend final : public Backend {
   // x in e4m3, by the op before or by a pass of its own.
   Act rounded(const Act& x);
   void multiply_unpacked(const Act& x, const MatMul::Part& part);
+  Weight place_e4m3(const Weight& host, bool by_block);
   // Rows of a weight of the host's, as bf16.
   void copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to);
   // By cuBLASLt; its bias is of the type of the output. x is in e4m3 if the weight is, its scales

@@ -97,8 +97,8 @@ TEST_P(CudaTest, RoundingToFp8LosesLittle) {
     double bound;
   };
   for (const Case& c : {Case{"math", Math::kFP8, DType::kBF16, 0.055},
-                        {"kv", Math::kBF16, DType::kFP8, 0.065},
-                        {"both", Math::kFP8, DType::kFP8, 0.125}}) {
+                        {"kv", Math::kBF16, DType::kFP8, 0.026},
+                        {"both", Math::kFP8, DType::kFP8, 0.085}}) {
     Engine rounded(kNeedle, {.device = Device::kCuda, .kv_type = c.kv_type, .math = c.math});
     for (const int64_t n_tokens : {8192, 65536}) {
       const eval::Document document = make_document(exact, n_tokens, 5);

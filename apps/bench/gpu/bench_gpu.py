@@ -314,21 +314,24 @@ def matmul_us(lib, name, n, k, m):
     return ms.value * 1e3
 
 
-def bench_matmul(lib, flops, memory):
+def bench_matmul(libs, flops, memory):
     print("\nproducts, Llama-3.1-8B's shapes: us, share of the copy's rate over the weights' bytes; by "
           "8192 rows of the bf16 product's")
-    for name, bits in FORMATS.items():
+    formats = {name: (libs["bf16"], name, bits) for name, bits in FORMATS.items()}
+    formats["e4m3"] = libs["fp8"], "BF16", 8  # as --math fp8 has them
+    for name, (lib, stored, bits) in formats.items():
         row = f"{name:>6}:"
         for shape, (k, m) in SHAPES.items():
-            us = matmul_us(lib, name, 1, k, m)
+            us = matmul_us(lib, stored, 1, k, m)
             row += f"  {shape} {us:6.1f} {k * m * bits / 8 / memory / us * 1e6:4.0%}"
         print(row, flush=True)
     k, m = SHAPES["gate, up"]
-    for name in ("BF16", "Q8_0", "Q4_K", "Q6_K"):
+    for name in ("BF16", "e4m3", "FP8", "Q8_0", "Q4_K", "Q6_K"):
+        lib, stored, bits = formats[name]
         row = f"{name:>6}, gate and up, rows:"
         for n in (2, 4, 8, 16, 32, 64, 8192):
-            us = matmul_us(lib, name, n, k, m)
-            share = (2.0 * n * k * m / flops if n > 64 else k * m * FORMATS[name] / 8 / memory) / us
+            us = matmul_us(lib, stored, n, k, m)
+            share = (2.0 * n * k * m / flops if n > 64 else k * m * bits / 8 / memory) / us
             row += f"  {n}: {us:7.1f} {share * 1e6:4.0%}"
         print(row, flush=True)
 
@@ -523,6 +526,7 @@ def main():
         return
     flops, memory = ceilings()
     lib = Library(arguments.library, arguments.math, arguments.kv_type)
+    libs = {math: Library(arguments.library, math) for math in ("bf16", "fp8")}
     if "attention" in wanted:
         bench_attention(lib, flops, **lengths)
     if "entropy" in wanted:
@@ -532,9 +536,9 @@ def main():
     if "decode" in wanted:
         bench_decode(lib, memory)
     if "matmul" in wanted:
-        bench_matmul(lib, flops, memory)
+        bench_matmul(libs, flops, memory)
     if "layers" in wanted:
-        bench_layers({math: Library(arguments.library, math) for math in ("bf16", "fp8")})
+        bench_layers(libs)
     if "restore" in wanted:
         bench_restore(lib)
     if "compress" in wanted:
