@@ -46,9 +46,9 @@ std::vector<T> values_of(const TensorMap& tensors, std::string_view name, std::s
 
 }  // namespace
 
-std::vector<std::byte> make_image(const PageImage& image, Backend& backend, const KvShape& shape,
-                                  std::span<const PageRef> pages) {
-  const auto page_bytes = static_cast<size_t>(shape.layout.bytes());
+std::vector<std::byte> make_image(const PageImage& image, Backend& backend,
+                                  const PageLayout& layout, std::span<const PageRef> pages) {
+  const auto page_bytes = static_cast<size_t>(layout.bytes());
   const auto n_pages = std::ssize(pages);
   const auto room = [](const void* data, size_t bytes) {
     return std::span(static_cast<const std::byte*>(data), bytes);
@@ -58,7 +58,7 @@ std::vector<std::byte> make_image(const PageImage& image, Backend& backend, cons
       {"tokens", {"I32", {n_tokens}, std::as_bytes(std::span(image.tokens))}},
       {"entropies",
        {"F32", {std::ssize(image.entropies)}, std::as_bytes(std::span(image.entropies))}},
-      {"pages", {"U8", {n_pages, shape.layout.bytes()}, room(nullptr, pages.size() * page_bytes)}},
+      {"pages", {"U8", {n_pages, layout.bytes()}, room(nullptr, pages.size() * page_bytes)}},
       {"checksum", {"U64", {1}, room(nullptr, sizeof(uint64_t))}}};
   const std::string header =
       safetensors_header(tensors, {{"asked", fmt::format("{:x}", image.asked)},
@@ -78,8 +78,8 @@ std::vector<std::byte> make_image(const PageImage& image, Backend& backend, cons
   put(image.tokens.data(), image.tokens.size() * sizeof(int32_t));
   put(image.entropies.data(), image.entropies.size() * sizeof(float));
   for (const PageRef& page : pages) {
-    backend.copy_out(to, page->data(), shape.layout.bytes());
-    clear_unused({to, page_bytes}, shape.layout, n_tokens);
+    backend.copy_out(to, page->data(), layout.bytes());
+    clear_unused({to, page_bytes}, layout, n_tokens);
     to += page_bytes;
   }
   return bytes;

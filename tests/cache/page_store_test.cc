@@ -32,7 +32,7 @@ class PageStoreTest : public testing::Test {
     }
     PageImage image = {.model = "m", .policy = "p", .parent = parent, .entropies = {0.5f, 2}};
     for (int64_t i = 0; i < n_tokens; ++i) image.tokens.push_back(static_cast<int32_t>(i * 3));
-    return make_image(image, *backend, shape, pages);
+    return make_image(image, *backend, shape.layout, pages);
   }
   PageStore::Options options(int64_t max_bytes = 1 << 20) {
     return {.directory = dir / "pages", .max_bytes = max_bytes, .warn = [this](const auto& what) {
