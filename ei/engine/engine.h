@@ -147,8 +147,7 @@ struct Generation {
   FinishReason finish_reason = FinishReason::kStop;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, not read again
-  int64_t host_tokens = 0;    // of these, from the host's memory to a device's
-  int64_t loaded_tokens = 0;  // and from files
+  int64_t host_tokens = 0, loaded_tokens = 0;  // of these, from a GPU's host, and from files
   int64_t read_tokens = 0;    // of the prompt, those included; fewer than all if it was cancelled
   Timings timings;
   SparsityStats sparsity;
