@@ -12,20 +12,20 @@
 namespace ei::test {
 namespace {
 
-constexpr int64_t kLayers = 2, kHeads = 2, kPage = 16, kSegment = 8, kMaxPages = 24, kWidth = 3;
-constexpr int64_t kOfEntry = kLayers * kHeads;  // pages
-
-PrefillPolicy policy() {
-  PrefillPolicy policy;
-  policy.segment = kSegment;
-  policy.block = 4;
-  return policy;
-}
-
 // Prefixes whose pages hold a function of text, position, layer and head: on a processor beside
 // which there is memory that is copied as late as can be, and on a GPU.
 class HostTierTest : public testing::TestWithParam<std::string> {
  protected:
+  static constexpr int64_t kLayers = 2, kHeads = 2, kPage = 16, kSegment = 8, kMaxPages = 24,
+                           kWidth = 3;
+  static constexpr int64_t kOfEntry = kLayers * kHeads;  // pages
+
+  static PrefillPolicy policy() {
+    PrefillPolicy policy;
+    policy.segment = kSegment;
+    policy.block = 4;
+    return policy;
+  }
   void SetUp() override {
     if (GetParam() == "cuda" && !cuda_available())
       GTEST_SKIP() << "this machine has no GPU that the kernels run on";
