@@ -329,11 +329,12 @@ PrefixCache::Entry* PrefixCache::load(Search& search, Key parent, Key key,
     store_->discard(key, error.what());
     return nullptr;
   }
+  std::vector<PageRef> pages = take_pages(image, backend_, shape, search.cache.pool());
   Entry& entry = insert(key, {.parent = parent,
                               .policy = search.policy,
                               .layout = shape.layout,
                               .tokens = std::move(image.tokens),
-                              .pages = take_pages(image, backend_, shape, search.cache.pool()),
+                              .pages = std::move(pages),
                               .entropies = std::move(image.entropies),
                               .asked = image.asked,
                               .stored = true});
@@ -347,8 +348,6 @@ void PrefixCache::check(const PageImage& image, const PrefillPolicy& policy, con
           "{}: is of another model or policy", where);
   check_pages(image, shape, where);
   const auto n_tokens = std::ssize(image.tokens);
-  require(n_tokens > 0 && n_tokens <= shape.layout.rows, "{}: {} tokens, expected at most {}",
-          where, n_tokens, shape.layout.rows);
   require(std::ssize(image.entropies) == n_segments(n_tokens, policy) * n_entropies,
           "{}: {} entropies, expected {}", where, image.entropies.size(),
           n_segments(n_tokens, policy) * n_entropies);
@@ -370,7 +369,8 @@ std::vector<std::byte> PrefixCache::image_of(const Entry& entry) {
                            .asked = entry.asked,
                            .tokens = entry.tokens,
                            .entropies = entry.entropies};
-  return make_image(image, backend_, entry.layout, entry.pages);
+  return make_image(image, backend_, entry.layout, entry.pages,
+                    store_ != nullptr ? store_->spare() : std::vector<std::byte>());
 }
 
 void PrefixCache::write(std::span<const int32_t> text, const PrefillPolicy& policy, int64_t page,
