@@ -466,9 +466,12 @@ void PrefixCache::forget(Key key) noexcept {
 }
 
 void PrefixCache::shrink() noexcept {
-  while (device_.bytes > device_.max_bytes && !device_.uses.empty()) {
+  for (int64_t n_copied = 0;
+       device_.bytes > device_.max_bytes && !device_.uses.empty() && n_copied < kMaxDemoted;) {
     const Key key = device_.uses.back();
-    if (!demote(entries_.at(key))) forget(key);
+    const bool demoted = demote(entries_.at(key));
+    if (!demoted) forget(key);
+    n_copied += demoted ? 1 : 0;
   }
 }
 

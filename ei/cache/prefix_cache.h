@@ -45,6 +45,9 @@ class PrefixCache {
   // Copies from the host's memory run beside the step that comes next: a page of an 8B model takes
   // about a millisecond, one of a file tens of them, and the host's thread.
   static constexpr int64_t kHostLoads = 8;
+  // Entries that leave the device for the host's memory at a time; others that should go with the
+  // next call. More copies than a device queues would hold up whoever asks for them.
+  static constexpr int64_t kMaxDemoted = 32;
   struct Hit {
     int64_t n_tokens = 0;
     int64_t n_host = 0;      // of them, from the host's memory

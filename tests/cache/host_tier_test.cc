@@ -16,7 +16,7 @@ namespace {
 // which there is memory that is copied as late as can be, and on a GPU.
 class HostTierTest : public testing::TestWithParam<std::string> {
  protected:
-  static constexpr int64_t kLayers = 2, kHeads = 2, kPage = 16, kSegment = 8, kMaxPages = 24,
+  static constexpr int64_t kLayers = 2, kHeads = 2, kPage = 16, kSegment = 8, kMaxPages = 48,
                            kWidth = 3;
   static constexpr int64_t kOfEntry = kLayers * kHeads;  // pages
 
@@ -196,6 +196,21 @@ TEST_P(HostTierTest, ComesInSteps) {
   use_free_pages();
   expect_found(prefixes, 1, n, n - PrefixCache::kHostLoads * kPage);
   EXPECT_EQ(prefixes.bytes(), 0);
+}
+
+// A long text leaves the device by and by, however little comes next.
+TEST_P(HostTierTest, LeavesInSteps) {
+  constexpr int64_t n = (PrefixCache::kMaxDemoted + 8) * kPage;
+  const auto host = host_pool(48);
+  PrefixCache prefixes(*backend, 2 * entry_bytes(), host.get());
+  remember(prefixes, 1, n);
+  EXPECT_EQ(prefixes.host_bytes(), PrefixCache::kMaxDemoted * entry_bytes());
+  EXPECT_EQ(prefixes.bytes(), 8 * entry_bytes());
+  remember(prefixes, 2, kPage);
+  EXPECT_EQ(prefixes.host_bytes(), (PrefixCache::kMaxDemoted + 7) * entry_bytes());
+  EXPECT_EQ(prefixes.bytes(), 2 * entry_bytes());
+  use_free_pages();
+  expect_found(prefixes, 1, n, n - kPage);
 }
 
 // A part of a page is copied on the device, once it has come.
