@@ -7,7 +7,8 @@ Each turn adds a tool's result and asks for an answer of 32 tokens. What a turn 
 that stands behind the answer before), and its time to the first token with that of a prompt of which only so much is there.
 Every fifth turn is compared with what it should take: the end of a reading of the whole conversation without the cache, the same
 new tokens with the same attention to all that stands before them. Both are measured --repeat times in turns, each time with
-another tool's result of that size, and their medians compared: one reading alone says more of the machine's other work.
+another tool's result of that size, by servers of their own, and their medians compared: one reading alone says more of the
+machine's other work.
 Once with one server, and once with a server that is killed before every turn and finds the conversation in --prefix-dir.
 """
 import argparse
@@ -79,13 +80,13 @@ def result(draw, n_tokens):
     return ' '.join(lines) + f' Which {draw.choice(WORDS)} is it?'
 
 
-def compare(server, messages, n_known, n_tokens, n_repeat, draw):
+def compare(server, apart, messages, n_known, n_tokens, n_repeat, draw):
     """Milliseconds from a turn's request to its first token, and what the same takes at the end of reading everything: medians."""
     turns, at_once = [], []
     for _ in range(n_repeat):
         branch = messages[:-1] + [{'role': 'user', 'content': result(draw, n_tokens)}]
         turns.append(server.ask(branch)[2])
-        at_once.append(server.end_of(branch, n_known))
+        at_once.append(apart.end_of(branch, n_known))
     return [round(1000 * statistics.median(times)) for times in (turns, at_once)]
 
 
@@ -94,8 +95,9 @@ def measure(program, n_turns, n_tokens, n_repeat, restarts):
     rows, messages, n_known = [], [], 0
     with tempfile.TemporaryDirectory() as pages:
         flags = ('--prefix-dir', pages) if restarts else ()
-        server = Server(program, *flags)
-        server.ask([{'role': 'user', 'content': 'Once upon a time'}])
+        server, apart = Server(program, *flags), Server(program, '--prefix-memory', '0')
+        for one in (server, apart):
+            one.ask([{'role': 'user', 'content': 'Once upon a time'}])
         for turn in range(1, n_turns + 1):
             if restarts and turn > 1:
                 settled = None
@@ -106,7 +108,7 @@ def measure(program, n_turns, n_tokens, n_repeat, restarts):
                 server.ask([{'role': 'user', 'content': 'Once upon a time'}])
             messages.append({'role': 'user', 'content': result(draw, n_tokens)})
             text, timings, seconds, _ = server.ask(messages)
-            compared = compare(server, messages, n_known, n_tokens, n_repeat, other) if turn % 5 == 0 else ['', '']
+            compared = compare(server, apart, messages, n_known, n_tokens, n_repeat, other) if turn % 5 == 0 else ['', '']
             messages.append({'role': 'assistant', 'content': text})
             n_prompt = timings['cache_n'] + timings['prompt_n']
             new = n_prompt - n_known
@@ -115,6 +117,7 @@ def measure(program, n_turns, n_tokens, n_repeat, restarts):
             rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), *compared, fresh['prompt_n'], round(1000 * fresh_seconds)])
             print(*rows[-1], flush=True)
         server.stop()
+        apart.stop()
     return rows
 
 
