@@ -8,9 +8,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "ei/base/available_memory.h"
 #include "ei/base/communicator.h"
 #include "ei/base/fail.h"
-#include "ei/cpu/available_memory.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/targets.h"
 

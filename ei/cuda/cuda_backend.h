@@ -12,6 +12,7 @@
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
 #include "ei/cuda/nccl.h"
+#include "ei/cuda/pinned_memory.h"
 #include "ei/cuda/shares.h"
 #include "ei/cuda/stream.h"
 #include "ei/ops/backend.h"
@@ -40,6 +41,7 @@ class CudaBackend final : public Backend {
   int64_t available_bytes() const override { return memory_.available_bytes(); }
   int64_t attention_bytes(const PageLayout& layout, int64_t n_kv_heads, int64_t n) const override;
   Communicator& ranks() override { return *ranks_; }
+  HostMemory* host_memory() override { return &host_memory_; }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
   void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
   // Pages are smaller than the memory the GPU can unmap: they are reused, not given back.
@@ -89,6 +91,7 @@ class CudaBackend final : public Backend {
   int n_sms_ = 0;
   Memory memory_;
   Stream stream_;
+  PinnedMemory host_memory_;
   bool use_graphs_ = true;
   bool use_beside_ = true;
   bool fp8_ = false;  // what place_factor() gives

@@ -11,6 +11,7 @@
 #include "tests/end_to_end/documents.h"
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
+#include "tests/support/mixed_load.h"
 
 namespace ei::test {
 namespace {
@@ -53,6 +54,38 @@ void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights 
     // Budgets follow entropies of queries in bf16, and so do shares.
     EXPECT_NEAR(got.sparsity.density, want.sparsity.density, 0.02 * want.sparsity.density);
   }
+}
+
+// Pages that leave the GPU come back from its host's memory, beside answers that are written: the
+// second time a conversation is read it is what it was the first.
+TEST_P(CudaTest, PrefixesComeBackFromTheHost) {
+  Engine gpu(kNeedle, {.device = Device::kCuda});
+  SchedulerOptions options;
+  options.prefill = *find_prefill("entropy");
+  options.prefix_bytes = 1 << 20;
+  options.prefix_host_bytes = 256 << 20;
+  Scheduler scheduler(gpu, options);
+  std::vector<Request> requests(3);
+  for (size_t i = 0; i < 3; ++i) {
+    requests[i].tokens = gpu.tokenize(make_document(gpu, 8192, int(i) + 1).text);
+    requests[i].prefill = options.prefill;
+    requests[i].sampling = SamplingParams{};
+    requests[i].max_tokens = 32;
+    requests[i].ignore_eos = true;
+  }
+  std::vector<std::vector<int32_t>> first;
+  for (const Request& request : requests)
+    first.push_back(run_together(scheduler, {request})[0].generation.tokens);
+  EXPECT_GT(scheduler.stats().prefix_host_bytes, scheduler.stats().prefix_bytes);
+  for (int round = 0; round < 3; ++round)
+    for (size_t i = 0; i < 3; ++i) {
+      const Outcome again = run_together(scheduler, {requests[i]})[0];
+      EXPECT_EQ(again.error.value_or(""), "");
+      EXPECT_EQ(again.generation.tokens, first[i]);
+      EXPECT_GT(again.generation.host_tokens, 7000);
+    }
+  for (const Outcome& together : run_together(scheduler, requests))
+    EXPECT_GT(together.generation.host_tokens, 7000);
 }
 
 TEST_P(CudaTest, GreedyTextOf8kIsTheCpus) { expect_the_cpus_text(8192); }

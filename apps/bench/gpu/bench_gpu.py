@@ -356,12 +356,16 @@ def bench_layers(libs):
 
 
 def bench_restore(lib, shape="llama-3.1-8b"):
-    print(f"\nprefix cache, {shape}: ms to remember a prefix and to restore it into another cache")
+    print(f"\nprefix cache, {shape}: ms to remember a prefix and to restore it into another cache; the "
+          "same where all of it goes to the host's memory and comes from there, with GB/s")
     for n in (8192, 32768, 131072):
-        remember, restore = ctypes.c_double(), ctypes.c_double()
-        lib.call("ei_restore", shape.encode(), long(n), ctypes.c_int(7), ctypes.byref(remember),
-                 ctypes.byref(restore))
-        print(f"{n:>8}: {remember.value:7.2f} {restore.value:7.2f}", flush=True)
+        remember, restore, n_bytes = ctypes.c_double(), ctypes.c_double(), ctypes.c_double()
+        for from_host in (0, 1):
+            lib.call("ei_restore", shape.encode(), long(n), ctypes.c_int(from_host), ctypes.c_int(7),
+                     ctypes.byref(remember), ctypes.byref(restore), ctypes.byref(n_bytes))
+            rates = [n_bytes.value / ms.value / 1e6 for ms in (remember, restore)]
+            print(f"{n:>8}: {remember.value:7.2f} {restore.value:7.2f}"
+                  + (f"  ({rates[0]:.1f}, {rates[1]:.1f} GB/s)" if from_host else ""), flush=True)
 
 
 def bench_compress(lib, memory, shape="llama-3.1-8b"):

@@ -20,6 +20,7 @@
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
 #include "ei/engine/named_shapes.h"
+#include "ei/ops/host_memory.h"
 #include "ei/policy/named.h"
 #include "ei/prefill/prefill.h"
 
@@ -250,10 +251,11 @@ int ei_prefill(void* handle, int64_t n, int64_t from, int64_t chunk_rows, int64_
 }
 
 // What a prefix of n tokens of a model of this shape takes to be remembered and to be restored into
-// another cache: medians of `repeat`, host and device. Pages hold nothing: they are not looked
-// into.
-int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, double* remember_ms,
-               double* restore_ms) {
+// another cache: medians of `repeat`, host and device. from_host: the device's memory has no room
+// for what is remembered, so that it goes to the host's and comes from there. Pages hold nothing:
+// they are not looked into. `bytes`: of the prefix.
+int ei_restore(void* handle, const char* shape_name, int64_t n, int from_host, int repeat,
+               double* remember_ms, double* restore_ms, double* bytes) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     const ei::ModelConfig config = ei::named_shape(shape_name);
@@ -276,11 +278,20 @@ int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, doub
     std::vector<int32_t> tokens(static_cast<size_t>(n));
     std::iota(tokens.begin(), tokens.end(), 0);
     bench.wait();
+    *bytes = double(shape.pages(n)) * double(pool.page_bytes());
+    std::optional<ei::PagePool> host;
+    if (from_host != 0)
+      host.emplace(*bench.backend.host_memory(), pool.page_bytes(), static_cast<int64_t>(*bytes));
     std::vector<double> remembering, restoring;
     for (int i = 0; i < repeat; ++i) {
-      ei::PrefixCache prefixes(bench.backend, INT64_MAX);
+      bench.wait();
+      ei::PrefixCache prefixes(bench.backend, host ? 0 : INT64_MAX, host ? &*host : nullptr);
       auto start = Clock::now();
       prefixes.remember(tokens, n, n, policy, read, plan.entropies(), {});
+      while (host && prefixes.bytes() > 0)  // it leaves by and by
+        prefixes.remember(tokens, n, n, policy, read, plan.entropies(), {});
+      if (host) bench.backend.host_memory()->await();
+      if (host) bench.wait();
       remembering.push_back(ms_since(start));
       ei::KvCache restored(bench.backend, pool, shape);
       bench.wait();
