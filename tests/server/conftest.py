@@ -28,6 +28,7 @@ HERMES = '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
 def pytest_addoption(parser):
     parser.addoption('--load-seconds', type=float, default=6, help='how long the mixed load lasts')
     parser.addoption('--load-tokens', type=int, default=4096, help='its longest prompts')
+    parser.addoption('--hold-memory', action='store_true', help='take all memory of the GPU, to see what a server without any does')
     parser.addoption('--screenshots', type=pathlib.Path, help='folder for pictures of the page')
 
 
