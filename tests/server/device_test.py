@@ -3,7 +3,7 @@ GPU: ENTROPYINFER_DEVICE=cuda."""
 import contextlib
 import ctypes
 import json
-import os
+import re
 import subprocess
 import threading
 
@@ -31,6 +31,11 @@ class Stream(threading.Thread):
         self.start()
 
     def run(self):
+        with contextlib.suppress(ConnectionError):  # of one that was closed
+            self.read()
+        self.begun.set()
+
+    def read(self):
         for line in self.sock.makefile('rb'):
             if not line.startswith(b'data: {'):
                 continue
@@ -42,7 +47,6 @@ class Stream(threading.Thread):
                 self.n_pieces += 1
                 self.text += piece
                 self.begun.set()
-        self.begun.set()
 
     def close(self):
         self.sock.shutdown(2)
@@ -50,8 +54,8 @@ class Stream(threading.Thread):
 
 
 def test_answers_go_on_while_a_long_prompt_is_read(server):
-    text, question, value = prompt(24000, seed=1)
-    body = ask(text, question, max_tokens=12, cache_prompt=False)
+    text, question, value = prompt(8000, seed=1)
+    body = ask(text, question, max_tokens=32, cache_prompt=False)
     status, alone = server.post('/v1/chat/completions', body)
     assert status == 200 and value in alone['choices'][0]['message']['content']
     writing = Stream(server, {**chat('Once upon a time'), **STREAM, 'max_tokens': 20000})
@@ -62,15 +66,17 @@ def test_answers_go_on_while_a_long_prompt_is_read(server):
     reading.join(120)
     assert reading.text == alone['choices'][0]['message']['content']
     # Chunks are of 512 tokens, and a step follows each.
-    assert len(seen) >= 40 and len(set(seen)) >= 10, seen
+    assert len(seen) >= 12 and len(set(seen)) >= 8, seen
     writing.close()
     all_gone(server)
 
 
 def by_run(*args):
-    done = subprocess.run([PROGRAM, 'run', MODEL, '--temp', '0', '-n', '12', '--json', *args], capture_output=True, text=True)
+    """The answer, how many tokens the prompt had and how many of them were known."""
+    done = subprocess.run([PROGRAM, 'run', MODEL, '--temp', '0', '-n', '32', *args], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    n_prompt, n_known = re.search(r'([\d,]+) prompt tokens(?: \(([\d,]+) known already\))?', done.stderr).groups('0')
+    return done.stdout, int(n_prompt.replace(',', '')), int(n_known.replace(',', ''))
 
 
 @pytest.mark.parametrize('policy', [[], ['--budget', '256'], ['--decode', 'full', '--prefill', 'paper']], ids=' '.join)
@@ -78,12 +84,10 @@ def test_a_saved_session_goes_on(tmp_path, policy):
     text, question, value = prompt(6000, seed=2)
     (tmp_path / 'text.txt').write_text(text)
     session = ['--session', tmp_path / 'session', *policy]
-    first = by_run(*session, '--file', tmp_path / 'text.txt', '--prompt', 'Where is the heron?')
-    second = by_run(*session, '--prompt', question)
-    assert value in second['text']
-    usage = second['usage']
-    assert usage['prompt_tokens'] > first['usage']['prompt_tokens'] > 4000
-    assert usage['read_tokens'] < 1024, usage  # the rest was in the file
+    _, n_first, n_known = by_run(*session, '--file', tmp_path / 'text.txt', '--prompt', 'Where is the heron?')
+    assert n_first > 4000 and n_known == 0
+    answer, n_second, n_known = by_run(*session, '--prompt', question)
+    assert value in answer and n_second > n_known > n_first - 512  # but for a page
 
 
 class Gpu:
@@ -117,7 +121,7 @@ def test_a_gpu_without_memory_refuses_one_request_and_answers_the_others(start, 
     gpu = Gpu()
     server = start('--kv-memory', '16GiB', '--prefix-memory', '0', '--default-max-tokens', '64')
     text, question, value = prompt(100_000, seed=3)
-    long = ask(text, question, max_tokens=12)
+    long = ask(text, question, max_tokens=32)
     writing = Stream(server, {**chat('Once upon a time'), **STREAM, 'max_tokens': 3000})
     assert writing.begun.wait(60)
     with gpu.all_but(64 << 20):
