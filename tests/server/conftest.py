@@ -35,8 +35,8 @@ def pytest_addoption(parser):
 class Server:
     """A running server; what it logs is in `log` once it has stopped."""
 
-    def __init__(self, *flags, model=MODEL):
-        self.process = subprocess.Popen([PROGRAM, 'serve', model, '--port', '0', '-t', '1', '--log-json', *flags],
+    def __init__(self, *flags, model=MODEL, program=PROGRAM):
+        self.process = subprocess.Popen([program, 'serve', model, '--port', '0', '-t', '1', '--log-json', *flags],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         # Read beside the test: a pipe that nobody empties would stop the server.
         self.log = []
