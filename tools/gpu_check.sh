@@ -12,7 +12,7 @@
 # whose package goes to OUT/python, DEPS also has CLI11, curl and OpenSSL's crypto, and python3 has
 # nanobind, pytest, torch and transformers. For `serve`, which lets the server's clients loose on the
 # program OUT/entropyinfer, on one GPU, with a cache in fp8, on two that share a model and, where
-# mpicc is, on two of MPI's ranks, DEPS also has Boost, spdlog, CLI11, libedit, curl and OpenSSL's
+# mpicc works, on two of MPI's ranks, DEPS also has Boost, spdlog, CLI11, libedit, curl and OpenSSL's
 # crypto, DEPS/share the page's libraries (apps/CMakeLists.txt names them), and python3 has pytest,
 # pytest-xdist, openai, anthropic and jsonschema. A short summary comes last.
 set -u
@@ -79,7 +79,7 @@ if wants serve; then  # the program
   flags+=" -DSPDLOG_FMT_EXTERNAL -DOMPI_SKIP_MPICXX -DEI_VERSION=\"$version\""
   includes+=" -I$out/pages"
   mpi=no_mpi mpi_links=
-  if command -v mpicc >/dev/null; then
+  if echo '#include <mpi.h>' | mpicc -E - >/dev/null 2>&1; then
     mpi=mpi mpi_links=$(mpicc --showme:link)
     includes+=" $(mpicc --showme:incdirs | sed 's/[^ ]*/-isystem &/g')"
   fi
@@ -185,7 +185,7 @@ serve_tests() {
       clients mpi "${gpus[0]},${gpus[1]}" ENTROPYINFER="$PWD/tests/server/two_ranks" TWO_RANKS_OF="$out/entropyinfer" -- \
         -n 2 tests/server/{contract,device}_test.py -k "$shared" &
     else
-      echo "skipped: ranks of MPI: there is no mpicc"
+      echo "skipped: ranks of MPI: there is no mpicc that works"
     fi
   else
     echo "skipped: models shared by two GPUs: this machine has one"
