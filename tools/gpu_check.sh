@@ -79,7 +79,7 @@ if wants serve; then  # the program
   flags+=" -DSPDLOG_FMT_EXTERNAL -DOMPI_SKIP_MPICXX -DEI_VERSION=\"$version\""
   includes+=" -I$out/pages"
   mpi=no_mpi mpi_links=
-  if echo '#include <mpi.h>' | mpicc -E - >/dev/null 2>&1; then
+  if echo '#include <mpi.h>' | mpicc -xc -c - -o /dev/null 2>/dev/null; then
     mpi=mpi mpi_links=$(mpicc --showme:link)
     includes+=" $(mpicc --showme:incdirs | sed 's/[^ ]*/-isystem &/g')"
   fi

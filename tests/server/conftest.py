@@ -15,6 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAM = os.environ.get('ENTROPYINFER', ROOT / 'build/release/apps/entropyinfer')
 MODEL = ROOT / 'models/needle-8m'
+DEVICE = os.environ.get('ENTROPYINFER_DEVICE', 'cpu')
 
 # What agents' tests ask, and a model's form of calls.
 HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
