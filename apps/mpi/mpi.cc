@@ -7,13 +7,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
-#include <span>
 #include <thread>
 #include <vector>
 
@@ -64,15 +62,20 @@ class MpiRanks final : public Communicator {
   int size() const override { return size_; }
   int local_rank() const override { return local_rank_; }
   void sum(std::span<float> values) override {
+    MPI_Request call;
     check();
     patience_.begin();
-    std::vector<MPI_Request> calls;
-    for (; !values.empty(); values = values.subspan(std::min(values.size(), kSummed))) {
-      const size_t n = std::min(values.size(), kSummed);
-      MPI_Iallreduce(MPI_IN_PLACE, values.data(), count(n), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD,
-                     &calls.emplace_back());
+    if (values.size() <= kSmallSum) {
+      MPI_Iallreduce(MPI_IN_PLACE, values.data(), count(values.size()), MPI_FLOAT, MPI_SUM,
+                     MPI_COMM_WORLD, &call);
+      return wait(call);
     }
-    wait(calls);
+    MPI_Ibarrier(MPI_COMM_WORLD, &call);
+    wait(call);
+    patience_.begin();
+    MPI_Allreduce(MPI_IN_PLACE, values.data(), count(values.size()), MPI_FLOAT, MPI_SUM,
+                  MPI_COMM_WORLD);
+    patience_.end();
   }
   void gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     require(all.size() == mine.size() * static_cast<size_t>(size_),
@@ -82,14 +85,14 @@ class MpiRanks final : public Communicator {
     patience_.begin();
     MPI_Iallgather(mine.data(), count(mine.size()), MPI_BYTE, all.data(), count(mine.size()),
                    MPI_BYTE, MPI_COMM_WORLD, &call);
-    wait({&call, 1});
+    wait(call);
   }
   void broadcast(std::span<std::byte> bytes) override {
     MPI_Request call;
     check();
     if (rank_ == 0) patience_.begin();
     MPI_Ibcast(bytes.data(), count(bytes.size()), MPI_BYTE, /*root=*/0, MPI_COMM_WORLD, &call);
-    wait({&call, 1}, /*may_sleep=*/true);  // what an idle server says may be long in coming
+    wait(call, /*may_sleep=*/true);  // what an idle server says may be long in coming
   }
   [[noreturn]] void abort(const std::string& why) override {
     end(fmt::format("rank {} of {}: {}", rank_, size_, why));
@@ -105,9 +108,9 @@ class MpiRanks final : public Communicator {
   }
 
  private:
-  // Numbers that are summed at a time: of more, MPI's calls that do not wait take twice the time of
-  // those that do.
-  static constexpr size_t kSummed = 32768;
+  // Of more numbers, MPI's sums that do not wait take twice the time of those that do: these begin
+  // once all ranks are there, and so are waited for for milliseconds at most.
+  static constexpr size_t kSmallSum = 16384;
 
   void meet_neighbours() {
     MPI_Comm host = MPI_COMM_NULL;
@@ -163,10 +166,10 @@ class MpiRanks final : public Communicator {
     if (ended_) throw Error(failure());
   }
   // MPI waits by looking, at all of a core.
-  void wait(std::span<MPI_Request> calls, bool may_sleep = false) {
+  void wait(MPI_Request& call, bool may_sleep = false) {
     const auto begin = std::chrono::steady_clock::now();
     for (int done = 0; true;) {
-      MPI_Testall(count(calls.size()), calls.data(), &done, MPI_STATUSES_IGNORE);
+      MPI_Test(&call, &done, MPI_STATUS_IGNORE);
       if (done != 0) return patience_.end();
       check();
       if (may_sleep && std::chrono::steady_clock::now() - begin > std::chrono::milliseconds(5))

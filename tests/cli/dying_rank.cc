@@ -25,6 +25,11 @@ int MPI_Comm_size(MPI_Comm comm, int* size) {
   return PMPI_Comm_size(comm, size);
 }
 
+int MPI_Allreduce(const void* from, void* to, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+  count_call();
+  return PMPI_Allreduce(from, to, n, type, op, comm);
+}
+
 int MPI_Iallreduce(const void* from, void* to, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm,
                    MPI_Request* request) {
   count_call();
