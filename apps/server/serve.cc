@@ -193,7 +193,9 @@ class Serve {
       server::log_warning("prefix_file", {{"message", what}});
     };
 
-    if (has_ranks() && ranks()->rank() > 0) {  // the first serves
+    if (has_ranks() && ranks()->rank() > 0) {  // the first serves, and says when the others go
+      const Interrupts::Scope scope(interrupts_);
+      ranks()->on_end(end_program);
       Engine engine = model_.load();
       Scheduler::follow(engine, scheduler_);
       return kExitOk;
@@ -209,6 +211,7 @@ class Serve {
     const auto stop = [&](std::optional<std::string> why) {
       std::call_once(once, [&] { stopped.set_value(std::move(why)); });
     };
+    if (has_ranks()) ranks()->on_end(stop);
     engine.emplace(model_.load(
         [](const std::string& warning) {
           server::log_event("warning", {{"message", warning}});

@@ -12,6 +12,7 @@
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
 #include "tests/support/mixed_load.h"
+#include "tests/support/needle_gguf.h"
 
 namespace ei::test {
 namespace {
@@ -41,9 +42,10 @@ std::map<std::string, Request> all_policies() {
   return all;
 }
 
-void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights = {}) {
-  Engine cpu(kNeedle, {.device = Device::kCpu, .weights = weights}),
-      gpu(kNeedle, {.device = Device::kCuda, .weights = weights});
+void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights = {},
+                          const std::filesystem::path& model = kNeedle) {
+  Engine cpu(model, {.device = Device::kCpu, .weights = weights}),
+      gpu(model, {.device = Device::kCuda, .weights = weights});
   const eval::Document document = make_document(cpu, n_tokens, 5);
   for (const auto& [name, request] : all_policies()) {
     SCOPED_TRACE(name);
@@ -96,6 +98,15 @@ TEST_P(CudaTest, GreedyTextOf64kIsTheCpus) { expect_the_cpus_text(65536); }
 TEST_P(CudaTest, GreedyTextByQuantizedWeightsIsTheCpus) {
   expect_the_cpus_text(8192, WeightFormat::kQ4_K);
   expect_the_cpus_text(8192, WeightFormat::kFP8);
+}
+
+TEST_P(CudaTest, GreedyTextOfGgufFilesIsTheCpus) {
+  const TempDir dir;
+  for (const uint32_t type : {kGgufQ8_0, kGgufQ4_0}) {
+    SCOPED_TRACE(type);
+    write_file(dir / "needle.gguf", needle_gguf(type));
+    expect_the_cpus_text(8192, {}, dir / "needle.gguf");
+  }
 }
 
 // What the model holds likely next, as logarithms, at some 4,096 tokens of a text.
