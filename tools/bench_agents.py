@@ -8,7 +8,7 @@ that stands behind the answer before), and its time to the first token with that
 Every fifth turn is compared with what it should take: the end of a reading of the whole conversation without the cache, the same
 new tokens with the same attention to all that stands before them. Both are measured --repeat times in turns, each time with
 another tool's result of that size, by servers of their own, and their medians compared: one reading alone says more of the
-machine's other work.
+machine's other work. So does the clock where others compute: the servers' processor time is compared as well.
 Once with one server, and once with a server that is killed before every turn and finds the conversation in --prefix-dir.
 """
 import argparse
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / 'models' / 'needle-8m'
@@ -28,15 +29,31 @@ WORDS = 'amber brook cedar delta ember fjord grove heron islet jetty knoll larch
 N_ANSWER = 32
 
 
+class Seconds(typing.NamedTuple):
+    clock: float
+    processor: float
+
+    def __sub__(self, other):
+        return Seconds(self.clock - other.clock, self.processor - other.processor)
+
+    def __mul__(self, factor):
+        return Seconds(self.clock * factor, self.processor * factor)
+
+
 class Server:
     def __init__(self, program, *flags):
         self.process = subprocess.Popen([program, 'serve', MODEL, '--port', '0', '--quiet', *flags], stdout=subprocess.PIPE, text=True)
         self.port = int(re.search(r':(\d+) ', self.process.stdout.readline())[1])
 
+    def seconds(self):
+        """By the clock, and of the processor."""
+        tasks = pathlib.Path(f'/proc/{self.process.pid}/task').iterdir()
+        return Seconds(time.monotonic(), sum(int((task / 'schedstat').read_text().split()[0]) for task in tasks) / 1e9)
+
     def ask(self, messages, **fields):
         """The answer, its timings, the seconds to its first token, and how many tokens were read by when."""
         connection = http.client.HTTPConnection('127.0.0.1', self.port)
-        start, first, text, progress = time.monotonic(), None, '', []
+        start, first, text, progress = self.seconds(), None, '', []
         connection.request('POST', '/v1/chat/completions', json.dumps(
             {'messages': messages, 'max_tokens': N_ANSWER, 'temperature': 0, 'stream': True, 'stream_options': {'include_usage': True},
              'return_progress': True} | fields),
@@ -50,19 +67,19 @@ class Server:
             chunk = json.loads(line[6:])
             timings |= chunk.get('timings') or {}
             if 'prompt_progress' in chunk:
-                progress.append((chunk['prompt_progress']['processed'], time.monotonic() - start))
+                progress.append((chunk['prompt_progress']['processed'], self.seconds() - start))
             piece = (chunk['choices'] or [{'delta': {}}])[0]['delta'].get('content') or ''
             if piece and first is None:
-                first = time.monotonic() - start
+                first = self.seconds() - start
             text += piece
-        return text, timings, first or time.monotonic() - start, progress
+        return text, timings, first or self.seconds() - start, progress
 
     def end_of(self, messages, n):
         """Seconds from the n-th token of a prompt to the first of its answer where all is read at once."""
         _, _, first, progress = self.ask(messages, cache_prompt=False)
         for (n_before, before), (n_after, after) in zip(progress, progress[1:]):
             if n_before <= n < n_after:
-                return first - before - (after - before) * (n - n_before) / (n_after - n_before)
+                return first - before - (after - before) * ((n - n_before) / (n_after - n_before))
         raise SystemExit(f'no progress was reported around token {n}: {progress}')
 
     def disk_bytes(self):
@@ -81,13 +98,16 @@ def result(draw, n_tokens):
 
 
 def compare(server, apart, messages, n_known, n_tokens, n_repeat, draw):
-    """Milliseconds from a turn's request to its first token, and what the same takes at the end of reading everything: medians."""
+    """Milliseconds from a turn's request to its first token, what the same takes at the end of reading everything, and the ratio
+    of their processor times: medians."""
     turns, at_once = [], []
     for _ in range(n_repeat):
         branch = messages[:-1] + [{'role': 'user', 'content': result(draw, n_tokens)}]
         turns.append(server.ask(branch)[2])
         at_once.append(apart.end_of(branch, n_known))
-    return [round(1000 * statistics.median(times)) for times in (turns, at_once)]
+    clock = [round(1000 * statistics.median(t.clock for t in times)) for times in (turns, at_once)]
+    turn, end = (statistics.median(t.processor for t in times) for times in (turns, at_once))
+    return [*clock, round(turn / end, 2)]
 
 
 def measure(program, n_turns, n_tokens, n_repeat, restarts):
@@ -108,13 +128,13 @@ def measure(program, n_turns, n_tokens, n_repeat, restarts):
                 server.ask([{'role': 'user', 'content': 'Once upon a time'}])
             messages.append({'role': 'user', 'content': result(draw, n_tokens)})
             text, timings, seconds, _ = server.ask(messages)
-            compared = compare(server, apart, messages, n_known, n_tokens, n_repeat, other) if turn % 5 == 0 else ['', '']
+            compared = compare(server, apart, messages, n_known, n_tokens, n_repeat, other) if turn % 5 == 0 else ['', '', '']
             messages.append({'role': 'assistant', 'content': text})
             n_prompt = timings['cache_n'] + timings['prompt_n']
             new = n_prompt - n_known
             n_known = n_prompt + timings['predicted_n']
             _, fresh, fresh_seconds, _ = server.ask([{'role': 'user', 'content': result(other, n_tokens)}])
-            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), *compared, fresh['prompt_n'], round(1000 * fresh_seconds)])
+            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds.clock), *compared, fresh['prompt_n'], round(1000 * fresh_seconds.clock)])
             print(*rows[-1], flush=True)
         server.stop()
         apart.stop()
@@ -122,13 +142,14 @@ def measure(program, n_turns, n_tokens, n_repeat, restarts):
 
 
 def table(rows):
-    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'median', 'of it read at once', 'fresh prompt', 'its TTFT (ms)']
+    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'median', 'of it read at once', 'by processor time', 'fresh prompt', 'its TTFT (ms)']
     later = rows[1:]
     new, read = sum(row[2] for row in later), sum(row[3] for row in later)
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '--:|' * len(head)]
     lines += ['| ' + ' | '.join(f'{cell:,}' if cell != '' else '' for cell in row) + ' |' for row in rows]
     ratios = ', '.join(f'{row[6] / row[7]:.2f}' for row in rows if row[7])
-    return '\n'.join(lines) + f'\n\nTurns 2 to {len(rows)}: {read:,} tokens read of {new:,} that are new, {100 * (read / new - 1):.1f}% more. TTFT over that of the same tokens read at once: {ratios}.'
+    processor = ', '.join(f'{row[8]:.2f}' for row in rows if row[8])
+    return '\n'.join(lines) + f'\n\nTurns 2 to {len(rows)}: {read:,} tokens read of {new:,} that are new, {100 * (read / new - 1):.1f}% more. TTFT over that of the same tokens read at once: {ratios}; processor time: {processor}.'
 
 
 def main():
