@@ -31,7 +31,7 @@ class CudaBackend final : public Backend {
   void use_own_stream() { stream_.use_own(); }
   // Whether repeat() starts its ops as one graph. For measurements; it does.
   void use_graphs(bool use) { use_graphs_ = use; }
-  // Whether what is summed lies in windows of NCCL's. For measurements; it does.
+  // Whether what is summed lies in windows of NCCL's.
   void use_windows(bool use) { use_windows_ = use; }
   // Whether sums run beside products. For measurements; they do.
   void use_beside(bool use) { use_beside_ = use; }
@@ -97,7 +97,7 @@ class CudaBackend final : public Backend {
   Stream stream_;
   bool use_graphs_ = true;
   bool use_beside_ = true;
-  bool use_windows_ = true;
+  bool use_windows_ = false;
   bool fp8_ = false;  // what place_factor() gives
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's
