@@ -19,7 +19,7 @@ Activations::Activations(Backend& backend, const ModelConfig& config, int64_t ma
     : max_rows_(max_rows), max_logit_rows_(max_logit_rows), elem_bytes_(backend.act_bytes()) {
   const auto rows_of = [&](int64_t cols) { return Buffer(backend, max_rows * cols * elem_bytes_); };
   const int64_t d = config.head_dim;
-  x_ = Buffer::summed(backend, max_rows * config.hidden * elem_bytes_);
+  x_ = rows_of(config.hidden);
   h_ = rows_of(config.hidden);
   q_ = rows_of(config.n_heads * d);
   k_ = rows_of(config.n_kv_heads * d);
