@@ -32,8 +32,6 @@ class CudaBackend final : public Backend {
   void use_own_stream() { stream_.use_own(); }
   // Whether repeat() starts its ops as one graph. For measurements; it does.
   void use_graphs(bool use) { use_graphs_ = use; }
-  // Whether what is summed lies in windows of NCCL's. For measurements; it does.
-  void use_windows(bool use) { use_windows_ = use; }
   // Whether sums run beside products. For measurements; they do.
   void use_beside(bool use) { use_beside_ = use; }
 
@@ -45,12 +43,7 @@ class CudaBackend final : public Backend {
   Communicator& ranks() override { return *ranks_; }
   HostMemory* host_memory() override { return &host_memory_; }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
-  void* allocate_summed(int64_t bytes) override {
-    return nccl_ && use_windows_ ? nccl_->allocate(bytes) : memory_.allocate(bytes);
-  }
-  void release(void* data, int64_t bytes) noexcept override {
-    if (!nccl_ || !nccl_->release(data)) memory_.release(data, bytes);
-  }
+  void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
   // Pages are smaller than the memory the GPU can unmap: they are reused, not given back.
   void discard(void*, int64_t) noexcept override {}
   void copy_in(void* device, const void* host, int64_t bytes) override;
@@ -101,7 +94,6 @@ class CudaBackend final : public Backend {
   PinnedMemory host_memory_;
   bool use_graphs_ = true;
   bool use_beside_ = true;
-  bool use_windows_ = true;
   bool fp8_ = false;  // what place_factor() gives
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's

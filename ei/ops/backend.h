@@ -34,8 +34,6 @@ class Backend {
   // Device memory, aligned to 256 bytes, contents undefined. allocate() throws Error when there is
   // not enough, naming both numbers.
   virtual void* allocate(int64_t bytes) = 0;
-  // The same of what AllReduce sums, so that it is fast; at the same time on all ranks.
-  virtual void* allocate_summed(int64_t bytes) { return allocate(bytes); }
   virtual void release(void* data, int64_t bytes) noexcept = 0;
   // Gives the physical memory of a range back while its addresses stay valid; contents are lost.
   virtual void discard(void* data, int64_t bytes) noexcept = 0;

@@ -439,39 +439,28 @@ def bench_ranks(path, lengths=(32768, 131072), repeat=3, shape="llama-3.1-8b"):
     print(f"\n{shape}, random weights, on one GPU and shared by {n_gpus}: ms to the first token (and how many times as "
           f"fast); ms a token from the full cache; medians of {repeat}, in turn")
     ranks = {n_gpus: Ranks(path, n_gpus), 1: Ranks(path, 1)}
-    for rows, graph in ((8192, 0), (4096, 0), (1, 0), (1, 1), (16, 1)):
-        us = []
-        for windows in (1, 0):
-            ranks[n_gpus].do(lambda lib: lib.call("ei_use_windows", ctypes.c_int(windows)))
-            us.append(ranks[n_gpus].do(lambda lib: all_reduce_us(lib, rows, 4096, graph)))
-        print(f"  a sum of {rows} x 4096{' in a graph' if graph else ''}: {us[0]:.1f} us, outside of windows {us[1]:.1f}",
-              flush=True)
+    for rows, graph in ((8192, 0), (1, 0), (1, 1), (16, 1)):
+        us = ranks[n_gpus].do(lambda lib: all_reduce_us(lib, rows, 4096, graph))
+        print(f"  a sum of {rows} x 4096{' in a graph' if graph else ''}: {us:.1f} us", flush=True)
     policies = ("dense", "entropy", "paper")
     for r in ranks.values():
         r.do(lambda lib: lib.call("ei_load", shape.encode()))
         for policy in policies:
             r.do(lambda lib: generate(lib, 16384, policy, 0, 3))  # warms up
     for n in lengths:
-        # Sums beside products, and in windows of NCCL's.
-        ways = {"": (1, 1), "sums beside nothing": (0, 1), "outside of windows": (1, 0), "neither": (0, 0)}
-        runs = {(1, "", policy): [] for policy in policies}
-        runs |= {(n_gpus, way, policy): [] for way in ways for policy in policies}
+        runs = {(size, beside, policy): [] for size, beside in ((1, 1), (n_gpus, 1), (n_gpus, 0)) for policy in policies}
         for _ in range(repeat):
-            for (size, way, policy), results in runs.items():
-                beside, windows = ways[way]
+            for (size, beside, policy), results in runs.items():
                 ranks[size].do(lambda lib: lib.call("ei_use_beside", ctypes.c_int(beside)))
-                ranks[size].do(lambda lib: lib.call("ei_use_windows", ctypes.c_int(windows)))
                 results.append(ranks[size].do(lambda lib: generate(lib, n, policy, 0, 20)))
         medians = {key: median_of(results) for key, results in runs.items()}
         row = f"{n:>8}:"
         for policy in policies:
-            one = medians[1, "", policy].first_token
-            shared = {way: medians[n_gpus, way, policy].first_token for way in ways}
-            times = "; ".join(f"{way} {one / ms:.2f}x".strip() for way, ms in shared.items())
-            row += f" {policy} {one:8.1f}, {shared['']:8.1f} ({times});"
-        one, all_gpus, plain = (medians[key] for key in ((1, "", "dense"), (n_gpus, "", "dense"), (n_gpus, "neither", "dense")))
-        print(f"{row} step {one.step:6.2f}, {all_gpus.step:6.2f} ({one.step / all_gpus.step:.2f}x; outside of windows "
-              f"{one.step / plain.step:.2f}x); host {one.host:.2f}, "
+            one, all_gpus, alone = (medians[key].first_token
+                                    for key in ((1, 1, policy), (n_gpus, 1, policy), (n_gpus, 0, policy)))
+            row += f" {policy} {one:8.1f}, {all_gpus:8.1f} ({one / all_gpus:.2f}x; sums beside nothing {one / alone:.2f}x);"
+        one, all_gpus = (medians[size, 1, "dense"] for size in (1, n_gpus))
+        print(f"{row} step {one.step:6.2f}, {all_gpus.step:6.2f} ({one.step / all_gpus.step:.2f}x); host {one.host:.2f}, "
               f"{all_gpus.host:.2f}; no graph {one.plain:.2f}, {all_gpus.plain:.2f}", flush=True)
     for r in ranks.values():
         r.do(lambda lib: lib.close())

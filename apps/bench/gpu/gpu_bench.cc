@@ -130,8 +130,7 @@ int ei_open_ranks(int fp8, int n, void** handles) {
 int ei_all_reduce(void* handle, int64_t rows, int64_t cols, int graph, int repeat, double* us) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
-    const ei::Buffer x = rows <= 4 ? ei::Buffer::summed(bench.backend, rows * cols * 2)
-                                   : ei::Buffer(bench.backend, rows * cols * 2);
+    const ei::Buffer x(bench.backend, rows * cols * 2);
     EI_CUDA(cudaMemsetAsync(x.data(), 0, static_cast<size_t>(x.bytes()), bench.backend.stream()));
     const auto sums = [&] {
       for (int i = 0; i < repeat; ++i)
@@ -149,10 +148,6 @@ int ei_all_reduce(void* handle, int64_t rows, int64_t cols, int graph, int repea
 
 int ei_use_beside(void* handle, int use) {
   return guarded([&] { static_cast<Bench*>(handle)->backend.use_beside(use != 0); });
-}
-
-int ei_use_windows(void* handle, int use) {
-  return guarded([&] { static_cast<Bench*>(handle)->backend.use_windows(use != 0); });
 }
 
 void ei_close(void* handle) { delete static_cast<Bench*>(handle); }
