@@ -21,6 +21,9 @@ python:  # builds the Python package, as `pip install .` does, in build/python, 
 	tools/install_packages build python
 	python/tests/run build/python
 
+python-asan: python  # those of its tests that look at lifetimes and threads, with the engine of the preset asan
+	python/tests/asan build/python
+
 configure:
 	tools/install_packages build
 	cmake --preset release
@@ -32,4 +35,4 @@ report: configure  # the evaluations of docs/REPORT.md, whose tables it rewrites
 clean:
 	rm -rf build
 
-.PHONY: build demo test report python configure clean
+.PHONY: build demo test report python python-asan configure clean

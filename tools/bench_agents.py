@@ -5,8 +5,10 @@
 
 Each turn adds a tool's result and asks for an answer of 32 tokens. What a turn reads is compared with what is new in it (all
 that stands behind the answer before), and its time to the first token with that of a prompt of which only so much is there.
-Every fifth conversation is read once more without the cache: what its end takes there, the same new tokens with the same
-attention to all that stands before them, is what a turn should take.
+Every fifth turn is compared with what it should take: the end of a reading of the whole conversation without the cache, the same
+new tokens with the same attention to all that stands before them. Both are measured --repeat times in turns, each time with
+another tool's result of that size, by servers of their own, and their medians compared: one reading alone says more of the
+machine's other work.
 Once with one server, and once with a server that is killed before every turn and finds the conversation in --prefix-dir.
 """
 import argparse
@@ -15,6 +17,7 @@ import json
 import pathlib
 import random
 import re
+import statistics
 import subprocess
 import tempfile
 import time
@@ -62,10 +65,10 @@ class Server:
                 return first - before - (after - before) * (n - n_before) / (n_after - n_before)
         raise SystemExit(f'no progress was reported around token {n}: {progress}')
 
-    def metric(self, name):
+    def disk_bytes(self):
         connection = http.client.HTTPConnection('127.0.0.1', self.port)
         connection.request('GET', '/metrics')
-        return float(re.search(rf'^entropyinfer:{name}{{.*}} (\S+)$', connection.getresponse().read().decode(), re.MULTILINE)[1])
+        return float(re.search(r'^entropyinfer:prefix_cache_bytes{.*"disk"} (\S+)$', connection.getresponse().read().decode(), re.MULTILINE)[1])
 
     def stop(self, kill=False):
         (self.process.kill if kill else self.process.terminate)()
@@ -77,42 +80,54 @@ def result(draw, n_tokens):
     return ' '.join(lines) + f' Which {draw.choice(WORDS)} is it?'
 
 
-def measure(program, n_turns, n_tokens, restarts):
+def compare(server, apart, messages, n_known, n_tokens, n_repeat, draw):
+    """Milliseconds from a turn's request to its first token, and what the same takes at the end of reading everything: medians."""
+    turns, at_once = [], []
+    for _ in range(n_repeat):
+        branch = messages[:-1] + [{'role': 'user', 'content': result(draw, n_tokens)}]
+        turns.append(server.ask(branch)[2])
+        at_once.append(apart.end_of(branch, n_known))
+    return [round(1000 * statistics.median(times)) for times in (turns, at_once)]
+
+
+def measure(program, n_turns, n_tokens, n_repeat, restarts):
     draw, other = random.Random(1), random.Random(2)
     rows, messages, n_known = [], [], 0
     with tempfile.TemporaryDirectory() as pages:
         flags = ('--prefix-dir', pages) if restarts else ()
-        server = Server(program, *flags)
-        server.ask([{'role': 'user', 'content': 'Once upon a time'}])
+        server, apart = Server(program, *flags), Server(program, '--prefix-memory', '0')
+        for one in (server, apart):
+            one.ask([{'role': 'user', 'content': 'Once upon a time'}])
         for turn in range(1, n_turns + 1):
             if restarts and turn > 1:
                 settled = None
-                while settled != (settled := server.metric('prefix_disk_bytes')):
+                while settled != (settled := server.disk_bytes()):
                     time.sleep(.5)  # what is not written yet is lost
                 server.stop(kill=True)
                 server = Server(program, *flags)
                 server.ask([{'role': 'user', 'content': 'Once upon a time'}])
             messages.append({'role': 'user', 'content': result(draw, n_tokens)})
             text, timings, seconds, _ = server.ask(messages)
-            at_once = round(1000 * server.end_of(messages, n_known)) if turn % 5 == 0 else ''
+            compared = compare(server, apart, messages, n_known, n_tokens, n_repeat, other) if turn % 5 == 0 else ['', '']
             messages.append({'role': 'assistant', 'content': text})
             n_prompt = timings['cache_n'] + timings['prompt_n']
             new = n_prompt - n_known
             n_known = n_prompt + timings['predicted_n']
             _, fresh, fresh_seconds, _ = server.ask([{'role': 'user', 'content': result(other, n_tokens)}])
-            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), at_once, fresh['prompt_n'], round(1000 * fresh_seconds)])
+            rows.append([turn, n_prompt, new, timings['prompt_n'], timings['cache_disk_n'], round(1000 * seconds), *compared, fresh['prompt_n'], round(1000 * fresh_seconds)])
             print(*rows[-1], flush=True)
         server.stop()
+        apart.stop()
     return rows
 
 
 def table(rows):
-    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'of it read at once', 'fresh prompt', 'its TTFT (ms)']
+    head = ['turn', 'prompt', 'new', 'read', 'from files', 'TTFT (ms)', 'median', 'of it read at once', 'fresh prompt', 'its TTFT (ms)']
     later = rows[1:]
     new, read = sum(row[2] for row in later), sum(row[3] for row in later)
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '--:|' * len(head)]
     lines += ['| ' + ' | '.join(f'{cell:,}' if cell != '' else '' for cell in row) + ' |' for row in rows]
-    ratios = ', '.join(f'{row[5] / row[6]:.2f}' for row in rows if row[6])
+    ratios = ', '.join(f'{row[6] / row[7]:.2f}' for row in rows if row[7])
     return '\n'.join(lines) + f'\n\nTurns 2 to {len(rows)}: {read:,} tokens read of {new:,} that are new, {100 * (read / new - 1):.1f}% more. TTFT over that of the same tokens read at once: {ratios}.'
 
 
@@ -121,9 +136,10 @@ def main():
     parser.add_argument('program')
     parser.add_argument('--turns', type=int, default=20)
     parser.add_argument('--tokens', type=int, default=3000, help='that a turn adds, about')
+    parser.add_argument('--repeat', type=int, default=5, help='measurements of each side of a comparison')
     parser.add_argument('--write', action='store_true', help='into docs/REPORT.md')
     arguments = parser.parse_args()
-    text = '\n\n'.join(f'{name}\n\n' + table(measure(arguments.program, arguments.turns, arguments.tokens, restarts))
+    text = '\n\n'.join(f'{name}\n\n' + table(measure(arguments.program, arguments.turns, arguments.tokens, arguments.repeat, restarts))
                        for name, restarts in [('One server:', False), ('Killed before every turn, with `--prefix-dir`:', True)])
     print(text)
     if arguments.write:

@@ -2,18 +2,27 @@
 """Measures `entropyinfer serve` under load and writes the table of docs/REPORT.md's section "Server".
 
     tools/bench_serve.py PROGRAM [--seconds S] [--write]
+    tools/bench_serve.py PROGRAM --tiers [--repeat N]
 
 Eight clients stream answers to short prompts, one after the other, with and without two clients beside them who send long
 prompts; by entropy and dense. No prompt is sent twice. Times are the clients': time to the first token (TTFT) and between
 tokens (ITL).
+
+--tiers: what it costs to keep prompts, in memory and in files as well (--prefix-dir), that never come again. The same requests,
+two long ones beside eight short ones at a time, to three servers in turns. Compared is the server's processor time, which its
+neighbours change less than the clock; the last column is the ratio of the medians.
 """
 import argparse
 import http.client
 import json
+import math
+import os
 import pathlib
 import random
 import re
+import statistics
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -26,14 +35,15 @@ POLICIES = {'entropy, latent': {}, 'dense, full': {'prefill': 'dense', 'decode':
 
 
 class Client(threading.Thread):
-    def __init__(self, port, sizes, policy, seed, until):
+    def __init__(self, port, sizes, policy, seed, until=math.inf, n_requests=None):
         super().__init__()
-        self.port, self.sizes, self.policy, self.until = port, sizes, policy, until
+        self.port, self.sizes, self.policy, self.until, self.n_requests = port, sizes, policy, until, n_requests
         self.draw = random.Random(seed)
         self.ttft, self.itl, self.n_tokens = [], [], 0
 
     def run(self):
-        while time.monotonic() < self.until:
+        while time.monotonic() < self.until and self.n_requests != 0:
+            self.n_requests = self.n_requests and self.n_requests - 1
             prompt = [0] + [self.draw.randrange(300, 4000) for _ in range(self.sizes['prompt'] - 1)]
             connection = http.client.HTTPConnection('127.0.0.1', self.port)
             start = last = time.monotonic()
@@ -78,17 +88,58 @@ def measure(port, policy, with_long, seconds, seed):
             f'{len(sum((c.ttft for c in long), []))}' if with_long else '', ms(sum((c.ttft for c in long), []), .5) if with_long else '']
 
 
+def processor_seconds(process):
+    """Of all its threads, those that have ended too."""
+    fields = pathlib.Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def start(program, *flags):
+    server = subprocess.Popen([program, 'serve', MODEL, '--port', '0', '--quiet', *flags], stdout=subprocess.PIPE, text=True)
+    return server, int(re.search(r':(\d+) ', server.stdout.readline())[1])
+
+
+def compare_tiers(program, n_repeat):
+    with tempfile.TemporaryDirectory() as pages:
+        kinds = {'none': ['--prefix-memory', '0'], 'memory': ['--prefix-memory', '1GiB'], 'memory and files': ['--prefix-memory', '1GiB', '--prefix-dir', pages]}
+        servers = {name: start(program, *flags) for name, flags in kinds.items()}
+        took = {name: [] for name in kinds}
+        try:
+            for i in range(-1, n_repeat):  # the first is not counted
+                for name, (process, port) in servers.items():
+                    before = processor_seconds(process)
+                    clients = [Client(port, SHORT, {}, 1000 * i + k, n_requests=4) for k in range(N_SHORT)]
+                    clients += [Client(port, LONG, {}, 1000 * i + 100 + k, n_requests=1) for k in range(N_LONG)]
+                    for client in clients:
+                        client.start()
+                    for client in clients:
+                        client.join()
+                    time.sleep(1)  # files are written
+                    if i >= 0:
+                        took[name].append(processor_seconds(process) - before)
+        finally:
+            for process, _ in servers.values():
+                process.terminate()
+                process.wait()
+    print('| prefixes are kept in | processor time, s (median, least to most) | of none |\n| --- | ---: | ---: |')
+    for name, seconds in took.items():
+        median = statistics.median(seconds)
+        print(f'| {name} | {median:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {median / statistics.median(took["none"]):.3f} |')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('program')
     parser.add_argument('--seconds', type=float, default=15)
     parser.add_argument('--write', action='store_true', help='into docs/REPORT.md')
+    parser.add_argument('--tiers', action='store_true', help='what keeping prompts costs')
+    parser.add_argument('--repeat', type=int, default=7, help='measurements of each of these')
     arguments = parser.parse_args()
-    server = subprocess.Popen([arguments.program, 'serve', MODEL, '--port', '0', '--prefix-memory', '0', '--quiet'],
-                              stdout=subprocess.PIPE, text=True)
+    if arguments.tiers:
+        return compare_tiers(arguments.program, arguments.repeat)
+    server, port = start(arguments.program, '--prefix-memory', '0')
     rows = []
     try:
-        port = int(re.search(r':(\d+) ', server.stdout.readline())[1])
         measure(port, {}, True, 2, 0)  # warm
         for i, (name, policy) in enumerate(POLICIES.items()):
             for with_long in (False, True):

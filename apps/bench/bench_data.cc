@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+
+#include "ei/ops/weight_blocks.h"
 
 namespace ei::bench {
 namespace {
 
 constexpr int64_t kTableRows = 1024;
 constexpr int64_t kAppend = 2048;
+constexpr int64_t kQuantizedRows = 64;
 
 }  // namespace
 
@@ -17,15 +21,29 @@ uint64_t BenchData::random() {  // xorshift64
   return state_ ^= state_ << 17;
 }
 
-Weight BenchData::weight(int64_t rows, int64_t cols) {
-  std::vector<uint16_t>& values = weights_.emplace_back(static_cast<size_t>(rows * cols));
-  for (uint16_t& v : values) {
-    // The upper half of a float within [-1, 1).
-    const float x = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
-    v = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
+float BenchData::number() { return static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f; }
+
+Weight BenchData::weight(int64_t rows, int64_t cols, WeightFormat format) {
+  const int64_t stride = row_bytes(format, cols);
+  std::vector<char>& bytes = weights_.emplace_back(static_cast<size_t>(rows * stride));
+  std::vector<float> row(static_cast<size_t>(cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    char* to = bytes.data() + r * stride;
+    if (is_quantized(format) && r >= kQuantizedRows) {
+      std::memcpy(to, to - kQuantizedRows * stride, static_cast<size_t>(stride));
+      continue;
+    }
+    for (float& x : row) x = number();
+    if (is_quantized(format)) {
+      quantize(format, row.data(), cols, to);
+    } else {
+      for (int64_t c = 0; c < cols; ++c) {  // the upper halves
+        const auto half = static_cast<uint16_t>(std::bit_cast<uint32_t>(row[size_t(c)]) >> 16);
+        std::memcpy(to + 2 * c, &half, sizeof half);
+      }
+    }
   }
-  return backend_.place(
-      {.data = values.data(), .format = WeightFormat::kBF16, .rows = rows, .cols = cols});
+  return backend_.place({.data = bytes.data(), .format = format, .rows = rows, .cols = cols});
 }
 
 // Activations are opaque: they come out of an op, here rows of a random table in random order.

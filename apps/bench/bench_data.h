@@ -6,6 +6,7 @@
 #include "ei/cache/kv_cache.h"
 #include "ei/ops/backend.h"
 #include "ei/ops/buffer.h"
+#include "ei/ops/weight_format.h"
 
 namespace ei::bench {
 
@@ -32,16 +33,18 @@ class BenchData {
 
   // About uniform in [-1, 1].
   ActArray act(int64_t rows, int64_t cols);
-  Weight weight(int64_t rows, int64_t cols);  // bf16, lives as long as this
+  // Lives as long as this. Of a quantized format rows repeat after some, which takes less time.
+  Weight weight(int64_t rows, int64_t cols, WeightFormat format = WeightFormat::kBF16);
   // One sequence of n_tokens in every layer; each layer has its own memory.
   KvCache cache(PagePool& pool, const KvShape& shape, int64_t n_tokens);
 
  private:
   uint64_t random();
+  float number();  // within [-1, 1)
 
   Backend& backend_;
   uint64_t state_ = 1;
-  std::vector<std::vector<uint16_t>> weights_;
+  std::vector<std::vector<char>> weights_;
 };
 
 }  // namespace ei::bench

@@ -37,14 +37,14 @@ void bench_prompt(Backend& backend, KernelBench& bench) {
 
 // The matrices of one Llama-3.2-1B layer.
 struct Layer {
-  explicit Layer(BenchData& data)
-      : q(data.weight(2048, 2048)),
-        k(data.weight(512, 2048)),
-        v(data.weight(512, 2048)),
-        o(data.weight(2048, 2048)),
-        gate(data.weight(8192, 2048)),
-        up(data.weight(8192, 2048)),
-        down(data.weight(2048, 8192)) {}
+  Layer(BenchData& data, WeightFormat format)
+      : q(data.weight(2048, 2048, format)),
+        k(data.weight(512, 2048, format)),
+        v(data.weight(512, 2048, format)),
+        o(data.weight(2048, 2048, format)),
+        gate(data.weight(8192, 2048, format)),
+        up(data.weight(8192, 2048, format)),
+        down(data.weight(2048, 8192, format)) {}
 
   int64_t bytes() const {
     return q.bytes() + k.bytes() + v.bytes() + o.bytes() + gate.bytes() + up.bytes() + down.bytes();
@@ -54,21 +54,22 @@ struct Layer {
 };
 
 // As many layers as no cache holds, each read once, as a decode step does.
-void bench_step(Backend& backend, KernelBench& bench) {
+void bench_step(Backend& backend, KernelBench& bench, WeightFormat format) {
   BenchData data(backend);
   std::vector<Layer> layers;
   double bytes = 0;
-  for (int l = 0; l < 4; ++l) bytes += double(layers.emplace_back(data).bytes());
-  const Weight head = data.weight(128256, 2048);
+  for (int l = 0; l < 4; ++l) bytes += double(layers.emplace_back(data, format).bytes());
+  const Weight head = data.weight(128256, 2048, format);
   for (const int64_t n : {1, 4}) {
     const ActArray x = data.act(n, 2048), wide = data.act(n, 8192);
     const ActArray q(backend, n, 2048), k(backend, n, 512), v(backend, n, 512);
     const ActArray gate(backend, n, 8192), up(backend, n, 8192);
     const ActArray logits(backend, n, head.rows);
-    const std::string sequences = fmt::format("{} sequence{}", n, n == 1 ? "" : "s");
+    const std::string sequences =
+        fmt::format("{} sequence{}, {}", n, n == 1 ? "" : "s", block_of(format).name);
     bench.measure(
         {.kernel = kMatVec,
-         .size = sequences + ", layers of a 1B model",
+         .size = sequences + " layers of a 1B model",
          .bytes = bytes,
          .limit = Limit::kMemory,
          .target = 0.85},
@@ -81,7 +82,7 @@ void bench_step(Backend& backend, KernelBench& bench) {
           }
         });
     bench.measure({.kernel = kMatVec,
-                   .size = sequences + ", head of a 1B model",
+                   .size = sequences + " head of a 1B model",
                    .bytes = double(head.bytes()),
                    .limit = Limit::kMemory,
                    .target = 0.85},
@@ -93,7 +94,9 @@ void bench_step(Backend& backend, KernelBench& bench) {
 
 void bench_matmul(Backend& backend, KernelBench& bench) {
   if (bench.wants(kMatMul)) bench_prompt(backend, bench);
-  if (bench.wants(kMatVec)) bench_step(backend, bench);
+  if (!bench.wants(kMatVec)) return;
+  for (const auto format : {WeightFormat::kBF16, WeightFormat::kQ8_0, WeightFormat::kQ4_K})
+    bench_step(backend, bench, format);
 }
 
 }  // namespace ei::bench

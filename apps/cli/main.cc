@@ -70,7 +70,10 @@ int complain(const std::string& message, int exit_code) {
 
 // Of what ends this rank, and so all of them.
 int give_up(const std::string& message) {
-  if (has_ranks()) ranks()->abort(message);
+  try {
+    if (has_ranks()) ranks()->abort(message);
+  } catch (const Error&) {  // they have ended already
+  }
   return complain(message, kExitError);
 }
 

@@ -113,6 +113,7 @@ void log_outcome(const std::string& id, const Outcome& outcome) {
        g.finish_reason == FinishReason::kCancelled ? "cancelled" : reason_name(g.finish_reason)},
       {"prompt_tokens", g.prompt_tokens},
       {"cached_tokens", g.cached_tokens},
+      {"ram_tokens", g.host_tokens},
       {"loaded_tokens", g.loaded_tokens},
       {"generated_tokens", g.tokens.size()},
       {"queue_ms", int64_t(outcome.queue_ms)},
@@ -128,6 +129,7 @@ OrderedJson timings_json(const Outcome& outcome) {
   const Generation& g = outcome.generation;
   return {{"queue_ms", outcome.queue_ms},
           {"cache_n", g.cached_tokens},
+          {"cache_ram_n", g.host_tokens},
           {"cache_disk_n", g.loaded_tokens},
           {"prompt_n", g.prompt_tokens - g.cached_tokens},
           {"prompt_ms", g.timings.prefill_ms},

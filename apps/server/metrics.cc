@@ -150,11 +150,14 @@ std::string Metrics::render(const SchedulerStats& s) const {
   value("prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
         s.prefix_hits);
   print_head("prefix_cache_tier_hits_total", "counter", "The same, by where they were.", out);
-  out += fmt::format("entropyinfer:prefix_cache_tier_hits_total{{{},tier=\"memory\"}} {}\n", model,
-                     s.prefix_hits - s.prefix_loaded);
-  out += fmt::format("entropyinfer:prefix_cache_tier_hits_total{{{},tier=\"disk\"}} {}\n", model,
-                     s.prefix_loaded);
-  value("prefix_disk_bytes", "gauge", "Bytes of the prefix cache's files.", s.prefix_disk_bytes);
+  const auto tiers = [&](const char* name, int64_t memory, int64_t ram, int64_t disk) {
+    for (const auto& [tier, n] : {std::pair{"memory", memory}, {"ram", ram}, {"disk", disk}})
+      out += fmt::format("entropyinfer:{}{{{},tier=\"{}\"}} {}\n", name, model, tier, n);
+  };
+  tiers("prefix_cache_tier_hits_total", s.prefix_hits - s.prefix_host_hits - s.prefix_loaded,
+        s.prefix_host_hits, s.prefix_loaded);
+  print_head("prefix_cache_bytes", "gauge", "Bytes of the prefix cache, by where they are.", out);
+  tiers("prefix_cache_bytes", s.prefix_bytes, s.prefix_host_bytes, s.prefix_disk_bytes);
   value("prompt_tokens_total", "counter", "Prompt tokens of finished requests.", n_prompt_);
   value("prompt_tokens_cached_total", "counter", "Of these, not read again.", n_cached_);
   value("generation_tokens_total", "counter", "Tokens written by finished requests.", n_generated_);

@@ -128,6 +128,10 @@ class Serve {
     size(command.add_option("--prefix-memory", prefix_bytes_,
                             "For prompts that may come again, 0: none; else a quarter of it"),
          "SIZE", group);
+    size(command.add_option("--prefix-ram", prefix_host_bytes_,
+                            "For such prompts in the host's memory, once a GPU's has no room; "
+                            "0: none"),
+         "SIZE [8GiB]", group);
     command
         .add_option("--prefix-dir", scheduler_.prefix_dir,
                     "Where such prompts are kept in files as well, for the next start")
@@ -181,14 +185,17 @@ class Serve {
     scheduler_.prefill = policies.prefill;
     scheduler_.kv_bytes = static_cast<int64_t>(kv_bytes_.value_or(0));
     if (prefix_bytes_) scheduler_.prefix_bytes = static_cast<int64_t>(*prefix_bytes_);
-
+    if (prefix_host_bytes_)
+      scheduler_.prefix_host_bytes = static_cast<int64_t>(*prefix_host_bytes_);
     if (prefix_disk_bytes_)
       scheduler_.prefix_disk_bytes = static_cast<int64_t>(*prefix_disk_bytes_);
     scheduler_.on_warning = [](const std::string& what) {
       server::log_warning("prefix_file", {{"message", what}});
     };
 
-    if (has_ranks() && ranks()->rank() > 0) {  // the first serves
+    if (has_ranks() && ranks()->rank() > 0) {  // the first serves, and says when the others go
+      const Interrupts::Scope scope(interrupts_);
+      ranks()->on_end(end_program);
       Engine engine = model_.load();
       Scheduler::follow(engine, scheduler_);
       return kExitOk;
@@ -204,6 +211,7 @@ class Serve {
     const auto stop = [&](std::optional<std::string> why) {
       std::call_once(once, [&] { stopped.set_value(std::move(why)); });
     };
+    if (has_ranks()) ranks()->on_end(stop);
     engine.emplace(model_.load(
         [](const std::string& warning) {
           server::log_event("warning", {{"message", warning}});
@@ -275,7 +283,7 @@ class Serve {
   server::ApiOptions api_;
   SchedulerOptions scheduler_;
   std::optional<std::string> key_file_;
-  std::optional<uint64_t> kv_bytes_, prefix_bytes_, prefix_disk_bytes_;
+  std::optional<uint64_t> kv_bytes_, prefix_bytes_, prefix_host_bytes_, prefix_disk_bytes_;
   int64_t max_tokens_ = 2048;
   int request_timeout_s_ = 0, drain_timeout_s_ = 30, ping_interval_s_ = 15;
   bool log_json_ = false, quiet_ = false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -31,6 +32,9 @@ class Communicator {
   virtual void broadcast(std::span<std::byte> bytes) = 0;
   // Ends all ranks, for what this one cannot go on from.
   [[noreturn]] virtual void abort(const std::string& why) = 0;
+  // Told why the ranks have ended, once, by the thread that sees it; calls of this rank throw it
+  // from then on. Without, and where ranks are processes, they end with the job.
+  virtual void on_end(std::function<void(const std::string&)>) {}
   // Why the ranks have ended, if they have and this one lives on; else "". Any thread.
   virtual std::string failure() const { return {}; }
 };

@@ -5,8 +5,8 @@
 namespace ei {
 
 // How numbers are stored. Sums are always float or wider. Numbers in kQ8 are whole, -127 to 127,
-// those in kFP8 e4m3; they share a scale, which whoever holds them has beside them; caches alone
-// have such.
+// those in kFP8 e4m3, or whole in keys; they share a scale, which whoever holds them has beside
+// them; caches alone have such.
 enum class DType : uint8_t { kF32, kF16, kBF16, kQ8, kFP8 };
 
 constexpr int64_t dtype_bytes(DType type) {

@@ -11,25 +11,37 @@
 namespace ei {
 namespace {
 
-constexpr const char* kFormat = "entropyinfer pages 1";
+constexpr const char* kFormat = "entropyinfer pages 2";
 
-// Of a page in an image: memory is handed on with what was in it before.
-void clear_unused(std::span<std::byte> page, const PageLayout& layout, int64_t n_rows) {
-  const auto clear_bytes = [&](int64_t begin, int64_t end) {
-    std::memset(page.data() + begin, 0, static_cast<size_t>(end - begin));
-  };
-  const int64_t row = layout.row_bytes();
-  const auto clear = [&](int64_t begin, int64_t end) { clear_bytes(begin * row, end * row); };
+struct Range {
+  int64_t begin, end;
+};
+
+// The bytes of a page that n rows take, with their scales and bounds: neighbours are one range. The
+// rest is left out of an image, as memory is handed on with what was in it before.
+std::vector<Range> used(const PageLayout& layout, int64_t n_rows) {
+  const int64_t row = layout.row_bytes(), scales = layout.first_scale() * row;
   const int64_t n_bounds =
       layout.block == 0 ? 0 : (n_rows + layout.block - 1) / layout.block * layout.bound_rows();
-  clear(n_rows, layout.first_value());
-  clear(layout.first_value() + n_rows, layout.first_scale());
-  const int64_t scales = layout.first_scale() * row, of_keys = layout.rows * layout.scale_bytes(),
-                used = n_rows * layout.scale_bytes();
-  clear_bytes(scales + used, scales + of_keys);
-  clear_bytes(scales + of_keys + used, layout.first_lowest() * row);
-  clear(layout.first_lowest() + n_bounds, layout.first_highest());
-  clear(layout.first_highest() + n_bounds, layout.end());
+  std::vector<Range> ranges;
+  const auto add = [&](int64_t begin, int64_t bytes) {
+    if (bytes == 0) return;
+    if (ranges.empty() || ranges.back().end != begin) ranges.push_back({begin, begin});
+    ranges.back().end += bytes;
+  };
+  add(0, n_rows * row);
+  add(layout.first_value() * row, n_rows * row);
+  add(scales, n_rows * layout.scale_bytes());
+  add(scales + layout.rows * layout.scale_bytes(), n_rows * layout.scale_bytes());
+  add(layout.first_lowest() * row, n_bounds * row);
+  add(layout.first_highest() * row, n_bounds * row);
+  return ranges;
+}
+
+int64_t bytes_of(std::span<const Range> ranges) {
+  int64_t bytes = 0;
+  for (const Range& range : ranges) bytes += range.end - range.begin;
+  return bytes;
 }
 
 template <class T>
@@ -46,9 +58,11 @@ std::vector<T> values_of(const TensorMap& tensors, std::string_view name, std::s
 
 }  // namespace
 
-std::vector<std::byte> make_image(const PageImage& image, Backend& backend, const KvShape& shape,
-                                  std::span<const PageRef> pages) {
-  const auto page_bytes = static_cast<size_t>(shape.layout.bytes());
+std::vector<std::byte> make_image(const PageImage& image, Backend& backend,
+                                  const PageLayout& layout, std::span<const PageRef> pages,
+                                  std::vector<std::byte> bytes) {
+  const std::vector<Range> ranges = used(layout, std::ssize(image.tokens));
+  const int64_t page_bytes = bytes_of(ranges);
   const auto n_pages = std::ssize(pages);
   const auto room = [](const void* data, size_t bytes) {
     return std::span(static_cast<const std::byte*>(data), bytes);
@@ -58,7 +72,8 @@ std::vector<std::byte> make_image(const PageImage& image, Backend& backend, cons
       {"tokens", {"I32", {n_tokens}, std::as_bytes(std::span(image.tokens))}},
       {"entropies",
        {"F32", {std::ssize(image.entropies)}, std::as_bytes(std::span(image.entropies))}},
-      {"pages", {"U8", {n_pages, shape.layout.bytes()}, room(nullptr, pages.size() * page_bytes)}},
+      {"pages",
+       {"U8", {n_pages, page_bytes}, room(nullptr, static_cast<size_t>(n_pages * page_bytes))}},
       {"checksum", {"U64", {1}, room(nullptr, sizeof(uint64_t))}}};
   const std::string header =
       safetensors_header(tensors, {{"asked", fmt::format("{:x}", image.asked)},
@@ -68,7 +83,7 @@ std::vector<std::byte> make_image(const PageImage& image, Backend& backend, cons
                                    {"policy", image.policy}});
   size_t size = header.size();
   for (const auto& [name, tensor] : tensors) size += tensor.data.size();
-  std::vector<std::byte> bytes(size);
+  bytes.resize(size);
   std::byte* to = bytes.data();
   const auto put = [&](const void* data, size_t n) {
     if (n > 0) std::memcpy(to, data, n);
@@ -77,11 +92,11 @@ std::vector<std::byte> make_image(const PageImage& image, Backend& backend, cons
   put(header.data(), header.size());
   put(image.tokens.data(), image.tokens.size() * sizeof(int32_t));
   put(image.entropies.data(), image.entropies.size() * sizeof(float));
-  for (const PageRef& page : pages) {
-    backend.copy_out(to, page->data(), shape.layout.bytes());
-    clear_unused({to, page_bytes}, shape.layout, n_tokens);
-    to += page_bytes;
-  }
+  for (const PageRef& page : pages)
+    for (const auto& [begin, end] : ranges) {
+      backend.copy_out(to, static_cast<const std::byte*>(page->data()) + begin, end - begin);
+      to += end - begin;
+    }
   return bytes;
 }
 
@@ -130,19 +145,27 @@ PageImage parse_image(std::span<const std::byte> bytes, std::string_view where) 
 }
 
 void check_pages(const PageImage& image, const KvShape& shape, std::string_view where) {
+  const auto n_tokens = std::ssize(image.tokens);
+  require(n_tokens > 0 && n_tokens <= shape.layout.rows, "{}: {} tokens, expected at most {}",
+          where, n_tokens, shape.layout.rows);
   const int64_t n_pages = shape.n_layers * shape.n_kv_heads;
-  require(std::ssize(image.pages) == n_pages * shape.layout.bytes(),
+  const int64_t bytes = bytes_of(used(shape.layout, n_tokens));
+  require(std::ssize(image.pages) == n_pages * bytes,
           "{}: \"pages\" has {} bytes, expected {} of {}", where, image.pages.size(), n_pages,
-          shape.layout.bytes());
+          bytes);
 }
 
 std::vector<PageRef> take_pages(const PageImage& image, Backend& backend, const KvShape& shape,
                                 PagePool& pool) {
-  const int64_t n_pages = shape.n_layers * shape.n_kv_heads, bytes = shape.layout.bytes();
+  const std::vector<Range> ranges = used(shape.layout, std::ssize(image.tokens));
+  const std::byte* from = image.pages.data();
   std::vector<PageRef> pages;
-  for (int64_t i = 0; i < n_pages; ++i) {
+  for (int64_t i = 0; i < shape.n_layers * shape.n_kv_heads; ++i) {
     pages.push_back(pool.take());
-    backend.copy_in(pages.back()->data(), image.pages.data() + i * bytes, bytes);
+    for (const auto& [begin, end] : ranges) {
+      backend.copy_in(static_cast<std::byte*>(pages.back()->data()) + begin, from, end - begin);
+      from += end - begin;
+    }
   }
   return pages;
 }

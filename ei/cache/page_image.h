@@ -24,11 +24,12 @@ struct PageImage {
   std::span<const std::byte> pages;  // in the bytes that it was parsed from
 };
 
-// The bytes of an image whose pages, as many as `shape` has layers and heads, are copied from the
-// device; image.pages is not looked at. What they hold beyond their tokens becomes zero. The
-// checksum is missing: seal() adds it, in another thread perhaps.
-std::vector<std::byte> make_image(const PageImage& image, Backend& backend, const KvShape& shape,
-                                  std::span<const PageRef> pages);
+// The bytes of an image whose pages, one for each layer and head, are copied from the device;
+// image.pages is not looked at. What they hold beyond their tokens is left out. The checksum is
+// missing: seal() adds it, in another thread perhaps. `bytes` is memory to be used.
+std::vector<std::byte> make_image(const PageImage& image, Backend& backend,
+                                  const PageLayout& layout, std::span<const PageRef> pages,
+                                  std::vector<std::byte> bytes = {});
 void seal(std::span<std::byte> image);
 
 // Throws Error naming `where` when the bytes are no such image, or damaged anywhere.

@@ -22,6 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kMaxWaitingBytes = int64_t{256} << 20;
+constexpr int64_t kMaxSpareBytes = int64_t{16} << 20;
 constexpr size_t kMinWaiting = 16;  // images of any size: the end of a long answer of a large model
 constexpr std::string_view kSuffix = ".safetensors";
 constexpr int64_t kSecond = 1'000'000'000;
@@ -118,6 +119,15 @@ bool PageStore::has_room(int64_t bytes) const {
          (waiting_.size() < kMinWaiting || waiting_bytes_ + bytes <= kMaxWaitingBytes);
 }
 
+std::vector<std::byte> PageStore::spare() {
+  const std::lock_guard lock(mutex_);
+  if (spare_.empty()) return {};
+  std::vector<std::byte> bytes = std::move(spare_.back());
+  spare_.pop_back();
+  spare_bytes_ -= static_cast<int64_t>(bytes.capacity());
+  return bytes;
+}
+
 void PageStore::put(Key key, Key before, std::vector<std::byte> image) {
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += std::ssize(image);
@@ -205,6 +215,11 @@ void PageStore::run(const std::stop_token& stop) {
     lock.unlock();
     write(next);
     lock.lock();
+    const auto capacity = static_cast<int64_t>(next.image.capacity());
+    if (spare_bytes_ + capacity <= kMaxSpareBytes) {
+      spare_.push_back(std::move(next.image));
+      spare_bytes_ += capacity;
+    }
     waiting_.pop_front();
     waiting_bytes_ -= n_bytes;
     changed_.notify_all();

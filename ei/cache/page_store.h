@@ -38,6 +38,9 @@ class PageStore {
   bool has(Key key) const;
   // Whether an image of so many bytes would be taken now: what waits to be written is bounded.
   bool has_room(int64_t bytes) const;
+  // Memory of an image that was written, for another: new memory takes the kernel longer to give
+  // than an image to copy. Empty where there is none.
+  std::vector<std::byte> spare();
   // Takes an image that has() not, not sealed yet, to be written. It was used when the one `before`
   // it was, and goes first.
   void put(Key key, Key before, std::vector<std::byte> image);
@@ -81,6 +84,8 @@ class PageStore {
   int64_t bytes_ = 0;
   std::deque<Waiting> waiting_;  // the first is being written
   int64_t waiting_bytes_ = 0;
+  std::vector<std::vector<std::byte>> spare_;  // of kMaxSpareBytes
+  int64_t spare_bytes_ = 0;
 
   std::jthread writer_;  // last: stops before anything else goes
 };

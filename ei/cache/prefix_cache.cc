@@ -9,6 +9,7 @@
 #include "ei/base/fail.h"
 #include "ei/io/checksum.h"
 #include "ei/io/json.h"
+#include "ei/ops/host_memory.h"
 #include "ei/policy/settings.h"
 
 namespace ei {
@@ -61,6 +62,15 @@ int64_t n_segments(int64_t n_tokens, const PrefillPolicy& policy) {
 
 }  // namespace
 
+PrefixCache::PrefixCache(Backend& backend, int64_t max_bytes, PagePool* host, PageStore* store,
+                         std::string model)
+    : backend_(backend),
+      host_pages_(host),
+      store_(store),
+      model_(std::move(model)),
+      device_{.max_bytes = max_bytes, .uses = {}},
+      host_{.max_bytes = host != nullptr ? host->n_free() * host->page_bytes() : 0, .uses = {}} {}
+
 std::string PrefixCache::text_of(const PrefillPolicy& policy) {
   OrderedJson settings;
   for_each_setting(policy, [&](const char* name, auto value) {
@@ -92,8 +102,10 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
                                       const View<float, 2>& entropies, std::vector<int64_t>& asked,
                                       int64_t max_loads) {
   const int64_t page = cache.shape().layout.rows, n_there = cache.n_tokens();
-  Search search = {policy, cache, entropies.dim(1), max_loads, {.n_tokens = n_there}};
+  const int64_t loads = std::min(max_loads, INT64_MAX / kHostLoads) * kHostLoads;
+  Search search = {policy, cache, entropies.dim(1), loads, {.n_tokens = n_there}};
   Hit& hit = search.hit;
+  release_copied();
 
   Key key = root(policy);
   for (int64_t at = 0; at < n_there; at += page) {
@@ -115,6 +127,7 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
     Found part{entry, page};
     if (entry == nullptr && !hit.more) {
       part = find_part(search, key, tokens);
+      promote(search, part.entry);
       hit.stopped_by = why_not(next, tokens, at, part);
     }
     if (part.entry != nullptr) found.push_back(part);
@@ -141,6 +154,8 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
   }
   const auto nothing = [&] {  // the prompt is read instead of looked for again
     hit.more = false;
+    hit.n_host = hit.n_loaded = 0;
+    await_copies();
     shrink();
     return hit;
   };
@@ -160,31 +175,52 @@ PrefixCache::Hit PrefixCache::restore(std::span<const int32_t> prompt, int64_t l
     pages.push_back(entry->pages);
     all.insert(all.end(), entry->entropies.begin(), entry->entropies.end());
   }
+  // What is copied beside the next step has to be waited for before it is read: by the next call,
+  // if there is to be one.
+  if (hit.n_host > 0 && max_loads < INT64_MAX && n % page == 0 && n_there + n + unit <= limit)
+    hit.more = true;
+  if (!hit.more) await_copies();
   all.resize(std::min(all.size(), static_cast<size_t>(n_segments(n, policy) * search.n_entropies)));
   float* const to = entropies.data + n_there / policy.segment * entropies.dim(1);
   backend_.copy_in(to, all.data(), std::ssize(all) * int64_t{sizeof(float)});
   cache.adopt(pages, n);
   asked = std::move(all_asked);
-  for (size_t i = found.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, found[i].entry->use);
-  shrink();  // what was loaded
+  for (size_t i = found.size(); i-- > 0;) touch(*found[i].entry);
+  // What was loaded takes the place of something else, which goes once all of it is on its way.
+  if (!hit.more || hit.n_host == 0) shrink();
   hit.n_tokens += n;
+  hit.n_host = std::min(hit.n_host, n);
   hit.n_loaded = std::min(hit.n_loaded, n);
   return hit;
 }
 
 PrefixCache::Entry* PrefixCache::find_or_load(Search& search, Key parent, Key key,
                                               std::span<const int32_t> tokens) {
-  Entry* entry = find(parent, key, search.policy, tokens);
-  if (entry != nullptr || store_ == nullptr || search.hit.more || !store_->has(key)) return entry;
-  search.hit.more = search.loads_left-- <= 0;
-  return search.hit.more ? nullptr : load(search, parent, key, tokens);
+  Entry* const entry = find(parent, key, search.policy, tokens);
+  if (entry != nullptr && entry->tier == &device_) return entry;
+  if (search.hit.more || (entry == nullptr && (store_ == nullptr || !store_->has(key))))
+    return nullptr;
+  search.loads_left -= entry != nullptr ? 1 : kHostLoads;
+  search.hit.more = search.loads_left < 0;
+  if (search.hit.more) return nullptr;
+  return entry != nullptr ? promote(search, entry) : load(search, parent, key, tokens);
 }
 
 PrefixCache::Entry* PrefixCache::find_own(Search& search, Key parent, Key key,
                                           std::span<const int32_t> tokens) {
-  Entry* entry = find(parent, key, search.policy, tokens);
-  const bool stored = entry == nullptr && store_ != nullptr && !search.hit.more && store_->has(key);
-  return stored ? load(search, parent, key, tokens) : entry;
+  Entry* const entry = find(parent, key, search.policy, tokens);
+  if (search.hit.more) return entry != nullptr && entry->tier == &device_ ? entry : nullptr;
+  if (entry != nullptr) return promote(search, entry);
+  return store_ != nullptr && store_->has(key) ? load(search, parent, key, tokens) : nullptr;
+}
+
+PrefixCache::Entry* PrefixCache::promote(Search& search, Entry* entry) {
+  if (entry == nullptr || entry->tier == &device_) return entry;
+  std::vector<PageRef> pages;
+  while (pages.size() < entry->pages.size()) pages.push_back(search.cache.pool().take());
+  move(*entry, std::move(pages), device_);
+  search.hit.n_host += std::ssize(entry->tokens);
+  return entry;
 }
 
 PrefixCache::Found PrefixCache::find_part(Search& search, Key parent,
@@ -210,6 +246,7 @@ PrefixCache::Found PrefixCache::find_part(Search& search, Key parent,
 void PrefixCache::remember(std::span<const int32_t> text, int64_t n, int64_t n_read,
                            const PrefillPolicy& policy, const KvCache& cache,
                            const View<float, 2>& entropies, std::span<const int64_t> asked) {
+  release_copied();
   const KvShape& shape = cache.shape();
   const int64_t page = shape.layout.rows, n_pages = shape.layout.pages(n);
   const int64_t width = entropies.dim(1);
@@ -240,6 +277,7 @@ void PrefixCache::remember(std::span<const int32_t> text, int64_t n, int64_t n_r
       Entry fresh;
       fresh.parent = parent;
       fresh.policy = policy;
+      fresh.layout = shape.layout;
       fresh.tokens.assign(tokens.begin(), tokens.end());
       fresh.asked = its_asked;
       for (int l = 0; l < shape.n_layers; ++l)
@@ -248,28 +286,28 @@ void PrefixCache::remember(std::span<const int32_t> text, int64_t n, int64_t n_r
         const auto of_page = all.begin() + i * page / policy.segment * width;
         fresh.entropies.assign(of_page, of_page + n_segments(std::ssize(tokens), policy) * width);
       }
-      entry = &insert(key, std::move(fresh), cache.page_bytes());
+      entry = &insert(key, std::move(fresh));
     }
-    if (store_ != nullptr && !entry->stored)
-      save(key, keys.empty() ? 0 : keys.back(), *entry, shape);
+    if (store_ != nullptr && !entry->stored) save(key, *entry);
     path.push_back(entry);
     keys.push_back(key);
     parent = key;
   }
-  for (size_t i = path.size(); i-- > 0;) uses_.splice(uses_.begin(), uses_, path[i]->use);
+  for (size_t i = path.size(); i-- > 0;) touch(*path[i]);
   if (store_ != nullptr) store_->touch(keys);
   shrink();
 }
 
-PrefixCache::Entry& PrefixCache::insert(Key key, Entry entry, int64_t page_bytes) {
-  entry.bytes = std::ssize(entry.pages) * page_bytes +
+PrefixCache::Entry& PrefixCache::insert(Key key, Entry entry) {
+  entry.tier = &device_;
+  entry.bytes = std::ssize(entry.pages) * entry.pages.front()->bytes() +
                 std::ssize(entry.entropies) * int64_t{sizeof(float)} +
                 std::ssize(entry.tokens) * int64_t{sizeof(int32_t)};
   std::list<Key> use(1, key);
   entry.use = use.begin();
   Entry& there = entries_.emplace(key, std::move(entry)).first->second;
-  uses_.splice(uses_.begin(), use);
-  bytes_ += there.bytes;
+  device_.uses.splice(device_.uses.begin(), use);
+  device_.bytes += there.bytes;
   evicted_.erase(key);
   return there;
 }
@@ -291,15 +329,15 @@ PrefixCache::Entry* PrefixCache::load(Search& search, Key parent, Key key,
     store_->discard(key, error.what());
     return nullptr;
   }
-  Entry& entry = insert(key,
-                        {.parent = parent,
-                         .policy = search.policy,
-                         .tokens = std::move(image.tokens),
-                         .pages = take_pages(image, backend_, shape, search.cache.pool()),
-                         .entropies = std::move(image.entropies),
-                         .asked = image.asked,
-                         .stored = true},
-                        search.cache.page_bytes());
+  std::vector<PageRef> pages = take_pages(image, backend_, shape, search.cache.pool());
+  Entry& entry = insert(key, {.parent = parent,
+                              .policy = search.policy,
+                              .layout = shape.layout,
+                              .tokens = std::move(image.tokens),
+                              .pages = std::move(pages),
+                              .entropies = std::move(image.entropies),
+                              .asked = image.asked,
+                              .stored = true});
   search.hit.n_loaded += std::ssize(tokens);
   return &entry;
 }
@@ -310,42 +348,41 @@ void PrefixCache::check(const PageImage& image, const PrefillPolicy& policy, con
           "{}: is of another model or policy", where);
   check_pages(image, shape, where);
   const auto n_tokens = std::ssize(image.tokens);
-  require(n_tokens > 0 && n_tokens <= shape.layout.rows, "{}: {} tokens, expected at most {}",
-          where, n_tokens, shape.layout.rows);
   require(std::ssize(image.entropies) == n_segments(n_tokens, policy) * n_entropies,
           "{}: {} entropies, expected {}", where, image.entropies.size(),
           n_segments(n_tokens, policy) * n_entropies);
 }
 
-void PrefixCache::save(Key key, Key before, Entry& entry, const KvShape& shape) {
+void PrefixCache::save(Key key, Entry& entry) {
   if (!store_->has(key)) {
-    if (!store_->has_room(std::ssize(entry.pages) * shape.layout.bytes())) return;
-    store_->put(key, before, image_of(entry, shape));
+    if (!store_->has_room(std::ssize(entry.pages) * entry.layout.bytes())) return;
+    store_->put(key, entry.parent, image_of(entry));
   }
   entry.stored = true;
 }
 
-std::vector<std::byte> PrefixCache::image_of(const Entry& entry, const KvShape& shape) const {
+std::vector<std::byte> PrefixCache::image_of(const Entry& entry) {
+  if (entry.tier == &host_) await_copies();
   const PageImage image = {.model = model_,
                            .policy = text_of(entry.policy),
                            .parent = entry.parent,
                            .asked = entry.asked,
                            .tokens = entry.tokens,
                            .entropies = entry.entropies};
-  return make_image(image, backend_, shape, entry.pages);
+  return make_image(image, backend_, entry.layout, entry.pages,
+                    store_ != nullptr ? store_->spare() : std::vector<std::byte>());
 }
 
-void PrefixCache::write(std::span<const int32_t> text, const PrefillPolicy& policy,
-                        const KvShape& shape,
-                        const std::function<void(std::vector<std::byte>)>& take) const {
+void PrefixCache::write(std::span<const int32_t> text, const PrefillPolicy& policy, int64_t page,
+                        const std::function<void(std::vector<std::byte>)>& take) {
   Key key = root(policy);
-  for (int64_t at = 0; at < std::ssize(text); at += shape.layout.rows) {
-    const auto tokens = page_at(text, at, shape.layout.rows);
+  for (int64_t at = 0; at < std::ssize(text); at += page) {
+    const auto tokens = page_at(text, at, page);
     const Key next = chain(key, tokens);
     const Entry* entry = find(key, next, policy, tokens);
     if (entry == nullptr) entry = find(key, own(next), policy, tokens);
     if (entry == nullptr) return;
-    take(image_of(*entry, shape));
+    take(image_of(*entry));
     key = entry->asked > 0 ? own(next) : next;
   }
 }
@@ -357,15 +394,14 @@ void PrefixCache::read(const PageImage& image, std::string_view where, const Pre
   const Key next = chain(parent, image.tokens), key = image.asked > 0 ? own(next) : next;
   parent = key;
   const int64_t need = cache.shape().pages(1) * cache.page_bytes();
-  if (entries_.contains(key) || bytes_ + need > max_bytes_) return;  // is read again
-  insert(key,
-         {.parent = image.parent,
-          .policy = policy,
-          .tokens = image.tokens,
-          .pages = take_pages(image, backend_, cache.shape(), cache.pool()),
-          .entropies = image.entropies,
-          .asked = image.asked},
-         cache.page_bytes());
+  if (entries_.contains(key) || device_.bytes + need > device_.max_bytes) return;  // is read again
+  insert(key, {.parent = image.parent,
+               .policy = policy,
+               .layout = cache.shape().layout,
+               .tokens = image.tokens,
+               .pages = take_pages(image, backend_, cache.shape(), cache.pool()),
+               .entropies = image.entropies,
+               .asked = image.asked});
 }
 
 std::string PrefixCache::why_not(Key key, std::span<const int32_t> tokens, int64_t begin,
@@ -383,22 +419,80 @@ std::string PrefixCache::why_not(Key key, std::span<const int32_t> tokens, int64
   return "the text is new";
 }
 
-void PrefixCache::shrink() {
-  while (bytes_ > max_bytes_ && !uses_.empty()) {
-    const Key key = uses_.back();
-    uses_.pop_back();
-    bytes_ -= entries_.at(key).bytes;
-    entries_.erase(key);
+void PrefixCache::touch(Entry& entry) {
+  std::list<Key>& uses = entry.tier->uses;
+  uses.splice(uses.begin(), uses, entry.use);
+}
+
+void PrefixCache::move(Entry& entry, std::vector<PageRef> to, Tier& tier) {
+  std::vector<void*> there;
+  std::vector<const void*> here;
+  for (const PageRef& page : to) there.push_back(page->data());
+  for (const PageRef& page : entry.pages) here.push_back(page->data());
+  const std::vector<PageRef>& of_device = &tier == &device_ ? to : entry.pages;
+  moving_.insert(moving_.end(), of_device.begin(), of_device.end());
+  backend_.host_memory()->copy(there, here, entry.layout.bytes());
+  entry.pages = std::move(to);
+  entry.tier->bytes -= entry.bytes;
+  tier.bytes += entry.bytes;
+  tier.uses.splice(tier.uses.begin(), entry.tier->uses, entry.use);
+  entry.tier = &tier;
+}
+
+bool PrefixCache::demote(Entry& entry) noexcept try {
+  if (host_pages_ == nullptr) return false;
+  const auto n = std::ssize(entry.pages);
+  while (host_pages_->n_free() < n && !host_.uses.empty()) forget(host_.uses.back());
+  std::vector<PageRef> pages;
+  while (std::ssize(pages) < n) pages.push_back(host_pages_->take());
+  move(entry, std::move(pages), host_);
+  return true;
+} catch (...) {
+  return false;  // it is read again
+}
+
+void PrefixCache::forget(Key key) noexcept {
+  const auto it = entries_.find(key);
+  Entry& entry = it->second;
+  try {
+    if (store_ != nullptr && !entry.stored) save(key, entry);  // there was no room for it before
     if (evicted_.size() >= kMaxEvictedKnown) evicted_.clear();
     evicted_.insert(key);
+  } catch (...) {  // it is read again, or nobody hears why
+  }
+  entry.tier->bytes -= entry.bytes;
+  entry.tier->uses.erase(entry.use);
+  entries_.erase(it);
+}
+
+void PrefixCache::shrink() noexcept {
+  for (int64_t n_copied = 0;
+       device_.bytes > device_.max_bytes && !device_.uses.empty() && n_copied < kMaxDemoted;) {
+    const Key key = device_.uses.back();
+    const bool demoted = demote(entries_.at(key));
+    if (!demoted) forget(key);
+    n_copied += demoted ? 1 : 0;
   }
 }
 
+void PrefixCache::release_copied() {
+  if (!moving_.empty() && backend_.host_memory()->copied()) moving_.clear();
+}
+
+void PrefixCache::await_copies() {
+  if (moving_.empty()) return;
+  backend_.host_memory()->await();
+  moving_.clear();
+}
+
 void PrefixCache::clear() {
+  await_copies();
   entries_.clear();
-  uses_.clear();
+  for (Tier* tier : {&device_, &host_}) {
+    tier->uses.clear();
+    tier->bytes = 0;
+  }
   evicted_.clear();
-  bytes_ = 0;
 }
 
 }  // namespace ei

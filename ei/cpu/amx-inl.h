@@ -63,6 +63,28 @@ HWY_INLINE void round_row(const float* HWY_RESTRICT from, int64_t n, int64_t wid
   for (; c < width; ++c) to[c] = 0;
 }
 
+// The same, and behind `width` numbers what they lack of floats.
+HWY_INLINE void split_row(const float* HWY_RESTRICT from, int64_t n, int64_t width,
+                          uint16_t* HWY_RESTRICT to) {
+  const hn::CappedTag<float, 16> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t c = 0;
+  for (; c + lanes <= n; c += lanes) {
+    const auto x = hn::LoadU(d, from + c);
+    const auto rounded = round_to_bf16(d, x);
+    const auto rest = hn::Sub(x, hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, rounded))));
+    hn::StoreU(rounded, d16, to + c);
+    hn::StoreU(round_to_bf16(d, rest), d16, to + width + c);
+  }
+  for (; c < n; ++c) {
+    to[c] = to_bf16(from[c]);
+    to[width + c] = to_bf16(from[c] - from_bf16(to[c]));
+  }
+  for (; c < width; ++c) to[c] = to[width + c] = 0;
+}
+
 // kAmxDepth numbers of each of kAmxRows rows as the second factor of a product whose columns these
 // rows are: to[k][j] is the k-th pair of the j-th row.
 HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* HWY_RESTRICT to) {

@@ -71,19 +71,29 @@ HWY_INLINE void transpose(const uint16_t* const* rows, int64_t from, uint16_t* H
 #endif
 }
 
-// Rows of a first factor: register k of their depth at `at` + k `step` numbers.
+// Rows of a first factor: register k of their depth at `at` + k `step` numbers, what it lacks of
+// floats `rest` behind it.
 struct AmxRowsAt {
   const uint16_t* at;
   int64_t step;
   int64_t stride;  // bytes
+  int64_t rest;
 };
 
-// 16 n rows, a(i) where the i-th 16 are, by 32 columns, registers' depths behind each other and the
-// second 16 columns b_step numbers behind the first. To c [16 n, 32], or added to it. Sums are
-// stored while others are worked on: the unit has no room to wait for more than two.
-template <class Unit, class A>
-HWY_INLINE void multiply_by_pair(int64_t n, int64_t depth, const A& a, const uint16_t* b,
-                                 int64_t b_step, float* c, bool add) {
+// The second factor: registers' depths behind each other, the second 16 columns `step` numbers
+// behind the first and what either lacks of floats `rest` behind it.
+struct AmxColumnsAt {
+  const uint16_t* at;
+  int64_t step;
+  int64_t rest;
+};
+
+// 16 n rows, a(i) where the i-th 16 are, by the 32 columns of b. To c [16 n, 32], or added to it.
+// Sums are stored while others are worked on: the unit has no room to wait for more than two.
+// kHalves: of factors in two parts three products, all but that of what both lack.
+template <class Unit, bool kHalves, class A>
+HWY_INLINE void multiply_by_pair(int64_t n, int64_t depth, const A& a, const AmxColumnsAt& b,
+                                 float* c, bool add) {
   constexpr int64_t kStride = 2 * kAmxRows * sizeof(float), kRows = 2 * kAmxRows * kAmxRows;
   const auto multiply = [&]<int kC>(std::integral_constant<int, kC>, int64_t i) HWY_ATTR {
     if (add) {
@@ -95,11 +105,21 @@ HWY_INLINE void multiply_by_pair(int64_t n, int64_t depth, const A& a, const uin
     }
     const AmxRowsAt rows = a(i);
     for (int64_t k = 0; k < depth; ++k) {
-      Unit::template load<4>(rows.at + k * rows.step, rows.stride);
-      Unit::template load<5>(b + k * kAmxTile, 64);
-      Unit::template multiply<kC, 4, 5>();
-      Unit::template load<6>(b + b_step + k * kAmxTile, 64);
-      Unit::template multiply<kC + 1, 4, 6>();
+      const uint16_t *from = rows.at + k * rows.step, *column = b.at + k * kAmxTile;
+      Unit::template load<4>(from, rows.stride);
+      Unit::template load<6>(column, 64);
+      Unit::template multiply<kC, 4, 6>();
+      Unit::template load<7>(column + b.step, 64);
+      Unit::template multiply<kC + 1, 4, 7>();
+      if constexpr (kHalves) {
+        Unit::template load<5>(from + rows.rest, rows.stride);
+        Unit::template multiply<kC, 5, 6>();
+        Unit::template multiply<kC + 1, 5, 7>();
+        Unit::template load<6>(column + b.rest, 64);
+        Unit::template multiply<kC, 4, 6>();
+        Unit::template load<7>(column + b.step + b.rest, 64);
+        Unit::template multiply<kC + 1, 4, 7>();
+      }
     }
   };
   const auto store = [&]<int kC>(std::integral_constant<int, kC>, int64_t i) HWY_ATTR {

@@ -8,9 +8,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "ei/base/available_memory.h"
 #include "ei/base/communicator.h"
 #include "ei/base/fail.h"
-#include "ei/cpu/available_memory.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/targets.h"
 
@@ -43,7 +43,7 @@ void* Scratch::bytes(int64_t n) {
 CpuBackend::CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks)
     : n_threads_(n_threads),
       math_(math),
-      tiles_(math == Math::kBF16 ? tiles() : Tiles::kNone),
+      tiles_(tiles()),
       ranks_(ranks ? std::move(ranks) : std::make_shared<OneRank>()) {
   require(n_threads >= 0, "threads is {}, expected 0 (all cores) or more", n_threads);
   if (n_threads_ == 0) n_threads_ = omp_get_num_procs();

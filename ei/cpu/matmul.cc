@@ -302,7 +302,9 @@ void CpuBackend::run_in_floats(const MatMul& op) {
 }
 
 std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
-  const int64_t n = op.x.rows, cols = op.x.cols, bytes = IntegerRows::bytes(n, cols);
+  const int64_t n = op.x.rows, cols = op.x.cols;
+  const bool in_bytes = n <= kFewRows && takes_bytes(cols);
+  const int64_t bytes = IntegerRows::bytes(n, cols, in_bytes);
   std::array<IntegerRows, 3> rows;
   const auto wanted = [&](size_t p) { return has_integers(op.parts[p]); };
   const auto first_of_order = [&](size_t p) {
@@ -320,7 +322,7 @@ std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
       rows[p] = rows[first];
       continue;
     }
-    rows[p] = {memory, n, cols};
+    rows[p] = {memory, n, cols, in_bytes};
     memory += bytes;
     parallel_for(n <= kFewRows ? 1 : n_threads_, (n + kFewRows - 1) / kFewRows, [&](int64_t i) {
       quantize_rows(op.x, op.parts[p].weight.order, i * kFewRows, std::min(n, (i + 1) * kFewRows),

@@ -176,7 +176,7 @@ HWY_EXPORT(multiply);
 // Weights of 32 bits are not rounded to 16, and columns in an order of their own are the other
 // kernels'. What has to be taken apart first is worth it for some dozens of rows.
 bool CpuBackend::fits_tiles(const MatMul& op) const {
-  return tiles_ != Tiles::kNone &&
+  return tiles_ != Tiles::kNone && math_ == Math::kBF16 &&
          std::all_of(op.parts.begin(), op.parts.end(), [&](const MatMul::Part& part) {
            return part.weight.data == nullptr ||
                   (part.weight.format != WeightFormat::kF32 && part.weight.order == nullptr &&

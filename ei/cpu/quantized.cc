@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ei/cpu/amx.h"
+
 // One pass of foreach_target per instruction set compiles everything up to HWY_ONCE.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ei/cpu/quantized.cc"
 #include <hwy/foreach_target.h>
 
+#include "ei/cpu/quantized_vnni-inl.h"
 #include "ei/cpu/tile-inl.h"
 #include "ei/cpu/weights-inl.h"
 
@@ -23,11 +26,26 @@ HWY_INLINE int32_t pair_at(const int16_t* from) {
   return pair;
 }
 
+// 32 numbers at `at`.
+void store_numbers(const int32_t* q, int64_t at, const IntegerRows& to) {
+  if (!to.in_bytes) {
+    for (int64_t k = 0; k < 32; ++k) to.q[at + k] = static_cast<int16_t>(q[k]);
+    return;
+  }
+  for (int64_t k = 0; k < 32; ++k) {
+    const int32_t high = (q[k] + 128) >> 8;
+    to.high[at + k] = static_cast<int8_t>(high);
+    to.low[at + k] = static_cast<int8_t>(q[k] - 256 * high);
+  }
+  for (int64_t k = 0; k < 32; k += 4)
+    to.sums_4[(at + k) / 4] = static_cast<float>(q[k] + q[k + 1] + q[k + 2] + q[k + 3]);
+}
+
 void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
                    const IntegerRows& to) {
+  constexpr int32_t kMost = 127 * 256 + 127;
   const F32 d;
   const hn::RebindToSigned<F32> di;
-  const hn::Rebind<int16_t, F32> d16;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), cols = to.cols;
   for (int64_t r = first; r < last; ++r) {
     const float* row = static_cast<const float*>(x.data) + r * cols;
@@ -46,19 +64,23 @@ void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t la
       const float top = hn::GetLane(hn::MaxOfLanes(d, most));
       const float nothing =
           0 * hn::GetLane(hn::SumOfLanes(d, all));  // NaN if a value is not finite
-      const float scale = top / 32767 + nothing;
-      const V32 inverse = hn::Set(d, top > 0 ? 32767 / top : 0);
+      const float scale = top / float{kMost} + nothing;
+      const V32 inverse = hn::Set(d, top > 0 ? float{kMost} / top : 0);
+      HWY_ALIGN int32_t q[32];
       float sums[2];
       for (int64_t half = 0; half < 2; ++half) {
         auto sum = hn::Zero(di);
         for (int64_t k = half * 16; k < half * 16 + 16; k += lanes) {
-          const auto q = hn::NearestInt(hn::Mul(hn::LoadU(d, from + k), inverse));
-          hn::StoreU(hn::DemoteTo(d16, q), d16, to.q + r * cols + g * 32 + k);
-          sum = hn::Add(sum, q);
+          // What is not finite becomes any number within the bounds.
+          const auto numbers = hn::Clamp(hn::NearestInt(hn::Mul(hn::LoadU(d, from + k), inverse)),
+                                         hn::Set(di, -kMost), hn::Set(di, kMost));
+          hn::Store(numbers, di, q + k);
+          sum = hn::Add(sum, numbers);
         }
         sums[half] = scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, sum)));
         to.sums_16[(r * cols + g * 32) / 16 + half] = sums[half];
       }
+      store_numbers(q, r * cols + g * 32, to);
       to.sums_32[r * cols / 32 + g] = sums[0] + sums[1];
       to.scale[r * cols / 32 + g] = scale;
     }
@@ -120,6 +142,14 @@ void dot_rows(const IntegerRows& x, int64_t first, int64_t n, const MatMul::Part
 
 void dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin, int64_t end) {
   with_integers(part.weight.format, [&]<WeightFormat kFormat>() {
+#if HWY_TARGET <= HWY_AVX3
+    if (x.in_bytes) {
+      if (n == 1) return dot_bytes<kFormat, 1>(x, 0, 1, part, begin, end);
+      for (int64_t i = 0; i < n; i += 4)
+        dot_bytes<kFormat, 4>(x, i, std::min<int64_t>(4, n - i), part, begin, end);
+      return;
+    }
+#endif
     if (n == 1) return dot_rows<kFormat, 1>(x, 0, 1, part, begin, end);
     for (int64_t i = 0; i < n; i += 4)
       dot_rows<kFormat, 4>(x, i, std::min<int64_t>(4, n - i), part, begin, end);
@@ -305,6 +335,8 @@ void multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int
   });
 }
 
+bool takes_bytes(int64_t cols) { return HWY_TARGET <= HWY_AVX3 && has_vnni() && cols % 64 == 0; }
+
 int64_t panel_bytes(int64_t outputs) {
   return (outputs + kWidth - 1) / kWidth * int64_t{sizeof(Panel)};
 }
@@ -319,16 +351,28 @@ namespace {
 HWY_EXPORT(quantize_rows);
 HWY_EXPORT(dot);
 HWY_EXPORT(multiply);
+HWY_EXPORT(takes_bytes);
 HWY_EXPORT(panel_bytes);
 
 }  // namespace
 
-IntegerRows::IntegerRows(void* memory, int64_t rows, int64_t cols)
-    : cols(cols), q(static_cast<int16_t*>(memory)) {
-  scale = reinterpret_cast<float*>(q + rows * cols);
-  sums_32 = scale + rows * cols / 32;
-  sums_16 = sums_32 + rows * cols / 32;
+IntegerRows::IntegerRows(void* memory, int64_t rows, int64_t cols, bool in_bytes)
+    : cols(cols), in_bytes(in_bytes) {
+  const int64_t n = rows * cols;
+  scale = static_cast<float*>(memory);
+  sums_32 = scale + n / 32;
+  sums_16 = sums_32 + n / 32;
+  float* end = sums_16 + n / 16;
+  if (in_bytes) {
+    sums_4 = end;
+    high = reinterpret_cast<int8_t*>(sums_4 + n / 4);
+    low = high + n;
+  } else {
+    q = reinterpret_cast<int16_t*>(end);
+  }
 }
+
+bool takes_bytes(int64_t cols) { return HWY_DYNAMIC_DISPATCH(takes_bytes)(cols); }
 
 void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
                    const IntegerRows& to) {

@@ -15,7 +15,7 @@ std::vector<std::string> targets();
 // and plain loops in place of the tile unit.
 void use_target(const std::string& name);
 
-// Whether products of many rows and attention go through the tile unit.
+// Whether products of many rows, attention and its estimate go through the tile unit.
 enum class Tiles { kNone, kAmx, kEmulated };
 Tiles tiles();
 

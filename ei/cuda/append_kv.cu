@@ -68,9 +68,9 @@ __global__ void append(const __grid_constant__ Params p) {
       T* at = sequence.rows.key<T>(head, row) + c;
       T* value_at = at + int64_t{sequence.rows.first_value} * d;
       if constexpr (sizeof(T) == 1) {
-        const float key_scale = round_to_cache(key, *reinterpret_cast<uint2*>(at), vectors);
+        const float key_scale = round_to_cache<true>(key, *reinterpret_cast<uint2*>(at), vectors);
         const float value_scale =
-            round_to_cache(value, *reinterpret_cast<uint2*>(value_at), vectors);
+            round_to_cache<false>(value, *reinterpret_cast<uint2*>(value_at), vectors);
         if (c == 0) {
           float* scale = sequence.rows.scale(head, row);
           scale[0] = key_scale;

@@ -46,6 +46,7 @@ CudaBackend::CudaBackend(Math math, std::shared_ptr<Communicator> ranks, int dev
       device_(usable(device, *ranks_)),
       memory_(device_),
       stream_(device_),
+      host_memory_(stream_),
       fp8_(math == Math::kFP8) {
   cudaDeviceProp prop{};
   EI_CUDA(cudaGetDeviceProperties(&prop, device_));
@@ -79,8 +80,8 @@ void CudaBackend::copy_in(void* device, const void* from, int64_t bytes) {
 
 void CudaBackend::copy_out(void* host, const void* device, int64_t bytes) {
   const Nccl::Waiting waiting(nccl_.get());
-  EI_CUDA(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
-                          stream_.get()));
+  EI_CUDA(
+      cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_.get()));
   EI_CUDA(cudaStreamSynchronize(stream_.get()));
   if (nccl_) nccl_->check();
 }

@@ -15,7 +15,7 @@ inline bool cuda_available() { return n_gpus() > 0; }
 
 // GPU number `device` of those this process sees; -1: the ranks of a host take one each, in their
 // order. Activations in bf16. With Math::kFP8 place_factor() rounds weights to e4m3 with a scale a
-// row, and what is multiplied by them as well. `ranks` share the model, by NCCL; null: nobody does.
+// row, and more than 8 rows of x as well. `ranks` share the model, by NCCL; null: nobody does.
 // Throws Error saying why when there is none that can be used, or which ranks want the same one.
 std::unique_ptr<Backend> make_cuda_backend(Math math = Math::kBF16,
                                            std::shared_ptr<Communicator> ranks = nullptr,

@@ -12,6 +12,7 @@
 #include "ei/cuda/error.h"
 #include "ei/cuda/memory.h"
 #include "ei/cuda/nccl.h"
+#include "ei/cuda/pinned_memory.h"
 #include "ei/cuda/shares.h"
 #include "ei/cuda/stream.h"
 #include "ei/ops/backend.h"
@@ -31,6 +32,8 @@ class CudaBackend final : public Backend {
   void use_own_stream() { stream_.use_own(); }
   // Whether repeat() starts its ops as one graph. For measurements; it does.
   void use_graphs(bool use) { use_graphs_ = use; }
+  // Whether what is summed lies in windows of NCCL's. For measurements; it does.
+  void use_windows(bool use) { use_windows_ = use; }
   // Whether sums run beside products. For measurements; they do.
   void use_beside(bool use) { use_beside_ = use; }
 
@@ -40,8 +43,14 @@ class CudaBackend final : public Backend {
   int64_t available_bytes() const override { return memory_.available_bytes(); }
   int64_t attention_bytes(const PageLayout& layout, int64_t n_kv_heads, int64_t n) const override;
   Communicator& ranks() override { return *ranks_; }
+  HostMemory* host_memory() override { return &host_memory_; }
   void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
-  void release(void* data, int64_t bytes) noexcept override { memory_.release(data, bytes); }
+  void* allocate_summed(int64_t bytes) override {
+    return nccl_ && use_windows_ ? nccl_->allocate(bytes) : memory_.allocate(bytes);
+  }
+  void release(void* data, int64_t bytes) noexcept override {
+    if (!nccl_ || !nccl_->release(data)) memory_.release(data, bytes);
+  }
   // Pages are smaller than the memory the GPU can unmap: they are reused, not given back.
   void discard(void*, int64_t) noexcept override {}
   void copy_in(void* device, const void* host, int64_t bytes) override;
@@ -65,7 +74,7 @@ class CudaBackend final : public Backend {
   uint32_t* counters() const { return counters_; }
   void attend_hopper(const SparseAttention& op);
   void attend_e4m3(const SparseAttention& op);
-  // The first n rows of every head of a cache in e4m3, in bf16, until the next that are asked for.
+  // The first n rows of every head of a cache in fp8, in bf16, until the next that are asked for.
   KvLayer widened(const KvLayer& kv, int64_t n_rows, bool with_values);
   void estimate_by_sketch(const EstimateMass& op, Segments segments);
   void estimate_by_logits(const EstimateMass& op, Segments segments);
@@ -75,6 +84,7 @@ class CudaBackend final : public Backend {
   // x in e4m3, by the op before or by a pass of its own.
   Act rounded(const Act& x);
   void multiply_unpacked(const Act& x, const MatMul::Part& part);
+  Weight place_e4m3(const Weight& host, bool by_block);
   // Rows of a weight of the host's, as bf16.
   void copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to);
   // By cuBLASLt; its bias is of the type of the output. x is in e4m3 if the weight is, its scales
@@ -88,8 +98,10 @@ class CudaBackend final : public Backend {
   int n_sms_ = 0;
   Memory memory_;
   Stream stream_;
+  PinnedMemory host_memory_;
   bool use_graphs_ = true;
   bool use_beside_ = true;
+  bool use_windows_ = true;
   bool fp8_ = false;  // what place_factor() gives
   cublasLtHandle_t cublas_ = nullptr;
   void* workspace_ = nullptr;  // cuBLASLt's

@@ -12,14 +12,13 @@
 
 // Decode attention: bound by reading the cache once. A block takes one part of the rows of one KV
 // head, for all its query heads together: they are the rows of tensor-core products, so that even
-// 16 of them cost no more than one. Tiles of 64 keys arrive asynchronously, three in flight; each
-// warp keeps its own online softmax over its 16 keys of every tile. Parts are merged by the last
-// block of a head to finish.
+// 16 of them cost no more than one. Tiles of 64 keys arrive asynchronously, the next during this
+// one; each warp keeps its own online softmax over its 16 keys of every tile. Parts are merged by
+// the last block of a head to finish.
 namespace ei::cuda {
 namespace {
 
 constexpr int kWarps = kDecodeWarps, kThreads = kDecodeThreads, kKeys = kDecodeKeys;
-constexpr int kStages = 3;
 constexpr int kMaxGroup = 16;
 static_assert(kMaxSplits % 32 == 0);
 
@@ -44,6 +43,7 @@ struct Params {
 template <class Tile>
 __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Params p) {
   extern __shared__ __align__(16) unsigned char raw[];
+  constexpr int kStages = Tile::kStages;
   auto* tiles = reinterpret_cast<Tile*>(raw);  // [kStages]
   constexpr int kD = Tile::kD;
   const Params::Sequence& sequence = p.sequences[blockIdx.z];
@@ -54,6 +54,12 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   const int n_tiles = (n + kKeys - 1) / kKeys, per_part = (n_tiles + p.n_splits - 1) / p.n_splits;
   const int begin = part * per_part * kKeys, end = min(n, begin + per_part * kKeys);
   const int64_t first_head = int64_t{blockIdx.z} * p.n_heads + int64_t{kv_head} * group;
+
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (begin + s * kKeys < end) tiles[s].load(sequence.rows, kv_head, begin + s * kKeys, end);
+    copy_async_commit();
+  }
 
   // Query heads are rows of the products; those beyond the group are zero.
   typename Tile::Query q;
@@ -67,11 +73,6 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   }
 
   float o[kD / 8][4] = {}, top[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
-#pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (begin + s * kKeys < end) tiles[s].load(sequence.rows, kv_head, begin + s * kKeys, end);
-    copy_async_commit();
-  }
   int stage = 0;
   for (int first = begin; first < end; first += kKeys) {
     copy_async_wait<kStages - 2>();
@@ -126,10 +127,15 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   copy_async_wait<0>();
   __syncthreads();
 
-  // Merge the warps.
-  auto* warp_sums = reinterpret_cast<float*>(raw);  // [kWarps, group, kD]
+  // Merge the warps. Each quarter of a row is a number further, so that the banks differ of what
+  // the lanes of a warp store.
+  constexpr int kRow = kD + 4;
+  auto* warp_sums = reinterpret_cast<float*>(raw);  // [kWarps, group, kRow]
   auto* warp_softmax =
-      reinterpret_cast<float2*>(warp_sums + kWarps * kMaxGroup * kD);  // + [kWarps, group]
+      reinterpret_cast<float2*>(warp_sums + kWarps * kMaxGroup * kRow);  // + [kWarps, group]
+  const auto sum_at = [&](int w, int head, int c) -> float& {
+    return warp_sums[(w * kMaxGroup + head) * kRow + c + c / (kD / 4)];
+  };
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
@@ -140,8 +146,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 #pragma unroll
     for (int t = 0; t < kD / 8; ++t) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        warp_sums[(warp * kMaxGroup + head) * kD + Tile::column(t, e)] = o[t][2 * r + e];
+      for (int e = 0; e < 2; ++e) sum_at(warp, head, Tile::column(t, e)) = o[t][2 * r + e];
     }
   }
   __syncthreads();
@@ -152,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     for (int w = 0; w < kWarps; ++w) {
       const float2 of_warp = warp_softmax[w * kMaxGroup + head];
       const float factor = exp2_approx(of_warp.x - most);
-      total += factor * warp_sums[(w * kMaxGroup + head) * kD + c];
+      total += factor * sum_at(w, head, c);
       weight += factor * of_warp.y;
     }
     if (p.n_splits == 1) {
@@ -167,15 +172,15 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 
   // The last part of this head to arrive merges them all.
   __shared__ bool is_last;
-  __threadfence();
   __syncthreads();
-  if (thread == 0) {
+  if (thread == 0) {  // fences for all, who have met and will meet it at barriers
     const auto last = static_cast<uint32_t>(p.n_splits - 1);
+    __threadfence();
     is_last = atomicInc(&p.done[blockIdx.z * gridDim.y + blockIdx.y], last) == last;
+    __threadfence();
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();
   auto* weights = reinterpret_cast<float*>(raw);  // [group, n_splits]
   for (int head = warp; head < group; head += kWarps) {
     const int64_t slot = (first_head + head) * p.n_splits;
@@ -205,11 +210,18 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     const int head = i / (kD / 4), c = i % (kD / 4) * 4;
     const float* sums = p.sums + (first_head + head) * p.n_splits * kD + c;
     float4 total{};
-#pragma unroll 16
-    for (int s = 0; s < p.n_splits; ++s) {
-      const float4 x = __ldcg(reinterpret_cast<const float4*>(sums + s * kD));
-      const float w = weights[head * p.n_splits + s];
-      total = {total.x + w * x.x, total.y + w * x.y, total.z + w * x.z, total.w + w * x.w};
+    constexpr int kBatch = 16;  // under way at once
+    for (int first = 0; first < p.n_splits; first += kBatch) {
+      float4 x[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        x[j] = __ldcg(reinterpret_cast<const float4*>(sums + min(first + j, p.n_splits - 1) * kD));
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const float w = first + j < p.n_splits ? weights[head * p.n_splits + first + j] : 0;
+        total = {total.x + w * x[j].x, total.y + w * x[j].y, total.z + w * x[j].z,
+                 total.w + w * x[j].w};
+      }
     }
     *reinterpret_cast<uint2*>(p.out + (first_head + head) * kD + c) = {pack_bf16(total.x, total.y),
                                                                        pack_bf16(total.z, total.w)};
@@ -218,11 +230,11 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 
 template <class Tile>
 void start(const Params& p, size_t n_sequences, int64_t most_heads, Stream& stream) {
-  const size_t merge = sizeof(float) * kWarps * kMaxGroup * (Tile::kD + 2);
+  const size_t merge = sizeof(float) * kWarps * kMaxGroup * (Tile::kD + 6);
   const dim3 grid(static_cast<unsigned>(p.n_splits), static_cast<unsigned>(most_heads),
                   static_cast<unsigned>(n_sequences));
-  launch("DecodeAttention", attend<Tile>, grid, kThreads, std::max(kStages * sizeof(Tile), merge),
-         stream, p);
+  launch("DecodeAttention", attend<Tile>, grid, kThreads,
+         std::max(Tile::kStages * sizeof(Tile), merge), stream, p);
 }
 
 bool is_fast(const DecodeAttention& op) {

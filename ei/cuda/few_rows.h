@@ -9,6 +9,7 @@ namespace ei::cuda {
 struct FewRows {
   struct Part {
     const void* weight;
+    const float* scale;  // of each output, or null
     const float* bias;
     void* out;
     int m;
@@ -39,11 +40,18 @@ struct FewRows {
         n(static_cast<int>(x.rows)),
         k(static_cast<int>(x.cols)) {}
 
+  // The part that a thread block makes outputs of.
+  __device__ int part_of(int block) const {
+    int which = 0;
+    while (which < 2 && block >= first_block[which + 1]) ++which;
+    return which;
+  }
   // With so many outputs a block.
   void add(const MatMul::Part& part, int64_t per_block) {
     const int64_t m = part.weight.rows;
-    parts[n_parts++] = {part.weight.data,    part.bias.data,  part.out.data,
-                        static_cast<int>(m), part.accumulate, part.out.elem_bytes == 4};
+    parts[n_parts++] = {part.weight.data,        part.weight.scale,   part.bias.data,
+                        part.out.data,           static_cast<int>(m), part.accumulate,
+                        part.out.elem_bytes == 4};
     for (int i = n_parts; i < 4; ++i)
       first_block[i] = first_block[n_parts - 1] + static_cast<int>((m + per_block - 1) / per_block);
   }

@@ -45,8 +45,7 @@ constexpr int kRows = 2, kWarps = 8, kMaxFewRows = 2;
 
 template <int kN>
 __global__ void __launch_bounds__(32 * kWarps) multiply_few(const __grid_constant__ FewRows p) {
-  int which = 0;
-  while (which < 2 && static_cast<int>(blockIdx.x) >= p.first_block[which + 1]) ++which;
+  const int which = p.part_of(static_cast<int>(blockIdx.x));
   const FewRows::Part& part = p.parts[which];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int first = ((static_cast<int>(blockIdx.x) - p.first_block[which]) * kWarps + warp) * kRows;
@@ -211,9 +210,7 @@ void CudaBackend::multiply_unpacked(const Act& x, const MatMul::Part& part) {
   void* bf16_rows = reserve(panel_, std::min(step, part.weight.rows) * row);
   for (int64_t first = 0; first < part.weight.rows; first += step) {
     const int64_t count = std::min(step, part.weight.rows - first);
-    Weight rows = part.weight;
-    rows.data = part.weight.row(first);
-    unpack(rows, nullptr, count, bf16_rows, stream_);
+    unpack(part.weight.slice(first, count), nullptr, count, bf16_rows, stream_);
     MatMul::Part panel = part;
     panel.weight = {bf16_rows, WeightFormat::kBF16, count, x.cols};
     if (part.bias.data != nullptr) panel.bias = part.bias.slice(first, count);
@@ -236,8 +233,8 @@ Act CudaBackend::rounded(const Act& x) {
   return rows;
 }
 
-// Parts of the same format that few rows of x are multiplied by are started together; x is rounded
-// to e4m3 once for all parts that are.
+// Parts of the same format that few rows of x are multiplied by are started together; more rows are
+// rounded to e4m3 once for all parts that are.
 void CudaBackend::run(const MatMul& op) {
   check(op);
   if (op.x.rows == 0) return;
@@ -248,11 +245,7 @@ void CudaBackend::run(const MatMul& op) {
   for (size_t i = 0; i < op.parts.size(); ++i) {
     const Weight& weight = op.parts[i].weight;
     if (weight.data == nullptr || done[i]) continue;
-    if (weight.scale != nullptr) {
-      if (x8.data == nullptr) x8 = rounded(op.x);
-      multiply(x8, op.parts[i]);
-      continue;
-    }
+    const bool e4m3 = weight.scale != nullptr, in_e4m3 = e4m3 && !weight.by_block;
     const bool quantized = is_quantized(weight.format);
     if (!quantized && weight.format != WeightFormat::kBF16)
       throw Error("MatMul: a weight has not been placed");
@@ -262,21 +255,27 @@ void CudaBackend::run(const MatMul& op) {
       permute_columns(op.x, weight.order, x.data, stream_);
       x8 = {};  // it was there
     }
-    if (x.rows > (quantized ? kMaxPackedRows : kMaxFewRows)) {
-      quantized ? multiply_unpacked(x, op.parts[i]) : multiply(x, op.parts[i]);
+    if (x.rows > (in_e4m3 ? kMaxExactRows : quantized ? kMaxPackedRows : kMaxFewRows)) {
+      if (in_e4m3 && x8.data == nullptr) x8 = rounded(x);
+      in_e4m3     ? multiply(x8, op.parts[i])
+      : quantized ? multiply_unpacked(x, op.parts[i])
+                  : multiply(x, op.parts[i]);
       continue;
     }
     FewRows few(x);
     for (size_t j = i; j < op.parts.size(); ++j) {
       const Weight& other = op.parts[j].weight;
       if (other.data == nullptr || other.format != weight.format || other.order != weight.order ||
-          other.scale != nullptr)
+          (other.scale != nullptr) != e4m3 || other.by_block != weight.by_block)
         continue;
-      few.add(op.parts[j], quantized ? packed_rows(weight.format) : kRows * kWarps);
+      few.add(op.parts[j], e4m3        ? e4m3_outputs(x.rows)
+                           : quantized ? packed_rows(weight.format)
+                                       : kRows * kWarps);
       done[j] = true;
     }
-    quantized ? multiply_packed(few, weight.format, stream_)
-              : launch_few<kMaxFewRows>(few, stream_);
+    e4m3        ? multiply_e4m3(few, weight.by_block, stream_)
+    : quantized ? multiply_packed(few, weight.format, stream_)
+                : launch_few<kMaxFewRows>(few, stream_);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <nccl.h>
 
+#include <algorithm>
 #include <future>
 
 #include "ei/base/fail.h"
@@ -49,8 +50,41 @@ void Nccl::connect(int device) {
 
 Nccl::~Nccl() {
   watcher_ = {};  // stops it
+  for (const Window& window : windows_)
+    if (comm_ != nullptr && window.window != nullptr)
+      ncclCommWindowDeregister(comm_, window.window);
   if (comm_ != nullptr) ncclCommDestroy(comm_);
+  for (const Window& window : windows_) ncclMemFree(window.data);
   for (cudaEvent_t event : sums_) cudaEventDestroy(event);
+}
+
+void* Nccl::allocate(int64_t bytes) {
+  for (Window& window : windows_)
+    if (!window.used && window.bytes == bytes) {
+      window.used = true;
+      return window.data;
+    }
+  void* data = nullptr;
+  const bool is_there = ncclMemAlloc(&data, static_cast<size_t>(bytes)) == ncclSuccess;
+  const bool all_are = sum_of_all(*ranks_, is_there ? 0 : 1) == 0;
+  if (!all_are) {
+    if (is_there) ncclMemFree(data);
+    fail("no GPU memory for {} bytes on every rank", bytes);
+  }
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(failure_);
+  Window& window = windows_.emplace_back(Window{data, bytes, nullptr, true});
+  check_nccl(ncclCommWindowRegister(comm_, data, static_cast<size_t>(bytes), &window.window,
+                                    NCCL_WIN_COLL_SYMMETRIC),
+             "ncclCommWindowRegister", comm_);
+  return data;
+}
+
+bool Nccl::release(void* data) noexcept {
+  const auto it = std::ranges::find(windows_, data, &Window::data);
+  if (it == windows_.end()) return false;
+  it->used = false;
+  return true;
 }
 
 void Nccl::watch(const std::stop_token& stop, int device) {

@@ -22,9 +22,10 @@ __global__ void narrow(const T* from, bf16* to, int64_t n) {
 
 }  // namespace
 
-// Quantized weights stay as they are, f32 and f16 are rounded to bf16. Copies are freed with
-// memory_.
+// Integers stay as they are, of FP8 scales go apart from numbers, f32 and f16 are rounded to bf16.
+// Copies are freed with memory_.
 Weight CudaBackend::place(const Weight& host) {
+  if (host.format == WeightFormat::kFP8) return place_e4m3(host, true);
   Weight placed = host;
   if (!is_quantized(host.format)) placed.format = WeightFormat::kBF16;
   void* data = memory_.allocate(placed.bytes());
@@ -48,22 +49,30 @@ Weight CudaBackend::place_factor(const Weight& host) {
   if (!fp8_ || host.cols % 32 != 0 || host.rows % 16 != 0 || host.order != nullptr ||
       host.cols > kMaxRoundedCols)
     return place(host);
+  return place_e4m3(host, false);
+}
+
+// With the scales of the host's blocks, or a scale a row.
+Weight CudaBackend::place_e4m3(const Weight& host, bool by_block) {
   Weight placed = {nullptr, WeightFormat::kFP8, host.rows, host.cols};
-  auto* data =
-      static_cast<uint8_t*>(memory_.allocate(host.rows * (host.cols + int64_t{sizeof(float)})));
+  placed.by_block = by_block;
+  const int64_t n_scales = by_block ? host.cols / 32 : 1;
+  auto* data = static_cast<uint8_t*>(
+      memory_.allocate(host.rows * (host.cols + n_scales * int64_t{sizeof(float)})));
   auto* scale = reinterpret_cast<float*>(data + host.rows * host.cols);
   placed.data = data;
   placed.scale = scale;
-  const bool merged = host.format == WeightFormat::kFP8;
-  const int64_t bytes = row_bytes(merged ? host.format : WeightFormat::kBF16, host.cols);
+  const bool in_blocks = host.format == WeightFormat::kFP8;
+  const int64_t bytes = row_bytes(in_blocks ? host.format : WeightFormat::kBF16, host.cols);
   const int64_t step = std::max<int64_t>(1, kPanelBytes / bytes);
   for (int64_t first = 0; first < host.rows; first += step) {
     const int64_t count = std::min(step, host.rows - first);
     void* panel = reserve(panel_, std::max(kPanelBytes, bytes));
     uint8_t* to = data + first * host.cols;
-    if (merged) {
+    if (in_blocks) {
       copy_in(panel, host.row(first), count * bytes);
-      merge_scales(panel, count, host.cols, to, scale + first, stream_);
+      (by_block ? split_blocks : merge_scales)(panel, count, host.cols, to,
+                                               scale + first * n_scales, stream_);
     } else {
       copy_in_bf16(host, first, count, panel);
       quantize_rows(panel, count, host.cols, to, scale + first, stream_);

@@ -1,5 +1,6 @@
 #include "ei/cuda/device/ptx.cuh"
 #include "ei/cuda/device/weights.cuh"
+#include "ei/cuda/fp8.h"
 #include "ei/cuda/launch.cuh"
 #include "ei/cuda/quantized.h"
 
@@ -37,8 +38,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTiles < 4 ? 2 : 1)
   using L = Packed<kFormat>;
   using Line = typename L::Line;
   extern __shared__ uint4 shared[];
-  int which = 0;
-  while (which < 2 && static_cast<int>(blockIdx.x) >= p.first_block[which + 1]) ++which;
+  const int which = p.part_of(static_cast<int>(blockIdx.x));
   const FewRows::Part& part = p.parts[which];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int first = (static_cast<int>(blockIdx.x) - p.first_block[which]) * L::kRows;
@@ -247,30 +247,24 @@ __global__ void permute_columns(const bf16* x, const int32_t* order, bf16* to, i
     to[row + j] = x[row + order[j]];
 }
 
-// f.template operator()<kFormat>() for a quantized format.
-template <class F>
-auto with_format(WeightFormat format, const F& f) {
-  if (format == WeightFormat::kFP8) return f.template operator()<WeightFormat::kFP8>();
-  return with_integers(format, f);
-}
-
 }  // namespace
 
 int64_t packed_rows(WeightFormat format) {
   int64_t rows = 0;
-  with_format(format, [&]<WeightFormat kFormat>() { rows = Packed<kFormat>::kRows; });
+  with_integers(format, [&]<WeightFormat kFormat>() { rows = Packed<kFormat>::kRows; });
   return rows;
 }
 
 void multiply_packed(const FewRows& product, WeightFormat format, Stream& stream) {
-  with_format(format, [&]<WeightFormat kFormat>() {
+  with_integers(format, [&]<WeightFormat kFormat>() {
     launch_multiply<kFormat, kMaxPackedRows / 8>(product, stream);
   });
 }
 
 void unpack(const Weight& weight, const int32_t* tokens, int64_t n, void* to, Stream& stream) {
+  if (weight.format == WeightFormat::kFP8) return unpack_e4m3(weight, tokens, n, to, stream);
   const dim3 grid(static_cast<unsigned>(n), blocks_for(weight.cols, kUnpackedColumns));
-  with_format(weight.format, [&]<WeightFormat kFormat>() {
+  with_integers(weight.format, [&]<WeightFormat kFormat>() {
     void (*kernel)(const uint8_t*, const int32_t*, bf16*, int) = unpack<kFormat>;
     launch("unpack", kernel, grid, kUnpackedColumns / 8, 0, stream,
            static_cast<const uint8_t*>(weight.data), tokens, static_cast<bf16*>(to),

@@ -81,7 +81,8 @@ void CudaBackend::run(const RmsNorm& op) {
            static_cast<bf16*>(op.out.data), n, static_cast<int>(op.x.cols), rows, scale);
   };
   const bool whole = op.x.cols % 32 == 0 && op.x.cols <= 8 * kHeld * int64_t{block.x};
-  if (!fp8_ || block.y > 1 || !whole || n == 0) return start(rms_norm<false>, nullptr, nullptr);
+  if (!fp8_ || block.y > 1 || !whole || n <= kMaxExactRows)
+    return start(rms_norm<false>, nullptr, nullptr);
   const Act rows = rounded_room(op.out);
   start(rms_norm<true>, static_cast<uint8_t*>(rows.data), scales_of(rows));
   rounded_ = {op.out.data, rows, stream_.n_calls()};

@@ -24,6 +24,7 @@ struct Params {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Params p) {
+  using Key = std::conditional_t<sizeof(T) == 1, int8_t, T>;  // of a cache of fp8
   extern __shared__ float shared[];  // query [d], sums [d], probabilities [kThreads]
   __shared__ float parts[32];
   const int64_t i = blockIdx.x, head = blockIdx.y, kv_head = head / p.group;
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     const int j = first + thread;
     float s = -INFINITY;
     if (j < keys.size) {
-      const T* key = p.rows.key<T>(kv_head, row_of(j));
+      const Key* key = p.rows.key<Key>(kv_head, row_of(j));
       s = 0;
       for (int c = 0; c < d; ++c) s += query[c] * to_float(key[c]);
       s *= p.scale * scale_of(row_of(j), 0);

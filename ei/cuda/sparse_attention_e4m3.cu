@@ -7,8 +7,9 @@
 #include "ei/cuda/prefill_items.cuh"
 #include "ei/cuda/tensor_maps.h"
 
-// Prefill attention in e4m3, for a cache of it and heads of 64 or 128: queries are rounded to e4m3
-// with a scale for each row of a head, probabilities to e4m3, sums are float. The plan is that of
+// Prefill attention in 8 bits, for a cache of fp8 and heads of 64 or 128: queries are rounded to
+// whole numbers, as keys are, with a scale for each row of a head, and probabilities to e4m3, as
+// values are. The sums are whole numbers and floats. The plan is that of
 // sparse_attention_hopper.cu, but for the values: e4m3 operands have the numbers of a sum side by
 // side, so that two warps transpose every tile of values on its way. In a transposed row keys 2 i,
 // 2 i + 1, 2 i + 8 and 2 i + 9 of sixteen are neighbours: these are what a thread has of the
@@ -185,14 +186,21 @@ __device__ void transpose_values(Shared<kD>& shared, int which) {
   });
 }
 
-// s = Q K^T of this warpgroup's 64 queries.
+// Sums of whole numbers begin here, of which the bits are those of the float 1.5 2^23: as floats
+// they are that and what was added, if that is below 2^22, and 127 times 127 times 128 is.
+constexpr uint32_t kZeroBits = 0x4b400000;
+constexpr float kZero = 0x1.8p23f;
+
+// s = kZero + Q K^T of this warpgroup's 64 queries.
 template <int kD>
 __device__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
+#pragma unroll
+  for (float& x : s) x = __uint_as_float(kZeroBits);
   pin(s);
   wgmma_fence();
   const uint64_t a = operand_rows<kD>(q), b = operand_rows<kD>(k);
 #pragma unroll
-  for (int i = 0; i < kD / 32; ++i) wgmma_e4m3(s, a + 2 * i, b + 2 * i, i > 0);  // 32 bytes on
+  for (int i = 0; i < kD / 32; ++i) wgmma_s8(s, a + 2 * i, b + 2 * i);  // 32 bytes on
   wgmma_commit();
 }
 
@@ -219,17 +227,18 @@ struct Softmax {
   float most_scale;  // of the values so far
 };
 
-// Multiplies columns by their scales, of which the first n are some: behind is anything.
-__device__ inline void scale_columns(float (&s)[64], const float* scales, int n) {
+// Multiplies what columns are above `zero` by their scales, of which the first n are some: behind
+// is anything. Exact for powers of two.
+__device__ inline void scale_columns(float (&s)[64], const float* scales, int n, float zero) {
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
     float2 scale = *reinterpret_cast<const float2*>(scales + 8 * j);
     if (8 * j >= n) scale.x = 0;
     if (8 * j + 1 >= n) scale.y = 0;
-    s[4 * j] *= scale.x;
-    s[4 * j + 1] *= scale.y;
-    s[4 * j + 2] *= scale.x;
-    s[4 * j + 3] *= scale.y;
+    s[4 * j] = fmaf(s[4 * j], scale.x, -zero * scale.x);
+    s[4 * j + 1] = fmaf(s[4 * j + 1], scale.y, -zero * scale.y);
+    s[4 * j + 2] = fmaf(s[4 * j + 2], scale.x, -zero * scale.x);
+    s[4 * j + 3] = fmaf(s[4 * j + 3], scale.y, -zero * scale.y);
   }
 }
 
@@ -239,9 +248,9 @@ __device__ inline float log_of(float scale) {
 }
 
 // Turns scores into 2^(score - offset) and returns in `rescale` what earlier sums are to be
-// multiplied by. They are s times key_scale, or already times that of each key; `sum` is what
-// theirs is multiplied by.
-__device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)[2],
+// multiplied by. They are what s is above `zero` times key_scale, or already times that of each
+// key; sum_scale is what their sum is multiplied by.
+__device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)[2], float zero,
                                     float key_scale, float log_value_scale, float sum_scale,
                                     bool is_first) {
   const float log_scale = log_of(x.most_scale) - kLogMost;
@@ -253,13 +262,13 @@ __device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)
     for (int j = 0; j < 16; ++j) m = fmaxf(m, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    m *= scale;
+    m = (m - zero) * scale;
     if (!is_first) m = fmaxf(m, x.top[r]);
     const float offset = m + log_scale;
     rescale[r] = is_first ? 0.0f : exp2_approx(x.offset[r] - offset);
     x.top[r] = m;
     x.offset[r] = offset;
-    const float of_tile = offset - log_value_scale;
+    const float of_tile = fmaf(zero, scale, offset - log_value_scale);
     float part = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
@@ -275,38 +284,41 @@ __device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)
 }
 
 // Turns scores of the first n keys of a list's tile into what is multiplied with the values; what
-// rows may not see is hidden from row limits on. Where all keys of a tile have one scale and all
-// values one, as most have, they are of the tile.
+// rows may not see is hidden from row limits on. Where all keys of a tile have one scale, or all
+// values, as most have, it is the tile's.
 __device__ void softmax(float (&s)[64], Softmax& x, float (&rescale)[2],
                         const float (*scales)[kTileKeys], int n, bool is_first, bool is_whole,
                         int first_key, const int (&limit)[2]) {
   const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
-  // Scales are positive, so that their bits have their order; not a number is above all.
-  const uint4 of_keys = reinterpret_cast<const uint4*>(scales[0])[lane];
-  const uint4 of_values = reinterpret_cast<const uint4*>(scales[1])[lane];
-  const uint32_t most_before = is_first ? 0 : __float_as_uint(x.most_scale);
-  if (is_whole) {
-    const uint32_t key = __shfl_sync(0xffffffffu, of_keys.x, 0);
-    const uint32_t value = __shfl_sync(0xffffffffu, of_values.x, 0);
-    const bool same = ((of_keys.x ^ key) | (of_keys.y ^ key) | (of_keys.z ^ key) |
-                       (of_keys.w ^ key) | (of_values.x ^ value) | (of_values.y ^ value) |
-                       (of_values.z ^ value) | (of_values.w ^ value)) == 0;
-    if (__all_sync(0xffffffffu, same)) {
-      x.most_scale = __uint_as_float(max(most_before, value));
-      // 1 / value, a power of two as well
-      exponentials(s, x, rescale, __uint_as_float(key), log_of(__uint_as_float(value)),
-                   __uint_as_float(0x7f000000u - value), is_first);
-      return;
-    }
+  const auto of_lane = [&](int which) {
+    return reinterpret_cast<const uint4*>(scales[which])[lane];
+  };
+  const auto is_one = [&](uint4 of, uint32_t first) {
+    return is_whole && __all_sync(kFullWarp, ((of.x ^ first) | (of.y ^ first) | (of.z ^ first) |
+                                              (of.w ^ first)) == 0);
+  };
+  const uint4 of_keys = of_lane(0), of_values = of_lane(1);
+  const uint32_t key = __shfl_sync(kFullWarp, of_keys.x, 0);
+  const uint32_t value = __shfl_sync(kFullWarp, of_values.x, 0);
+  float zero = kZero, key_scale = __uint_as_float(key);
+  if (!is_one(of_keys, key)) {
+    scale_columns(s, scales[0] + column, kTileKeys, kZero);
+    if (!is_whole) mask(s, first_key, limit);
+    zero = 0, key_scale = 1;
   }
-  const uint32_t most =
-      max(max(4 * lane < n ? of_values.x : 0, 4 * lane + 1 < n ? of_values.y : 0),
-          max(4 * lane + 2 < n ? of_values.z : 0, 4 * lane + 3 < n ? of_values.w : 0));
-  x.most_scale = __uint_as_float(max(most_before, __reduce_max_sync(0xffffffffu, most)));
-  scale_columns(s, scales[0] + column, kTileKeys);
-  if (!is_whole) mask(s, first_key, limit);
-  exponentials(s, x, rescale, 1, 0, 1, is_first);
-  scale_columns(s, scales[1] + column, n - column);
+  const bool one_value = is_one(of_values, value);
+  // Scales are positive, so that their bits have their order; not a number is above all.
+  uint32_t most = value;
+  if (!one_value)
+    most = __reduce_max_sync(
+        kFullWarp,
+        max(max(4 * lane < n ? of_values.x : 0, 4 * lane + 1 < n ? of_values.y : 0),
+            max(4 * lane + 2 < n ? of_values.z : 0, 4 * lane + 3 < n ? of_values.w : 0)));
+  x.most_scale = __uint_as_float(max(is_first ? 0 : __float_as_uint(x.most_scale), most));
+  // 1 / value, a power of two as well
+  exponentials(s, x, rescale, zero, key_scale, one_value ? log_of(__uint_as_float(value)) : 0,
+               one_value ? __uint_as_float(0x7f000000u - value) : 1, is_first);
+  if (!one_value) scale_columns(s, scales[1] + column, n - column, 0);
 }
 
 __device__ void pack(uint32_t (&p)[16], const float (&s)[64]) {
@@ -453,13 +465,13 @@ __global__ void round_heads(const bf16* from, uint2* to, float* scale, int64_t n
   for (int step = kLanes / 2; step > 0; step /= 2)
     top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, step));
   if (row >= n) return;
-  const float inverse = 448 / top;
+  const float inverse = 127 / top;
   const auto four = [&](int e) {
-    return four_e4m3(v.x[e] * inverse, v.x[e + 1] * inverse, v.x[e + 2] * inverse,
-                     v.x[e + 3] * inverse);
+    return four_s8(v.x[e] * inverse, v.x[e + 1] * inverse, v.x[e + 2] * inverse,
+                   v.x[e + 3] * inverse);
   };
   to[row * kLanes + lane] = {four(0), four(4)};
-  if (lane == 0) scale[row] = top / 448;
+  if (lane == 0) scale[row] = top / 127;
 }
 
 }  // namespace

@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(1024) swiglu_rounded(const bf16* gate, const b
 void CudaBackend::run(const SwiGlu& op) {
   check(op);
   const Stream::Touches touches(stream_, {memory_of(op.gate), memory_of(op.up), memory_of(op.out)});
-  if (fp8_ && op.out.cols % 32 == 0 && op.out.cols <= kMaxRoundedCols && op.out.rows > 0) {
+  if (fp8_ && op.out.cols % 32 == 0 && op.out.cols <= kMaxRoundedCols &&
+      op.out.rows > kMaxExactRows) {
     const Act rows = rounded_room(op.out);
     launch("SwiGlu", swiglu_rounded, static_cast<unsigned>(rows.rows),
            threads_that_round(rows.cols), 0, stream_, static_cast<const bf16*>(op.gate.data),

@@ -187,11 +187,11 @@ __device__ void for_tiles(const Params& p, const Tiles<e4m3, kDim>& tiles, int64
     for (int i = thread; i < kRows * chunks; i += kThreads) {
       const int row = i / chunks, c = i % chunks;
       const uint4 bytes = reinterpret_cast<const uint4*>(from)[i];
-      const uint32_t scale = widening_scale(scales[row], scales[row]);
+      const float scale = scales[row];
       auto* to = reinterpret_cast<uint4*>(tiles.keys(0) + row * tiles.stride + c * 16);
-      uint2 a = widen_four(bytes.x, scale), b = widen_four(bytes.y, scale);
+      uint2 a = widen_keys(bytes.x, scale), b = widen_keys(bytes.y, scale);
       to[0] = {a.x, a.y, b.x, b.y};
-      a = widen_four(bytes.z, scale), b = widen_four(bytes.w, scale);
+      a = widen_keys(bytes.z, scale), b = widen_keys(bytes.w, scale);
       to[1] = {a.x, a.y, b.x, b.y};
     }
     __syncthreads();

@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = static_cast<int>(threadIdx.x); i < n * units; i += kThreads) {
     const uint2 eight = __ldg(reinterpret_cast<const uint2*>(bytes) + i);
     const float row_scale = __ldg(scales + i / units);
-    const uint32_t scale = widening_scale(row_scale, row_scale);
-    const uint2 a = widen_four(eight.x, scale), b = widen_four(eight.y, scale);
+    const auto widen = is_value ? widen_values : widen_keys;
+    const uint2 a = widen(eight.x, row_scale), b = widen(eight.y, row_scale);
     out[i] = {a.x, a.y, b.x, b.y};
   }
 }

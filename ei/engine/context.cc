@@ -119,7 +119,7 @@ void Context::begin(std::vector<int32_t> prompt, const PrefillPolicy& prefill,
   }
   asked_.resize(std::min(asked_.size(), static_cast<size_t>(n_cached_ / page)));
   lost_ = {};
-  n_loaded_ = 0;
+  n_host_ = n_loaded_ = 0;
   tokens_.assign(prompt_.begin(), prompt_.begin() + n_cached_);
   reusable_ = n_cached_;
   plan_->begin(n, n_cached_);
@@ -140,6 +140,7 @@ bool Context::find_prefix(int64_t max_rows) {
           fmt::join(found, ", "));
   if (before == n_cached_) lost_ = hit.stopped_by;
   n_cached_ += n_read() - before;
+  n_host_ += hit.n_host;
   n_loaded_ += hit.n_loaded;
   return !hit.more;
 }

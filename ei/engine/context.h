@@ -44,7 +44,7 @@ class Context {
 
   // Looks for more of the prompt among what is known, to be done before every chunk: others may
   // have read on since the last. False: it has loaded max_rows tokens from files, a page at least,
-  // and there are more; to be called again before anything is read.
+  // or some from the host's memory, and there are more; to be called again before anything is read.
   bool find_prefix(int64_t max_rows);
   // The next chunk, of max_rows tokens if it can; whole pages. Its hidden states, if they are
   // wanted, stay in `act`. Once its layers are read, end_chunk().
@@ -69,7 +69,8 @@ class Context {
   const std::vector<int32_t>& prompt() const { return prompt_; }
   const std::vector<int32_t>& tokens() const { return tokens_; }  // of n_read(), written ones too
   int64_t n_cached() const { return n_cached_; }  // of n_read(), not read for this prompt
-  int64_t n_loaded() const { return n_loaded_; }  // of n_cached(), from files
+  int64_t n_host() const { return n_host_; }      // of n_cached(), from the host's memory
+  int64_t n_loaded() const { return n_loaded_; }  // and from files
   // Why no more of the prompt was found before its first chunk; empty if nothing was wanted.
   const std::string& lost_prefix() const { return lost_; }
   // Rows that Activations need for this prompt's chunks.
@@ -102,7 +103,7 @@ class Context {
 
   std::vector<int32_t> prompt_;
   int64_t limit_ = 0;  // so many of its tokens need not be read if they are known
-  int64_t n_cached_ = 0, n_loaded_ = 0;
+  int64_t n_cached_ = 0, n_host_ = 0, n_loaded_ = 0;
   Hidden wanted_ = Hidden::kLast;
   std::vector<int32_t> tokens_;  // that the cache has read
   int64_t reusable_ = 0;         // of them, by a prompt that starts with them

@@ -146,9 +146,9 @@ struct Generation {
   std::vector<int32_t> tokens;
   FinishReason finish_reason = FinishReason::kStop;
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;  // of the prompt, not read again
-  int64_t loaded_tokens = 0;  // of these, from files
-  int64_t read_tokens = 0;    // of the prompt, those included; fewer than all if it was cancelled
+  int64_t cached_tokens = 0;                   // of the prompt, not read again
+  int64_t host_tokens = 0, loaded_tokens = 0;  // of these, from a GPU's host, and from files
+  int64_t read_tokens = 0;  // of the prompt, those included; fewer than all if it was cancelled
   Timings timings;
   SparsityStats sparsity;
   KvStats kv;

@@ -165,7 +165,8 @@ void Scheduler::follow(Engine& engine, const SchedulerOptions& given) {
   Communicator& ranks = e.backend->ranks();
   const SchedulerOptions options = with_defaults(given, e);
   PagePool pool(*e.backend, page_bytes(options, e));
-  PrefixCache prefixes(*e.backend, options.prefix_bytes);
+  const std::unique_ptr<PagePool> host = host_pool(options, e);
+  PrefixCache prefixes(*e.backend, options.prefix_bytes, host.get());
   Batch batch(e, options.max_sequences, chunk_rows(options, e), Sequence::kScoreRows);
 
   struct Followed {

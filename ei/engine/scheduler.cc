@@ -105,8 +105,9 @@ Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
       leader_(engine_.backend->ranks()),
       options_(with_defaults(options, engine_)),
       pool_(*engine_.backend, page_bytes(options_, engine_)),
+      host_pool_(host_pool(options_, engine_)),
       store_(open_store(options_)),
-      prefixes_(*engine_.backend, options_.prefix_bytes, store_.get(),
+      prefixes_(*engine_.backend, options_.prefix_bytes, host_pool_.get(), store_.get(),
                 store_ ? cache_identity(engine_) : ""),
       batch_(engine_, options_.max_sequences, chunk_rows(options_, engine_), Sequence::kScoreRows),
       reader_(active_.end()) {
@@ -420,6 +421,7 @@ void Scheduler::deliver(Active& active) noexcept {
         const std::lock_guard lock(mutex_);
         stats_.prefix_queries += n_read;
         stats_.prefix_hits += sequence.n_cached();
+        stats_.prefix_host_hits += sequence.n_host();
         stats_.prefix_loaded += sequence.n_loaded();
       }
       if (job.on_prefill)
@@ -454,6 +456,7 @@ void Scheduler::end(Actives::iterator it) noexcept {
     stats_.kv_bytes_planned -= bytes;
     stats_.kv_bytes_used = pool_.bytes_in_use();
     stats_.prefix_bytes = prefixes_.bytes();
+    stats_.prefix_host_bytes = prefixes_.host_bytes();
   }
   tell(on_end, std::move(outcome));
 }
@@ -465,6 +468,7 @@ void Scheduler::publish() {
   stats_.n_writing = static_cast<int64_t>(active_.size()) - stats_.n_reading;
   stats_.kv_bytes_used = pool_.bytes_in_use();
   stats_.prefix_bytes = prefixes_.bytes();
+  stats_.prefix_host_bytes = prefixes_.host_bytes();
   if (store_) stats_.prefix_disk_bytes = store_->bytes();
   stats_.read_tps = read_tps_;
   if (wrote_) {

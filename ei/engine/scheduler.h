@@ -20,6 +20,8 @@
 
 namespace ei {
 
+inline constexpr int64_t kPrefixHostBytes = int64_t{8} << 30;
+
 struct SchedulerOptions {
   PrefillPolicy prefill;                 // requests may be of another whose pages are no larger
   int64_t max_sequences = 16;            // read or written at the same time
@@ -27,6 +29,10 @@ struct SchedulerOptions {
   int64_t max_waiting_tokens = 4 << 20;  // of their prompts
   int64_t kv_bytes = 0;       // for the caches of running requests; 0: half of what is free
   int64_t prefix_bytes = -1;  // for the prefix cache; -1: a quarter of what is free
+  // For pages that leave it, in the memory of a GPU's host, taken at the start; of all ranks
+  // together. -1: kPrefixHostBytes, or a quarter of what is free if that is less; on a CPU there is
+  // no such memory.
+  int64_t prefix_host_bytes = -1;
   // Where its pages are kept in files as well, so many bytes at most; empty: nowhere. What goes
   // wrong with them is said to on_warning, by any thread.
   std::filesystem::path prefix_dir;
@@ -82,9 +88,10 @@ struct SchedulerStats {
   int64_t n_waiting_tokens = 0;
   int64_t kv_bytes_planned = 0, kv_bytes_max = 0;  // of admitted requests
   int64_t kv_bytes_used = 0;                       // pages in use, the prefix cache's among them
-  int64_t prefix_bytes = 0, prefix_disk_bytes = 0;
+  int64_t prefix_bytes = 0, prefix_host_bytes = 0, prefix_disk_bytes = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens asked for and found
-  int64_t prefix_loaded = 0;                    // of these, from files
+  int64_t prefix_host_hits = 0;                 // of these, from the host's memory
+  int64_t prefix_loaded = 0;                    // and from files
   int64_t n_steps = 0, n_step_tokens = 0;       // decode steps and what they wrote
   double read_tps = 0;                          // prompt tokens a second, lately
 };
@@ -130,6 +137,8 @@ class Scheduler {
   static SchedulerOptions with_defaults(SchedulerOptions options, const Engine::Impl& engine);
   static int64_t chunk_rows(const SchedulerOptions& options, const Engine::Impl& engine);
   static int64_t page_bytes(const SchedulerOptions& options, const Engine::Impl& engine);
+  // Null: none is wanted.
+  static std::unique_ptr<PagePool> host_pool(const SchedulerOptions& options, Engine::Impl& engine);
   // Tokens of a request with its answer.
   static int64_t room_for(const Request& request, const Engine::Impl& engine);
 
@@ -158,7 +167,8 @@ class Scheduler {
   std::unique_lock<std::mutex> engine_lock_;  // while what follows is given back
   // The thread's own.
   PagePool pool_;
-  std::unique_ptr<PageStore> store_;  // null: none
+  std::unique_ptr<PagePool> host_pool_;  // null: none
+  std::unique_ptr<PageStore> store_;     // the same
   PrefixCache prefixes_;
   Batch batch_;
   Actives active_;  // the next to be read first

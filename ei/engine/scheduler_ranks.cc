@@ -4,6 +4,7 @@
 #include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/engine/scheduler.h"
+#include "ei/ops/host_memory.h"
 
 namespace ei {
 namespace {
@@ -27,6 +28,17 @@ SchedulerOptions Scheduler::with_defaults(SchedulerOptions options, const Engine
   const int64_t free = std::ranges::min(of_all(ranks, engine.backend->available_bytes()));
   if (options.kv_bytes == 0) options.kv_bytes = free / 2;
   if (options.prefix_bytes < 0) options.prefix_bytes = free / 4;
+  HostMemory* const host = engine.backend->host_memory();
+  require(
+      host != nullptr || options.prefix_host_bytes <= 0,
+      "pages are kept in the host's memory beside a GPU's; on a CPU there is no other than that "
+      "of --prefix-memory");
+  if (options.prefix_host_bytes < 0) {
+    const int64_t own = host == nullptr ? 0 : host->available_bytes();
+    options.prefix_host_bytes =
+        std::min(kPrefixHostBytes, std::ranges::min(of_all(ranks, own)) / 4);
+  }
+  options.prefix_host_bytes /= ranks.size();
   return options;
 }
 
@@ -42,6 +54,13 @@ int64_t Scheduler::page_bytes(const SchedulerOptions& options, const Engine::Imp
   const bool bounds = options.prefill.estimate == Estimate::kBounds;
   layout.block = bounds ? options.prefill.block : PrefillPolicy{}.block;
   return layout.bytes();
+}
+
+std::unique_ptr<PagePool> Scheduler::host_pool(const SchedulerOptions& options,
+                                               Engine::Impl& engine) {
+  if (options.prefix_host_bytes == 0) return nullptr;
+  return std::make_unique<PagePool>(*engine.backend->host_memory(), page_bytes(options, engine),
+                                    options.prefix_host_bytes);
 }
 
 int64_t Scheduler::room_for(const Request& request, const Engine::Impl& engine) {

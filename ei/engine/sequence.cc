@@ -174,7 +174,8 @@ void Sequence::finish(FinishReason reason) {
   if (n_drawn == 0) t.prefill_ms = total_ms;
   t.decode_ms = total_ms - t.prefill_ms;
   result_.cached_tokens = n_cached();
-  if (begun_) result_.loaded_tokens = context_.n_loaded();
+  result_.host_tokens = n_host();
+  result_.loaded_tokens = n_loaded();
   result_.read_tokens = n_read();
   t.prefill_tps = per_second(n_read() - n_cached(), t.prefill_ms);
   t.decode_tps = per_second(std::max<int64_t>(0, n_drawn - 1), t.decode_ms);

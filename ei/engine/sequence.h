@@ -79,6 +79,7 @@ class Sequence {
   int64_t n_read() const { return begun_ ? std::min(context_.n_read(), n_prompt()) : 0; }
   // Of them, not read for this one.
   int64_t n_cached() const { return begun_ ? context_.n_cached() : 0; }
+  int64_t n_host() const { return begun_ ? context_.n_host() : 0; }
   int64_t n_loaded() const { return begun_ ? context_.n_loaded() : 0; }
   Delta take_delta() { return std::exchange(delta_, {}); }
   // Once finished without an error: everything, and how it went.

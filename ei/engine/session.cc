@@ -93,7 +93,7 @@ void Session::save(const std::filesystem::path& file, const PrefillPolicy& prefi
                     .policy = OrderedJson::parse(PrefixCache::text_of(prefill)),
                     .note = note}
             .bytes());
-  impl_->prefixes.write(impl_->text, prefill, context.cache().shape(), write);
+  impl_->prefixes.write(impl_->text, prefill, context.cache().shape().layout.rows, write);
   to.commit(/*to_disk=*/true);
 }
 

@@ -20,6 +20,7 @@ Activations::Activations(Backend& backend, const ModelConfig& config, int64_t ma
   const auto rows_of = [&](int64_t cols) { return Buffer(backend, max_rows * cols * elem_bytes_); };
   const int64_t d = config.head_dim;
   x_ = rows_of(config.hidden);
+  few_x_ = Buffer::summed(backend, kFewRows * config.hidden * elem_bytes_);
   h_ = rows_of(config.hidden);
   q_ = rows_of(config.n_heads * d);
   k_ = rows_of(config.n_kv_heads * d);
@@ -43,6 +44,7 @@ int64_t Activations::bytes(const Backend& backend, const ModelConfig& config, in
       2 * config.hidden + 2 * (config.n_heads + config.n_kv_heads) * d + 2 * config.intermediate;
   const int64_t other = 2 * int64_t{sizeof(int32_t)} + d * int64_t{sizeof(float)};
   return max_rows * (row * backend.act_bytes() + other) +
+         kFewRows * config.hidden * backend.act_bytes() +
          max_logit_rows * config.vocab_size * int64_t{sizeof(float)} +
          (config.n_ranks > 1
               ? max_logit_rows * config.vocab_size / config.n_ranks * int64_t{sizeof(float)}
@@ -128,7 +130,7 @@ void Model::embed(Activations& act, std::span<const int32_t> tokens,
   const View<int32_t, 1> places = act.positions_.view().slice(0, n);
   backend_->copy_in(ids.data, tokens.data(), n * int64_t{sizeof(int32_t)});
   backend_->copy_in(places.data, positions.data(), n * int64_t{sizeof(int32_t)});
-  backend_->run(Embed{.tokens = ids, .table = embedding_, .out = act.act(act.x_, config_.hidden)});
+  backend_->run(Embed{.tokens = ids, .table = embedding_, .out = act.x(config_.hidden)});
   backend_->run(RopeAngles{.positions = places,
                            .inv_freq = inv_freq_.view(),
                            .scale = rope_scale_,
@@ -139,7 +141,7 @@ void Model::embed(Activations& act, std::span<const int32_t> tokens,
 Qkv Model::project(int layer, Activations& act) const {
   const Layer& w = layers_[static_cast<size_t>(layer)];
   const int64_t d = config_.head_dim;
-  const Act x = act.act(act.x_, config_.hidden);
+  const Act x = act.x(config_.hidden);
   const Act h = act.act(act.h_, config_.hidden);
   const Qkv qkv{.q = act.act(act.q_, config_.n_heads * d),
                 .k = act.act(act.k_, config_.n_kv_heads * d),
@@ -168,11 +170,11 @@ Act Model::context(Activations& act) const {
   return act.act(act.context_, config_.n_heads * config_.head_dim);
 }
 
-Act Model::residual(Activations& act) const { return act.act(act.x_, config_.hidden); }
+Act Model::residual(Activations& act) const { return act.x(config_.hidden); }
 
 void Model::finish(int layer, Activations& act) const {
   const Layer& w = layers_[static_cast<size_t>(layer)];
-  const Act x = act.act(act.x_, config_.hidden);
+  const Act x = act.x(config_.hidden);
   const Act h = act.act(act.h_, config_.hidden);
   const Act gate = act.act(act.gate_, config_.intermediate);
   const Act up = act.act(act.up_, config_.intermediate);
@@ -210,7 +212,7 @@ Act Model::normed(Activations& act, int64_t first_row, int64_t n_rows) const {
   require(first_row >= 0 && n_rows >= 0 && first_row + n_rows <= act.rows_,
           "rows {} to {} were asked for; the chunk has {}", first_row, first_row + n_rows,
           act.rows_);
-  const Act x = act.act(act.x_, config_.hidden).slice(first_row, n_rows);
+  const Act x = act.x(config_.hidden).slice(first_row, n_rows);
   const Act h = act.act(act.h_, config_.hidden).slice(first_row, n_rows);
   backend_->run(RmsNorm{.x = x, .weight = norm_.view(), .eps = config_.rms_norm_eps, .out = h});
   return h;

@@ -46,10 +46,13 @@ class Activations {
   Act act(const Buffer& buffer, int64_t cols) const {
     return {buffer.data(), rows_, cols, elem_bytes_};
   }
+  // The residual stream: of a few rows, as a step has them, where their sums are fast.
+  static constexpr int64_t kFewRows = 4;
+  Act x(int64_t hidden) const { return act(rows_ <= kFewRows ? few_x_ : x_, hidden); }
 
   int64_t max_rows_, max_logit_rows_, elem_bytes_;
   int64_t rows_ = 0;
-  Buffer x_;           // [n, hidden] the residual stream
+  Buffer x_, few_x_;   // [n, hidden] the residual stream, and of kFewRows
   Buffer h_;           // [n, hidden] normed
   Buffer q_;           // [n, n_heads * d]
   Buffer k_, v_;       // [n, n_kv_heads * d]

@@ -14,9 +14,9 @@ namespace ei {
 // The n rows go to the sequences in equal shares: all of them to one when prefilling, one to each
 // of n when decoding. A cache of more heads than k (compacted per query head) stores each of k's as
 // many times over. Values are rounded to the cache's type (to nearest, ties to even; in kQ8 to
-// whole 127ths of the row's largest; in kFP8 by the smallest scale that leaves no number above 448,
-// larger ones become that); bounds are of the rounded keys, exactly, or as PageLayout
-// says.
+// whole 127ths of the row's largest; in kFP8 keys to whole numbers of up to 127 and values to e4m3,
+// up to 448, by the smallest scale that leaves none above; larger ones become these); bounds are of
+// the rounded keys, exactly, or as PageLayout says.
 struct AppendKv {
   Act k;  // [n, heads * d], RoPE applied; heads divides the n_kv_heads of every cache
   Act v;  // [n, heads * d]

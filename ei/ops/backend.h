@@ -9,6 +9,7 @@
 namespace ei {
 
 class Communicator;
+class HostMemory;
 
 // The whole contract between the engine and the hardware: memory, and one overload of run() per op
 // of EI_OPS, all pure, so that a backend that misses one does not link. Ops run in the order
@@ -27,15 +28,19 @@ class Backend {
     return 0;
   }
   virtual Communicator& ranks() = 0;  // that share the model, this one among them
+  // Null: the device's memory is the host's, and there is no other.
+  virtual HostMemory* host_memory() { return nullptr; }
 
   // Device memory, aligned to 256 bytes, contents undefined. allocate() throws Error when there is
   // not enough, naming both numbers.
   virtual void* allocate(int64_t bytes) = 0;
+  // The same of what AllReduce sums, so that it is fast; at the same time on all ranks.
+  virtual void* allocate_summed(int64_t bytes) { return allocate(bytes); }
   virtual void release(void* data, int64_t bytes) noexcept = 0;
   // Gives the physical memory of a range back while its addresses stay valid; contents are lost.
   virtual void discard(void* data, int64_t bytes) noexcept = 0;
-  virtual void copy_in(void* device, const void* host, int64_t bytes) = 0;  // or of the device
-  virtual void copy_out(void* host, const void* device, int64_t bytes) = 0;
+  virtual void copy_in(void* device, const void* host, int64_t bytes) = 0;   // or of the device
+  virtual void copy_out(void* host, const void* device, int64_t bytes) = 0;  // or of the host
 
   // A weight of the checkpoint where the ops can read it: the same memory if the device reads the
   // host's, else a copy that lives as long as the backend.

@@ -14,6 +14,14 @@ class Buffer {
   Buffer() = default;
   Buffer(Backend& backend, int64_t bytes)
       : backend_(&backend), data_(bytes > 0 ? backend.allocate(bytes) : nullptr), bytes_(bytes) {}
+  // Of what AllReduce sums (Backend::allocate_summed).
+  static Buffer summed(Backend& backend, int64_t bytes) {
+    Buffer buffer;
+    buffer.backend_ = &backend;
+    buffer.data_ = bytes > 0 ? backend.allocate_summed(bytes) : nullptr;
+    buffer.bytes_ = bytes;
+    return buffer;
+  }
   Buffer(Buffer&& other) noexcept
       : backend_(other.backend_),
         data_(std::exchange(other.data_, nullptr)),

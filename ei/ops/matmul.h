@@ -12,7 +12,8 @@ namespace ei {
 // Numerics: float sums; NMSE against double on the same weights 1e-9, 1e-8 where they are
 // quantized. A CPU's tile unit takes x and the weights rounded to bf16 when there are more than 8
 // rows: 1.6e-5. On a CPU of Math::kF32 1e-11 in any case. Where weights are in e4m3
-// (Weight::scale), so is x, each row by its largest: 2e-3. `out` must not overlap `x`.
+// (Weight::scale), their rounding is 1e-3, and more than 8 rows of x are rounded so too, each by
+// its largest: 2e-3. `out` must not overlap `x`.
 struct MatMul {
   struct Part {
     Weight weight;              // [m, k]; weight.data == nullptr: no such part

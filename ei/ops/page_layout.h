@@ -18,10 +18,11 @@ namespace ei {
 // A row of kQ8 begins with its scale, a float. Its bounds, of keys of several scales, are bf16 that
 // are rounded outwards, and each takes the place of two rows.
 //
-// Rows of kFP8 alone have scales apart, floats: of keys [rows], then of values [rows]. A scale is a
-// power of 16, at most 16, so that bf16 holds every number exactly and neighbours mostly have the
-// same one; bounds are such numbers, and again each takes the place of two rows. Scales lie where
-// they do whether there are bounds or not: a compacted cache has none any more.
+// Rows of kFP8 alone have scales apart, floats: of keys [rows], then of values [rows]. Keys are
+// whole numbers of 8 bits, their scale a power of 2, at most 64; values are in e4m3, their scale a
+// power of 16, at most 16. So bf16 holds every number exactly, and neighbours mostly have the same
+// scale; bounds are such numbers, and again each takes the place of two rows. Scales lie where they
+// do whether there are bounds or not: a compacted cache has none any more.
 struct PageLayout {
   DType dtype = DType::kBF16;  // kBF16, kF32, kQ8 or kFP8
   int64_t head_dim = 0;

@@ -11,8 +11,9 @@ namespace ei {
 //   out[i,h] = sum_j softmax_j(scale q_i . k_j) v_j  over the rows j of KV head h / G so selected.
 // Dense attention is the same op with kAllBlocks everywhere. The chunk's own keys are in the cache.
 // Numerics: float sums, online softmax; NMSE 1e-8 against double on the cache's own values. A CPU's
-// tile unit takes queries, keys, values and probabilities rounded to bf16: 1.6e-5
-// for scores of some units; larger ones move by 2^-9 of themselves.
+// tile unit takes numbers rounded to bf16 (1.6e-5 for scores of some units; larger ones move by
+// 2^-9 of themselves) or, with Math::kF32, sums of two such, less what both parts lack (1e-8; by
+// 2^-16).
 struct SparseAttention {
   Act q;              // [n, n_heads * d]; its last segment may be short
   KvLayer kv;         // row = position; n_rows = begin + n

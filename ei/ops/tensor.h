@@ -38,23 +38,22 @@ struct Weight {
   // [cols]: column j of the blocks multiplies input order[j]; nullptr: input j. Of integer formats
   // alone.
   const int32_t* order = nullptr;
-  // [rows]: instead of blocks, a row of kFP8 is its numbers alone, which this multiplies.
-  // On a device that computes in them.
+  // [rows, n_scales()]: instead of blocks, a row of kFP8 is its numbers alone, which these
+  // multiply: all of them, or each those of a block, and then numbers stand in an order of the
+  // device's.
   const float* scale = nullptr;
+  bool by_block = false;
 
-  int64_t bytes() const {
-    return scale != nullptr ? rows * (cols + int64_t{sizeof(float)})
-                            : rows * row_bytes(format, cols);
-  }
-  // Row i, on the host.
-  const char* row(int64_t i) const {
-    return static_cast<const char*>(data) + i * row_bytes(format, cols);
-  }
-  // Rows of blocks, on the host.
+  int64_t n_scales() const { return scale == nullptr ? 0 : by_block ? cols / 32 : 1; }
+  int64_t bytes() const { return rows * (row_bytes() + n_scales() * int64_t{sizeof(float)}); }
+  // Of a row, without its scales.
+  int64_t row_bytes() const { return scale != nullptr ? cols : ei::row_bytes(format, cols); }
+  const char* row(int64_t i) const { return static_cast<const char*>(data) + i * row_bytes(); }
   Weight slice(int64_t begin, int64_t count) const {
-    assert(scale == nullptr && begin >= 0 && count >= 0 && begin + count <= rows);
+    assert(begin >= 0 && count >= 0 && begin + count <= rows);
     Weight part = *this;
     part.data = row(begin);
+    if (scale != nullptr) part.scale = scale + begin * n_scales();
     part.rows = count;
     return part;
   }

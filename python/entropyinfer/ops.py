@@ -124,7 +124,7 @@ def sparse_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selectio
 class Reader:
     """Reads a prompt of n tokens under a policy, layer by layer: chooses blocks and attends to them, as the engine does.
 
-    One difference: the policy 'entropy' goes by the principal directions of the prompt's own keys (1,024 of them, spread
+    For one thread at a time: what layers need beside their results is asked of the system once. One difference: the policy 'entropy' goes by the principal directions of the prompt's own keys (1,024 of them, spread
     over it) instead of those of a text that the engine has built in.
     """
 
@@ -134,6 +134,7 @@ class Reader:
         with _place(q=torch.empty(0, dtype=dtype, device=device)) as place:  # one like those to come
             self._reader = _core.Reader(place, policy, n_layers, heads, kv_heads, head_dim, n)
         self._n_layers, self._n = n_layers, n
+        self._memory: dict[str, torch.Tensor] = {}
         self._sketch: torch.Tensor | None = None  # of all layers, as far as they were read
 
     def read(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, blocks: bool = False,
@@ -142,12 +143,17 @@ class Reader:
         `blocks`."""
         reader = self._reader
         with _place(q=q, k=k, v=k if v is None else v) as place:
-            rows_q, rows_k = _rows('q', q), _rows('k', k)
-            rows_v = rows_k if v is None else _rows('v', v)
+            rows_q, rows_k = self._rows('q', q), self._rows('k', k)
+            rows_v = rows_k if v is None else self._rows('v', v)
             usual = _scale(None, q)
             if scale is not None and not math.isclose(scale, usual, rel_tol=1e-6):
                 rows_q = rows_q * (scale / usual)
-            out = None if v is None else torch.empty_like(rows_q)
+            if v is None:
+                out = None
+            elif q.dtype == rows_q.dtype:
+                out = torch.empty_like(rows_q)
+            else:
+                out = self._kept('out', rows_q)
             kv_heads, segments, most = k.shape[0], sum(reader.chunks), reader.most_blocks if blocks else 0
             sparse, index = self._n_layers - reader.dense_layers, None
             if layer < reader.dense_layers:
@@ -171,6 +177,18 @@ class Reader:
                     index = index[..., :max(0, int(count.max()))].clone()
             selection = Selection(count, index, reader.segment, reader.block, entropy, self._n)
             return None if out is None else out.transpose(0, 1).to(q.dtype), selection
+
+    def _rows(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """As those of one op, but that a CPU's copies lie where the last layer's did."""
+        if x.is_cuda or x.ndim != 3 or x.dtype == torch.float32 and x.transpose(0, 1).is_contiguous():
+            return _rows(name, x)
+        rows = x.detach().transpose(0, 1)
+        return self._kept(name, rows).copy_(rows)
+
+    def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        if name not in self._memory or self._memory[name].shape != like.shape:
+            self._memory[name] = torch.empty(like.shape, dtype=torch.float32)
+        return self._memory[name]
 
     def _joined(self, x: torch.Tensor, kv_heads: int) -> torch.Tensor:
         """[kv_heads, segments, m] of chunks [kv_heads * segments, m], one behind the other."""

@@ -23,7 +23,7 @@ class PageStoreTest : public testing::Test {
  protected:
   // Of pages that were full of something else before.
   Bytes image(uint64_t parent = 0, int64_t n_tokens = 16) {
-    std::vector<PageRef> pages;
+    pages.clear();
     for (int i = 0; i < 2; ++i) {
       pages.push_back(pool.take());
       auto* data = static_cast<uint8_t*>(pages.back()->data());
@@ -32,7 +32,7 @@ class PageStoreTest : public testing::Test {
     }
     PageImage image = {.model = "m", .policy = "p", .parent = parent, .entropies = {0.5f, 2}};
     for (int64_t i = 0; i < n_tokens; ++i) image.tokens.push_back(static_cast<int32_t>(i * 3));
-    return make_image(image, *backend, shape, pages);
+    return make_image(image, *backend, shape.layout, pages);
   }
   PageStore::Options options(int64_t max_bytes = 1 << 20) {
     return {.directory = dir / "pages", .max_bytes = max_bytes, .warn = [this](const auto& what) {
@@ -40,8 +40,9 @@ class PageStoreTest : public testing::Test {
               warnings.push_back(what);
             }};
   }
-  // Bytes of a page of n tokens are not 0 where they hold something.
-  void expect_used(const uint8_t* page, int64_t n) const {
+  // Bytes of a page of n tokens are those of the page they were copied from where they hold
+  // something; how many these are.
+  int64_t expect_used(const uint8_t* page, const uint8_t* from, int64_t n) const {
     const PageLayout& layout = shape.layout;
     const int64_t n_bounds = (n + 3) / 4 * layout.bound_rows(), row = layout.row_bytes();
     std::vector<bool> used(static_cast<size_t>(layout.bytes()));
@@ -57,7 +58,10 @@ class PageStoreTest : public testing::Test {
       use(layout.first_scale() * row + 4 * layout.rows, 4 * n);
     }
     for (int64_t b = 0; b < layout.bytes(); ++b)
-      ASSERT_EQ(page[b] != 0, used[static_cast<size_t>(b)]) << b;
+      if (used[static_cast<size_t>(b)]) {
+        EXPECT_EQ(page[b], from[b]) << b;
+      }
+    return std::ranges::count(used, true);
   }
   static std::vector<std::string> names(const fs::path& directory) {
     std::vector<std::string> all;
@@ -73,6 +77,7 @@ class PageStoreTest : public testing::Test {
                    .layout = {.head_dim = 8, .rows = 16, .block = 4},
                    .max_tokens = 64};
   PagePool pool{*backend, 1000};  // more than such pages take
+  std::vector<PageRef> pages;     // of the last image
   std::mt19937_64 random{1};
   TempDir dir;
   std::mutex mutex;
@@ -94,9 +99,13 @@ TEST_F(PageStoreTest, ImagesHoldWhatPagesHoldAndNothingElse) {
       EXPECT_EQ(std::ssize(got.tokens), n);
       EXPECT_EQ(got.entropies, (std::vector<float>{0.5f, 2}));
       check_pages(got, shape, "f");
-      const auto pages = take_pages(got, *backend, shape, pool);
-      ASSERT_EQ(pages.size(), 2u);
-      for (const PageRef& page : pages) expect_used(static_cast<const uint8_t*>(page->data()), n);
+      const auto taken = take_pages(got, *backend, shape, pool);
+      ASSERT_EQ(taken.size(), 2u);
+      int64_t n_used = 0;
+      for (size_t i = 0; i < 2; ++i)
+        n_used += expect_used(static_cast<const uint8_t*>(taken[i]->data()),
+                              static_cast<const uint8_t*>(pages[i]->data()), n);
+      EXPECT_EQ(std::ssize(got.pages), n_used);
       KvShape other = shape;
       other.layout.dtype = DType::kF32;
       EXPECT_NE(error_of([&] { check_pages(got, other, "f"); }), "");
@@ -186,6 +195,31 @@ TEST_F(PageStoreTest, AFullDiskIsAMiss) {
   store.put(1, 0, bytes);
   store.flush();
   EXPECT_TRUE(store.has(1));
+}
+
+// An image's memory is used again, whatever was in it.
+TEST_F(PageStoreTest, GivesMemoryBackToUse) {
+  PageStore store(options());
+  EXPECT_TRUE(store.spare().empty());
+  const Bytes first = image(1);
+  const Bytes want = [&] {
+    const PageImage second = {.model = "m", .policy = "p", .parent = 2, .tokens = {1, 2, 3}};
+    return make_image(second, *backend, shape.layout, pages);
+  }();
+  store.put(1, 0, first);
+  store.flush();
+  Bytes spare = store.spare();
+  EXPECT_GE(spare.capacity(), first.size());
+  EXPECT_TRUE(store.spare().empty());
+  const std::byte* const there = spare.data();
+  const PageImage second = {.model = "m", .policy = "p", .parent = 2, .tokens = {1, 2, 3}};
+  Bytes got = make_image(second, *backend, shape.layout, pages, std::move(spare));
+  EXPECT_EQ(got.data(), there);
+  got.resize(got.size() - 8);  // the checksum is not there yet
+  EXPECT_EQ(got, Bytes(want.begin(), want.end() - 8));
+  store.put(2, 1, Bytes(17 << 20));
+  store.flush();
+  EXPECT_TRUE(store.spare().empty());  // too large to be kept
 }
 
 TEST_F(PageStoreTest, WhatWaitsIsBounded) {

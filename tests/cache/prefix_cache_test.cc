@@ -243,13 +243,13 @@ TEST_F(PrefixCacheTest, RestoresFromFilesAsIfAllHadBeenRead) {
     const auto want = anew.read(prompt);
     {
       PageStore store(options());
-      PrefixCache prefixes(backend, 0, &store, "this model");  // no memory of its own
+      PrefixCache prefixes(backend, 0, nullptr, &store, "this model");  // no memory of its own
       anew.remember(prompt, prefixes);
       EXPECT_EQ(prefixes.n_pages(), 0);
     }
     PageStore store(options());
     {
-      PrefixCache prefixes(backend, int64_t{1} << 30, &store, "this model");
+      PrefixCache prefixes(backend, int64_t{1} << 30, nullptr, &store, "this model");
       Reader restored(*this, policy);
       const PrefixCache::Hit hit = restored.restore(prompt, prefixes);
       EXPECT_EQ(hit.n_tokens, 9 * kSegment);
@@ -259,7 +259,7 @@ TEST_F(PrefixCacheTest, RestoresFromFilesAsIfAllHadBeenRead) {
       EXPECT_EQ(again.restore(prompt, prefixes).n_loaded, 0);  // they are in memory now
     }
     {
-      PrefixCache prefixes(backend, 0, &store, "this model");
+      PrefixCache prefixes(backend, 0, nullptr, &store, "this model");
       Reader restored(*this, policy);
       for (int64_t n = 1; n <= 9; ++n) {
         const PrefixCache::Hit hit = restored.restore(prompt, prefixes, 1);
@@ -267,7 +267,7 @@ TEST_F(PrefixCacheTest, RestoresFromFilesAsIfAllHadBeenRead) {
         EXPECT_EQ(hit.more, n < 9);
       }
       EXPECT_EQ(restored.read(prompt), want);
-      PrefixCache others(backend, 0, &store, "another model");
+      PrefixCache others(backend, 0, nullptr, &store, "another model");
       EXPECT_EQ(Reader(*this, policy).restore(prompt, others).n_tokens, 0);
     }
   }
@@ -284,7 +284,7 @@ TEST_F(PrefixCacheTest, AConversationsOwnPagesAreItsOwn) {
   const TempDir dir;
   for (const bool from_files : {false, true}) {
     PageStore store({.directory = dir.path(), .max_bytes = int64_t{1} << 30, .warn = {}});
-    PrefixCache prefixes(backend, from_files ? 0 : int64_t{1} << 30, &store);
+    PrefixCache prefixes(backend, from_files ? 0 : int64_t{1} << 30, nullptr, &store);
     const int64_t n_exact = 7 * kSegment;
     if (!from_files) {
       Reader reader(*this, policy);
@@ -327,7 +327,7 @@ TEST_F(PrefixCacheTest, DamagedFilesAreMisses) {
   Reader reader(*this, dense());
   const auto want = reader.read(prompt);
   const auto remember = [&] {
-    PrefixCache prefixes(backend, 0, &store);
+    PrefixCache prefixes(backend, 0, nullptr, &store);
     reader.remember(prompt, prefixes);
     store.flush();
   };
@@ -344,7 +344,7 @@ TEST_F(PrefixCacheTest, DamagedFilesAreMisses) {
     if (i % 3 == 1) std::filesystem::resize_file(files[i], 1000);
     if (i % 3 == 2) std::filesystem::remove(files[i]);
     const size_t n_said = warnings.size();
-    PrefixCache prefixes(backend, 0, &store);
+    PrefixCache prefixes(backend, 0, nullptr, &store);
     Reader restored(*this, dense());
     EXPECT_LT(restored.restore(prompt, prefixes).n_tokens, 5 * kSegment);
     EXPECT_EQ(warnings.size(), n_said + 1);

@@ -30,10 +30,16 @@ int MPI_Allreduce(const void* from, void* to, int n, MPI_Datatype type, MPI_Op o
   return PMPI_Allreduce(from, to, n, type, op, comm);
 }
 
-int MPI_Allgather(const void* from, int n, MPI_Datatype type, void* to, int n_to,
-                  MPI_Datatype type_to, MPI_Comm comm) {
+int MPI_Iallreduce(const void* from, void* to, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm,
+                   MPI_Request* request) {
   count_call();
-  return PMPI_Allgather(from, n, type, to, n_to, type_to, comm);
+  return PMPI_Iallreduce(from, to, n, type, op, comm, request);
+}
+
+int MPI_Iallgather(const void* from, int n, MPI_Datatype type, void* to, int n_to,
+                   MPI_Datatype type_to, MPI_Comm comm, MPI_Request* request) {
+  count_call();
+  return PMPI_Iallgather(from, n, type, to, n_to, type_to, comm, request);
 }
 
 int MPI_Ibcast(void* bytes, int n, MPI_Datatype type, int root, MPI_Comm comm,

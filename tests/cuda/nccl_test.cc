@@ -105,6 +105,31 @@ TEST_P(NcclTest, SumsAndGathersInGraphs) {
   });
 }
 
+// In memory of which each rank knows the others', where a model has a step's few rows; it is taken
+// again once it was given back.
+TEST_P(NcclTest, SumsInMemoryMadeForIt) {
+  ThreadRanks(2).run([&](const Ranks& ranks) {
+    const auto backend = make_cuda_backend(Math::kBF16, ranks);
+    for (int round = 0; round < 3; ++round)
+      for (const int64_t rows : {1, 2, 4, 33}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows, round " << round);
+        const int64_t cols = 1024;
+        const DeviceAct from(*backend, values_of(ranks->rank(), rows, cols)),
+            to(*backend, Matrix({rows, cols}, 0));
+        const Buffer x = Buffer::summed(*backend, rows * cols * 2),
+                     y = Buffer::summed(*backend, rows * cols * 2);
+        EXPECT_NE(x.data(), y.data());
+        for (const Buffer* summed : {&x, &y}) {
+          backend->copy_in(summed->data(), from.act().data, rows * cols * 2);
+          const AllReduce op{{summed->data(), rows, cols, 2}};
+          round == 0 ? backend->run(op) : backend->repeat([&] { backend->run(op); });
+          backend->copy_in(to.act().data, summed->data(), rows * cols * 2);
+          EXPECT_EQ(to.values().v, sum_of(rows, cols).v);
+        }
+      }
+  });
+}
+
 // As a chunk has them: sums of many rows, of which one runs beside the norm of the rows of the
 // other, and what reads or writes their own rows waits for them. Norms: of what bf16 holds exactly,
 // rounded once.

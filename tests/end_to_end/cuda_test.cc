@@ -11,6 +11,8 @@
 #include "tests/end_to_end/documents.h"
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
+#include "tests/support/mixed_load.h"
+#include "tests/support/needle_gguf.h"
 
 namespace ei::test {
 namespace {
@@ -40,9 +42,10 @@ std::map<std::string, Request> all_policies() {
   return all;
 }
 
-void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights = {}) {
-  Engine cpu(kNeedle, {.device = Device::kCpu, .weights = weights}),
-      gpu(kNeedle, {.device = Device::kCuda, .weights = weights});
+void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights = {},
+                          const std::filesystem::path& model = kNeedle) {
+  Engine cpu(model, {.device = Device::kCpu, .weights = weights}),
+      gpu(model, {.device = Device::kCuda, .weights = weights});
   const eval::Document document = make_document(cpu, n_tokens, 5);
   for (const auto& [name, request] : all_policies()) {
     SCOPED_TRACE(name);
@@ -55,6 +58,38 @@ void expect_the_cpus_text(int64_t n_tokens, std::optional<WeightFormat> weights 
   }
 }
 
+// Pages that leave the GPU come back from its host's memory, beside answers that are written: the
+// second time a conversation is read it is what it was the first.
+TEST_P(CudaTest, PrefixesComeBackFromTheHost) {
+  Engine gpu(kNeedle, {.device = Device::kCuda});
+  SchedulerOptions options;
+  options.prefill = *find_prefill("entropy");
+  options.prefix_bytes = 1 << 20;
+  options.prefix_host_bytes = 256 << 20;
+  Scheduler scheduler(gpu, options);
+  std::vector<Request> requests(3);
+  for (size_t i = 0; i < 3; ++i) {
+    requests[i].tokens = gpu.tokenize(make_document(gpu, 8192, int(i) + 1).text);
+    requests[i].prefill = options.prefill;
+    requests[i].sampling = SamplingParams{};
+    requests[i].max_tokens = 32;
+    requests[i].ignore_eos = true;
+  }
+  std::vector<std::vector<int32_t>> first;
+  for (const Request& request : requests)
+    first.push_back(run_together(scheduler, {request})[0].generation.tokens);
+  EXPECT_GT(scheduler.stats().prefix_host_bytes, scheduler.stats().prefix_bytes);
+  for (int round = 0; round < 3; ++round)
+    for (size_t i = 0; i < 3; ++i) {
+      const Outcome again = run_together(scheduler, {requests[i]})[0];
+      EXPECT_EQ(again.error.value_or(""), "");
+      EXPECT_EQ(again.generation.tokens, first[i]);
+      EXPECT_GT(again.generation.host_tokens, 7000);
+    }
+  for (const Outcome& together : run_together(scheduler, requests))
+    EXPECT_GT(together.generation.host_tokens, 7000);
+}
+
 TEST_P(CudaTest, GreedyTextOf8kIsTheCpus) { expect_the_cpus_text(8192); }
 TEST_P(CudaTest, GreedyTextOf32kIsTheCpus) { expect_the_cpus_text(32768); }
 TEST_P(CudaTest, GreedyTextOf64kIsTheCpus) { expect_the_cpus_text(65536); }
@@ -63,6 +98,15 @@ TEST_P(CudaTest, GreedyTextOf64kIsTheCpus) { expect_the_cpus_text(65536); }
 TEST_P(CudaTest, GreedyTextByQuantizedWeightsIsTheCpus) {
   expect_the_cpus_text(8192, WeightFormat::kQ4_K);
   expect_the_cpus_text(8192, WeightFormat::kFP8);
+}
+
+TEST_P(CudaTest, GreedyTextOfGgufFilesIsTheCpus) {
+  const TempDir dir;
+  for (const uint32_t type : {kGgufQ8_0, kGgufQ4_0}) {
+    SCOPED_TRACE(type);
+    write_file(dir / "needle.gguf", needle_gguf(type));
+    expect_the_cpus_text(8192, {}, dir / "needle.gguf");
+  }
 }
 
 // What the model holds likely next, as logarithms, at some 4,096 tokens of a text.
@@ -97,8 +141,8 @@ TEST_P(CudaTest, RoundingToFp8LosesLittle) {
     double bound;
   };
   for (const Case& c : {Case{"math", Math::kFP8, DType::kBF16, 0.055},
-                        {"kv", Math::kBF16, DType::kFP8, 0.065},
-                        {"both", Math::kFP8, DType::kFP8, 0.125}}) {
+                        {"kv", Math::kBF16, DType::kFP8, 0.026},
+                        {"both", Math::kFP8, DType::kFP8, 0.085}}) {
     Engine rounded(kNeedle, {.device = Device::kCuda, .kv_type = c.kv_type, .math = c.math});
     for (const int64_t n_tokens : {8192, 65536}) {
       const eval::Document document = make_document(exact, n_tokens, 5);

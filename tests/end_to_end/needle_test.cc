@@ -7,6 +7,7 @@
 
 #include "tests/end_to_end/documents.h"
 #include "tests/support/files.h"
+#include "tests/support/needle_gguf.h"
 
 namespace ei::test {
 namespace {
@@ -89,6 +90,21 @@ TEST(NeedleInvarianceTest, ThreadsAndChunksChangeNothing) {
       const auto [at, is_first] = want.emplace(name, got.text);
       EXPECT_EQ(got.text, at->second) << name << ", " << threads << " threads, chunk " << chunk;
     }
+  }
+}
+
+// With another tokenizer's description, RoPE's dimensions in another order and weights in blocks.
+TEST(NeedleGguf, AnswersAsTheDirectoryDoes) {
+  const TempDir dir;
+  Engine directory(kNeedle, {.device = Device::kCpu});
+  const eval::Document document = make_document(directory, 2048, 1);
+  for (const uint32_t type : {kGgufQ8_0, kGgufQ4_0}) {
+    write_file(dir / "needle.gguf", needle_gguf(type));
+    Engine file(dir / "needle.gguf", {.device = Device::kCpu});
+    EXPECT_EQ(file.tokenize(document.text), directory.tokenize(document.text));
+    Session session(file);
+    const Generation got = ask(session, document, document.needles[1], {});
+    EXPECT_THAT(got.text, testing::HasSubstr(document.needles[1].value)) << type;
   }
 }
 

@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/files.h"
@@ -39,6 +40,59 @@ TEST(ContainmentTest, OneFailureEndsOneRequest) {
     if (testing::Test::HasFailure()) return;
   }
   EXPECT_GT(n_failed, 100);
+}
+
+// The same where pages go to the memory of a host and come back from there, as late as can be.
+TEST(ContainmentTest, OneFailureBesideAHostsMemoryEndsOneRequest) {
+  SmallEngine small;
+  small.backend->has_host = true;
+  const std::vector<Request> requests = test::mixed_requests();
+  const auto want = alone(small.engine, requests);
+  const int64_t bytes = small.backend->allocated_bytes;
+  int64_t n_failed = 0;
+  bool reached = true;
+  for (int64_t k = 0; reached; k += 3) {
+    SCOPED_TRACE(testing::Message() << "call " << k);
+    {
+      SchedulerOptions options = test::mixed_options(/*prefix_bytes=*/0);
+      options.prefix_host_bytes = 1 << 20;
+      Scheduler scheduler(small.engine, options);
+      test::run_together(scheduler, requests);
+      EXPECT_GT(scheduler.stats().prefix_host_bytes, 0);
+      small.backend->calls_left = k;
+      const std::vector<Outcome> got = test::run_together(scheduler, requests);
+      reached = small.backend->calls_left < 0;
+      small.backend->calls_left = INT64_MAX;
+      n_failed += test::expect_one_error_at_most(scheduler, got, want, ProbedBackend::kFailure);
+      const std::vector<Outcome> after = test::run_together(scheduler, requests);
+      test::expect_one_error_at_most(scheduler, after, want, "none");
+      EXPECT_GT(scheduler.stats().prefix_host_hits, 2 * SmallEngine::kSegment);
+    }
+    EXPECT_EQ(small.backend->allocated_bytes, bytes);
+    EXPECT_EQ(small.backend->host.allocated_bytes, 0);
+    if (testing::Test::HasFailure()) return;
+  }
+  EXPECT_GT(n_failed, 30);
+}
+
+// What a host has not, or a processor has not beside its own memory, is said at the start.
+TEST(ContainmentTest, AHostsMemoryIsAskedForAtTheStart) {
+  SmallEngine small;
+  SchedulerOptions options = test::mixed_options(1 << 20);
+  options.prefix_host_bytes = 1 << 20;
+  EXPECT_THAT(test::error_of([&] { Scheduler(small.engine, options); }),
+              testing::HasSubstr("--prefix-memory"));
+  small.backend->has_host = true;
+  small.backend->host.memory = 4 << 20;
+  const int64_t bytes = small.backend->allocated_bytes;
+  options.prefix_host_bytes = -1;
+  {
+    const Scheduler scheduler(small.engine, options);
+    EXPECT_GT(small.backend->host.allocated_bytes, (1 << 20) - (1 << 15));
+    EXPECT_LE(small.backend->host.allocated_bytes, 1 << 20);
+  }
+  EXPECT_EQ(small.backend->host.allocated_bytes, 0);
+  EXPECT_EQ(small.backend->allocated_bytes, bytes);
 }
 
 // A session that failed half way is as good as new; one that refused a request is as it was.

@@ -11,12 +11,12 @@ EI_BACKEND_TEST(AppendKvTest);
 
 // Rounded to the cache's type: in kQ8 by at most half a step, of which the row's largest has 127.
 // Others as the tests round.
-void expect_rounded(const double* got, const double* values, int64_t d, DType dtype) {
+void expect_rounded(const double* got, const double* values, int64_t d, DType dtype, RowOf what) {
   double largest = 0;
   for (int64_t c = 0; c < d; ++c) largest = std::max(largest, std::abs(values[c]));
   Matrix stored({1, d});
   std::copy_n(values, d, stored[0].data);
-  round_rows(stored, dtype);
+  round_rows(stored, dtype, what);
   for (int64_t c = 0; c < d; ++c) {
     if (dtype == DType::kQ8) {
       ASSERT_NEAR(got[c], values[c], largest / 254 * (1 + 1e-5));
@@ -36,8 +36,8 @@ void expect_appended(const HostKv& got, const HostKv& before, const Matrix& k, c
       ASSERT_EQ(got.v[r][c], before.v[r][c]);
     }
   for (int64_t i = 0; i < n; ++i) {
-    expect_rounded(got.k[rows + i].data, k[first_row + i].data + column, d, dtype);
-    expect_rounded(got.v[rows + i].data, v[first_row + i].data + column, d, dtype);
+    expect_rounded(got.k[rows + i].data, k[first_row + i].data + column, d, dtype, RowOf::kKey);
+    expect_rounded(got.v[rows + i].data, v[first_row + i].data + column, d, dtype, RowOf::kValue);
   }
 }
 

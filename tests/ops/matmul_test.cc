@@ -128,7 +128,7 @@ TEST(MatMulInFloatsTest, RoundsNoActivations) {
   const auto backend = make_cpu_backend(2, Math::kF32);
   for (const WeightFormat format : quantized_formats())
     for (const auto& [rows, m] : {std::pair{1, 7}, {8, 130}, {9, 65}, {300, 129}}) {
-      const int64_t cols = std::max<int64_t>(96, block_of(format).weights);
+      const int64_t cols = std::max<int64_t>(192, block_of(format).weights);
       SCOPED_TRACE(testing::Message() << rows << " x " << m << " " << block_of(format).name);
       const HostWeight w(format, m, cols, 2);
       std::vector<int32_t> order(static_cast<size_t>(cols));

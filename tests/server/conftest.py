@@ -15,6 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAM = os.environ.get('ENTROPYINFER', ROOT / 'build/release/apps/entropyinfer')
 MODEL = ROOT / 'models/needle-8m'
+DEVICE = os.environ.get('ENTROPYINFER_DEVICE', 'cpu')
 
 # What agents' tests ask, and a model's form of calls.
 HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
@@ -28,14 +29,15 @@ HERMES = '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
 def pytest_addoption(parser):
     parser.addoption('--load-seconds', type=float, default=6, help='how long the mixed load lasts')
     parser.addoption('--load-tokens', type=int, default=4096, help='its longest prompts')
+    parser.addoption('--hold-memory', action='store_true', help='take all memory of the GPU, to see what a server without any does')
     parser.addoption('--screenshots', type=pathlib.Path, help='folder for pictures of the page')
 
 
 class Server:
     """A running server; what it logs is in `log` once it has stopped."""
 
-    def __init__(self, *flags, model=MODEL):
-        self.process = subprocess.Popen([PROGRAM, 'serve', model, '--port', '0', '-t', '1', '--log-json', *flags],
+    def __init__(self, *flags, model=MODEL, program=PROGRAM):
+        self.process = subprocess.Popen([program, 'serve', model, '--port', '0', '-t', '1', '--log-json', *flags],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         # Read beside the test: a pipe that nobody empties would stop the server.
         self.log = []

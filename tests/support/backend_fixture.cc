@@ -100,6 +100,10 @@ std::vector<std::string> backend_names(bool tiles) {
   return names;
 }
 
+std::string tiles_of_halves() {
+  return has_tiles("cpu_" + cpu::targets().front()) ? "cpu_amx_f32" : "cpu_emulated_amx_f32";
+}
+
 std::vector<std::string> gpu_names() {
 #ifdef EI_CUDA
   return {"cuda"};
@@ -124,7 +128,8 @@ void BackendTest::SetUp() {
     backend_ = make_cuda_backend(gpu_math(), nullptr, device);
     return;
   }
-  cpu::use_target(GetParam().substr(4));
+  const std::string target = GetParam().substr(4);
+  cpu::use_target(target.substr(0, target.find("_f32")));
   backend_ = make_backend(2);
 }
 
@@ -134,7 +139,7 @@ void BackendTest::TearDown() {
 }
 
 std::unique_ptr<Backend> BackendTest::make_backend(int n_threads) {
-  return make_cpu_backend(n_threads);
+  return make_cpu_backend(n_threads, GetParam().ends_with("_f32") ? Math::kF32 : Math::kBF16);
 }
 
 DeviceAct BackendTest::poisoned(int64_t rows, int64_t cols, int64_t offset) {

@@ -53,7 +53,7 @@ class BackendTest : public testing::TestWithParam<std::string> {
   void TearDown() override;
 
   Backend& backend() { return *backend_; }
-  static std::unique_ptr<Backend> make_backend(int n_threads);
+  std::unique_ptr<Backend> make_backend(int n_threads);
   virtual Math gpu_math() const { return Math::kBF16; }
 
   // The tolerance an op states is for floats. In bf16 the result is rounded, by up to 2^-8 of every
@@ -101,6 +101,8 @@ class BackendTest : public testing::TestWithParam<std::string> {
 };
 
 std::vector<std::string> backend_names(bool tiles = false);
+// The tile unit, or loops in its place, with Math::kF32.
+std::string tiles_of_halves();
 // "cuda" in a build with CUDA, else none.
 std::vector<std::string> gpu_names();
 

@@ -38,17 +38,19 @@ DeviceKv::DeviceKv(Backend& backend, const Shape& shape, const std::vector<HostK
           reinterpret_cast<float*>(bytes.data() + layout.first_scale() * layout.row_bytes());
       // The page's share of so many rows of each page, at row `to` of it, where one takes `wide`.
       const auto put = [&](const Matrix& values, int64_t per_page, int64_t to, DType dtype,
-                           int64_t wide, float* scale = nullptr) {
+                           int64_t wide, RowOf what, float* scale = nullptr) {
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
-          encode_row(values[r].data, layout.head_dim, dtype,
+          encode_row(values[r].data, layout.head_dim, dtype, what,
                      bytes.data() + (to + (r - p * per_page) * wide) * layout.row_bytes(),
                      scale == nullptr ? nullptr : scale + (r - p * per_page));
       };
-      put(heads[h].k, layout.rows, 0, layout.dtype, 1, scales);
-      put(heads[h].v, layout.rows, layout.first_value(), layout.dtype, 1, scales + layout.rows);
+      put(heads[h].k, layout.rows, 0, layout.dtype, 1, RowOf::kKey, scales);
+      put(heads[h].v, layout.rows, layout.first_value(), layout.dtype, 1, RowOf::kValue,
+          scales + layout.rows);
       for (const auto& [bounds, first] : {std::pair{&heads[h].lowest, layout.first_lowest()},
                                           {&heads[h].highest, layout.first_highest()}})
-        put(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows());
+        put(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows(),
+            RowOf::kKey);
       backend.copy_in(table_[h * static_cast<size_t>(n_pages) + static_cast<size_t>(p)],
                       bytes.data(), std::ssize(bytes));
     }
@@ -82,16 +84,19 @@ std::vector<HostKv> DeviceKv::heads() const {
       const auto* scales =
           reinterpret_cast<const float*>(bytes.data() + layout.first_scale() * layout.row_bytes());
       const auto take = [&](Matrix& values, int64_t per_page, int64_t from, DType dtype,
-                            int64_t wide, const float* scale = nullptr) {
+                            int64_t wide, RowOf what, const float* scale = nullptr) {
         for (int64_t r = p * per_page; r < std::min(values.dim(0), (p + 1) * per_page); ++r)
           decode_row(bytes.data() + (from + (r - p * per_page) * wide) * layout.row_bytes(), d,
-                     dtype, values[r].data, dtype == DType::kFP8 ? scale[r - p * per_page] : 0);
+                     dtype, what, values[r].data,
+                     dtype == DType::kFP8 ? scale[r - p * per_page] : 0);
       };
-      take(head.k, layout.rows, 0, layout.dtype, 1, scales);
-      take(head.v, layout.rows, layout.first_value(), layout.dtype, 1, scales + layout.rows);
+      take(head.k, layout.rows, 0, layout.dtype, 1, RowOf::kKey, scales);
+      take(head.v, layout.rows, layout.first_value(), layout.dtype, 1, RowOf::kValue,
+           scales + layout.rows);
       for (const auto& [bounds, first] : {std::pair{&head.lowest, layout.first_lowest()},
                                           {&head.highest, layout.first_highest()}})
-        take(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows());
+        take(*bounds, layout.n_blocks(), first, layout.bound_dtype(), layout.bound_rows(),
+             RowOf::kKey);
     }
   }
   return heads;

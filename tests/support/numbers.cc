@@ -92,14 +92,18 @@ double bf16_down(double value) {
   return std::ldexp(std::floor(std::ldexp(value, shift)), -shift);
 }
 
-void encode_row(const double* values, int64_t n, DType dtype, char* to, float* scale_at) {
+void encode_row(const double* values, int64_t n, DType dtype, RowOf what, char* to,
+                float* scale_at) {
   if (dtype == DType::kFP8) {
     double largest = 0;
     for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
+    const bool is_key = what == RowOf::kKey;
     double scale = 0x1p-100;
-    while (largest > 448 * scale) scale *= 16;
+    while (largest > (is_key ? 127 : 448) * scale) scale *= is_key ? 2 : 16;
     *scale_at = static_cast<float>(scale);
-    for (int64_t i = 0; i < n; ++i) to[i] = to_e4m3(values[i] / scale);
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = is_key ? static_cast<char>(std::nearbyint(values[i] / scale))
+                     : to_e4m3(values[i] / scale);
     return;
   }
   if (dtype != DType::kQ8) {
@@ -116,9 +120,11 @@ void encode_row(const double* values, int64_t n, DType dtype, char* to, float* s
   }
 }
 
-void decode_row(const char* from, int64_t n, DType dtype, double* to, float row_scale) {
+void decode_row(const char* from, int64_t n, DType dtype, RowOf what, double* to, float row_scale) {
   if (dtype == DType::kFP8) {
-    for (int64_t i = 0; i < n; ++i) to[i] = row_scale * of_e4m3(from[i]);
+    for (int64_t i = 0; i < n; ++i)
+      to[i] =
+          row_scale * (what == RowOf::kKey ? static_cast<signed char>(from[i]) : of_e4m3(from[i]));
     return;
   }
   if (dtype != DType::kQ8) {
@@ -131,12 +137,12 @@ void decode_row(const char* from, int64_t n, DType dtype, double* to, float row_
     to[i] = scale * static_cast<float>(static_cast<signed char>(from[4 + i]));
 }
 
-void round_rows(Matrix& rows, DType dtype) {
+void round_rows(Matrix& rows, DType dtype, RowOf what) {
   std::vector<char> row(size_t(4 + 4 * rows.dim(1)));
   for (int64_t r = 0; r < rows.dim(0); ++r) {
     float scale = 0;
-    encode_row(rows[r].data, rows.dim(1), dtype, row.data(), &scale);
-    decode_row(row.data(), rows.dim(1), dtype, rows[r].data, scale);
+    encode_row(rows[r].data, rows.dim(1), dtype, what, row.data(), &scale);
+    decode_row(row.data(), rows.dim(1), dtype, what, rows[r].data, scale);
   }
 }
 

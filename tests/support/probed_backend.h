@@ -7,6 +7,7 @@
 
 #include "ei/base/fail.h"
 #include "ei/ops/backend.h"
+#include "tests/support/deferred_host_memory.h"
 
 namespace ei::test {
 
@@ -24,12 +25,16 @@ class ProbedBackend final : public Backend {
   // Of allocate, copies and ops: the one after them throws Error. Set from other threads as well.
   std::atomic<int64_t> calls_left = INT64_MAX;
   std::function<void()> on_call;  // after each of them
+  // Memory of a host beside this one, if it is to have any; its allocations and copies count.
+  DeferredHostMemory host{[this] { count(); }};
+  bool has_host = false;
 
   std::string name() const override { return inner_->name(); }
   int64_t act_bytes() const override { return inner_->act_bytes(); }
   int64_t prompt_rows() const override { return inner_->prompt_rows(); }
   int64_t available_bytes() const override { return std::min(memory, inner_->available_bytes()); }
   Communicator& ranks() override { return inner_->ranks(); }
+  HostMemory* host_memory() override { return has_host ? &host : inner_->host_memory(); }
   void* allocate(int64_t bytes) override {
     count();
     void* data = inner_->allocate(bytes);

@@ -314,21 +314,24 @@ def matmul_us(lib, name, n, k, m):
     return ms.value * 1e3
 
 
-def bench_matmul(lib, flops, memory):
+def bench_matmul(libs, flops, memory):
     print("\nproducts, Llama-3.1-8B's shapes: us, share of the copy's rate over the weights' bytes; by "
           "8192 rows of the bf16 product's")
-    for name, bits in FORMATS.items():
+    formats = {name: (libs["bf16"], name, bits) for name, bits in FORMATS.items()}
+    formats["e4m3"] = libs["fp8"], "BF16", 8  # as --math fp8 has them
+    for name, (lib, stored, bits) in formats.items():
         row = f"{name:>6}:"
         for shape, (k, m) in SHAPES.items():
-            us = matmul_us(lib, name, 1, k, m)
+            us = matmul_us(lib, stored, 1, k, m)
             row += f"  {shape} {us:6.1f} {k * m * bits / 8 / memory / us * 1e6:4.0%}"
         print(row, flush=True)
     k, m = SHAPES["gate, up"]
-    for name in ("BF16", "Q8_0", "Q4_K", "Q6_K"):
+    for name in ("BF16", "e4m3", "FP8", "Q8_0", "Q4_K", "Q6_K"):
+        lib, stored, bits = formats[name]
         row = f"{name:>6}, gate and up, rows:"
         for n in (2, 4, 8, 16, 32, 64, 8192):
-            us = matmul_us(lib, name, n, k, m)
-            share = (2.0 * n * k * m / flops if n > 64 else k * m * FORMATS[name] / 8 / memory) / us
+            us = matmul_us(lib, stored, n, k, m)
+            share = (2.0 * n * k * m / flops if n > 64 else k * m * bits / 8 / memory) / us
             row += f"  {n}: {us:7.1f} {share * 1e6:4.0%}"
         print(row, flush=True)
 
@@ -353,12 +356,16 @@ def bench_layers(libs):
 
 
 def bench_restore(lib, shape="llama-3.1-8b"):
-    print(f"\nprefix cache, {shape}: ms to remember a prefix and to restore it into another cache")
+    print(f"\nprefix cache, {shape}: ms to remember a prefix and to restore it into another cache; the "
+          "same where all of it goes to the host's memory and comes from there, with GB/s")
     for n in (8192, 32768, 131072):
-        remember, restore = ctypes.c_double(), ctypes.c_double()
-        lib.call("ei_restore", shape.encode(), long(n), ctypes.c_int(7), ctypes.byref(remember),
-                 ctypes.byref(restore))
-        print(f"{n:>8}: {remember.value:7.2f} {restore.value:7.2f}", flush=True)
+        remember, restore, n_bytes = ctypes.c_double(), ctypes.c_double(), ctypes.c_double()
+        for from_host in (0, 1):
+            lib.call("ei_restore", shape.encode(), long(n), ctypes.c_int(from_host), ctypes.c_int(7),
+                     ctypes.byref(remember), ctypes.byref(restore), ctypes.byref(n_bytes))
+            rates = [n_bytes.value / ms.value / 1e6 for ms in (remember, restore)]
+            print(f"{n:>8}: {remember.value:7.2f} {restore.value:7.2f}"
+                  + (f"  ({rates[0]:.1f}, {rates[1]:.1f} GB/s)" if from_host else ""), flush=True)
 
 
 def bench_compress(lib, memory, shape="llama-3.1-8b"):
@@ -432,28 +439,39 @@ def bench_ranks(path, lengths=(32768, 131072), repeat=3, shape="llama-3.1-8b"):
     print(f"\n{shape}, random weights, on one GPU and shared by {n_gpus}: ms to the first token (and how many times as "
           f"fast); ms a token from the full cache; medians of {repeat}, in turn")
     ranks = {n_gpus: Ranks(path, n_gpus), 1: Ranks(path, 1)}
-    for rows, graph in ((8192, 0), (1, 0), (1, 1), (16, 1)):
-        us = ranks[n_gpus].do(lambda lib: all_reduce_us(lib, rows, 4096, graph))
-        print(f"  a sum of {rows} x 4096{' in a graph' if graph else ''}: {us:.1f} us", flush=True)
+    for rows, graph in ((8192, 0), (4096, 0), (1, 0), (1, 1), (16, 1)):
+        us = []
+        for windows in (1, 0):
+            ranks[n_gpus].do(lambda lib: lib.call("ei_use_windows", ctypes.c_int(windows)))
+            us.append(ranks[n_gpus].do(lambda lib: all_reduce_us(lib, rows, 4096, graph)))
+        print(f"  a sum of {rows} x 4096{' in a graph' if graph else ''}: {us[0]:.1f} us, outside of windows {us[1]:.1f}",
+              flush=True)
     policies = ("dense", "entropy", "paper")
     for r in ranks.values():
         r.do(lambda lib: lib.call("ei_load", shape.encode()))
         for policy in policies:
             r.do(lambda lib: generate(lib, 16384, policy, 0, 3))  # warms up
     for n in lengths:
-        runs = {(size, beside, policy): [] for size, beside in ((1, 1), (n_gpus, 1), (n_gpus, 0)) for policy in policies}
+        # Sums beside products, and in windows of NCCL's.
+        ways = {"": (1, 1), "sums beside nothing": (0, 1), "outside of windows": (1, 0), "neither": (0, 0)}
+        runs = {(1, "", policy): [] for policy in policies}
+        runs |= {(n_gpus, way, policy): [] for way in ways for policy in policies}
         for _ in range(repeat):
-            for (size, beside, policy), results in runs.items():
+            for (size, way, policy), results in runs.items():
+                beside, windows = ways[way]
                 ranks[size].do(lambda lib: lib.call("ei_use_beside", ctypes.c_int(beside)))
+                ranks[size].do(lambda lib: lib.call("ei_use_windows", ctypes.c_int(windows)))
                 results.append(ranks[size].do(lambda lib: generate(lib, n, policy, 0, 20)))
         medians = {key: median_of(results) for key, results in runs.items()}
         row = f"{n:>8}:"
         for policy in policies:
-            one, all_gpus, alone = (medians[key].first_token
-                                    for key in ((1, 1, policy), (n_gpus, 1, policy), (n_gpus, 0, policy)))
-            row += f" {policy} {one:8.1f}, {all_gpus:8.1f} ({one / all_gpus:.2f}x; sums beside nothing {one / alone:.2f}x);"
-        one, all_gpus = (medians[size, 1, "dense"] for size in (1, n_gpus))
-        print(f"{row} step {one.step:6.2f}, {all_gpus.step:6.2f} ({one.step / all_gpus.step:.2f}x); host {one.host:.2f}, "
+            one = medians[1, "", policy].first_token
+            shared = {way: medians[n_gpus, way, policy].first_token for way in ways}
+            times = "; ".join(f"{way} {one / ms:.2f}x".strip() for way, ms in shared.items())
+            row += f" {policy} {one:8.1f}, {shared['']:8.1f} ({times});"
+        one, all_gpus, plain = (medians[key] for key in ((1, "", "dense"), (n_gpus, "", "dense"), (n_gpus, "neither", "dense")))
+        print(f"{row} step {one.step:6.2f}, {all_gpus.step:6.2f} ({one.step / all_gpus.step:.2f}x; outside of windows "
+              f"{one.step / plain.step:.2f}x); host {one.host:.2f}, "
               f"{all_gpus.host:.2f}; no graph {one.plain:.2f}, {all_gpus.plain:.2f}", flush=True)
     for r in ranks.values():
         r.do(lambda lib: lib.close())
@@ -523,6 +541,7 @@ def main():
         return
     flops, memory = ceilings()
     lib = Library(arguments.library, arguments.math, arguments.kv_type)
+    libs = {math: Library(arguments.library, math) for math in ("bf16", "fp8")}
     if "attention" in wanted:
         bench_attention(lib, flops, **lengths)
     if "entropy" in wanted:
@@ -532,9 +551,9 @@ def main():
     if "decode" in wanted:
         bench_decode(lib, memory)
     if "matmul" in wanted:
-        bench_matmul(lib, flops, memory)
+        bench_matmul(libs, flops, memory)
     if "layers" in wanted:
-        bench_layers({math: Library(arguments.library, math) for math in ("bf16", "fp8")})
+        bench_layers(libs)
     if "restore" in wanted:
         bench_restore(lib)
     if "compress" in wanted:

@@ -20,6 +20,7 @@
 #include "ei/decode/decode.h"
 #include "ei/decode/sampler.h"
 #include "ei/engine/named_shapes.h"
+#include "ei/ops/host_memory.h"
 #include "ei/policy/named.h"
 #include "ei/prefill/prefill.h"
 
@@ -129,7 +130,8 @@ int ei_open_ranks(int fp8, int n, void** handles) {
 int ei_all_reduce(void* handle, int64_t rows, int64_t cols, int graph, int repeat, double* us) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
-    const ei::Buffer x(bench.backend, rows * cols * 2);
+    const ei::Buffer x = rows <= 4 ? ei::Buffer::summed(bench.backend, rows * cols * 2)
+                                   : ei::Buffer(bench.backend, rows * cols * 2);
     EI_CUDA(cudaMemsetAsync(x.data(), 0, static_cast<size_t>(x.bytes()), bench.backend.stream()));
     const auto sums = [&] {
       for (int i = 0; i < repeat; ++i)
@@ -147,6 +149,10 @@ int ei_all_reduce(void* handle, int64_t rows, int64_t cols, int graph, int repea
 
 int ei_use_beside(void* handle, int use) {
   return guarded([&] { static_cast<Bench*>(handle)->backend.use_beside(use != 0); });
+}
+
+int ei_use_windows(void* handle, int use) {
+  return guarded([&] { static_cast<Bench*>(handle)->backend.use_windows(use != 0); });
 }
 
 void ei_close(void* handle) { delete static_cast<Bench*>(handle); }
@@ -250,10 +256,11 @@ int ei_prefill(void* handle, int64_t n, int64_t from, int64_t chunk_rows, int64_
 }
 
 // What a prefix of n tokens of a model of this shape takes to be remembered and to be restored into
-// another cache: medians of `repeat`, host and device. Pages hold nothing: they are not looked
-// into.
-int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, double* remember_ms,
-               double* restore_ms) {
+// another cache: medians of `repeat`, host and device. from_host: the device's memory has no room
+// for what is remembered, so that it goes to the host's and comes from there. Pages hold nothing:
+// they are not looked into. `bytes`: of the prefix.
+int ei_restore(void* handle, const char* shape_name, int64_t n, int from_host, int repeat,
+               double* remember_ms, double* restore_ms, double* bytes) {
   return guarded([&] {
     auto& bench = *static_cast<Bench*>(handle);
     const ei::ModelConfig config = ei::named_shape(shape_name);
@@ -276,11 +283,20 @@ int ei_restore(void* handle, const char* shape_name, int64_t n, int repeat, doub
     std::vector<int32_t> tokens(static_cast<size_t>(n));
     std::iota(tokens.begin(), tokens.end(), 0);
     bench.wait();
+    *bytes = double(shape.pages(n)) * double(pool.page_bytes());
+    std::optional<ei::PagePool> host;
+    if (from_host != 0)
+      host.emplace(*bench.backend.host_memory(), pool.page_bytes(), static_cast<int64_t>(*bytes));
     std::vector<double> remembering, restoring;
     for (int i = 0; i < repeat; ++i) {
-      ei::PrefixCache prefixes(bench.backend, INT64_MAX);
+      bench.wait();
+      ei::PrefixCache prefixes(bench.backend, host ? 0 : INT64_MAX, host ? &*host : nullptr);
       auto start = Clock::now();
       prefixes.remember(tokens, n, n, policy, read, plan.entropies(), {});
+      while (host && prefixes.bytes() > 0)  // it leaves by and by
+        prefixes.remember(tokens, n, n, policy, read, plan.entropies(), {});
+      if (host) bench.backend.host_memory()->await();
+      if (host) bench.wait();
       remembering.push_back(ms_since(start));
       ei::KvCache restored(bench.backend, pool, shape);
       bench.wait();

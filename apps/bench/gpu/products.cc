@@ -24,8 +24,8 @@ std::vector<uint16_t> random_numbers(int64_t n) {
 
 extern "C" {
 
-// x [n, k] times a random weight [m, k] in a format, so many times as one graph; rotates among
-// `n_weights` so that the cache holds none.
+// x [n, k] times a random weight [m, k] in a format, or what the backend's math makes of a layer's,
+// so many times as one graph; rotates among `n_weights` so that the cache holds none.
 int ei_matmul(void* handle, const char* format, int64_t n, int64_t k, int64_t m, int n_weights,
               int repeat, double* ms) {
   return guarded([&] {
@@ -37,7 +37,7 @@ int ei_matmul(void* handle, const char* format, int64_t n, int64_t k, int64_t m,
     if (ei::is_quantized(stored))  // scales are of order one, whatever the format
       for (uint16_t& value : values) value = static_cast<uint16_t>(value * 40503u >> 4 & 0x3F3Fu);
     for (int i = 0; i < n_weights; ++i)
-      weights.push_back(bench.backend.place({values.data(), stored, m, k}));
+      weights.push_back(bench.backend.place_factor({values.data(), stored, m, k}));
     const ei::Buffer x(bench.backend, n * k * 2), out(bench.backend, n * m * 2);
     bench.backend.copy_in(x.data(), x_values.data(), n * k * 2);
     const auto run_all = [&] {

@@ -20,6 +20,7 @@ inline constexpr int kDecodeKeys = 16 * kDecodeWarps;  // of a tile
 template <int kDim>
 struct Bf16Tile {
   static constexpr bool kScaled = false;
+  static constexpr int kStages = 3;  // tiles in shared memory
   static constexpr int kD = kDim, kChunks = kD / 8;
   using Query = uint32_t[kD / 16][4];
 
@@ -75,12 +76,14 @@ struct Bf16Tile {
   __device__ static int column(int t, int e) { return 8 * t + threadIdx.x % 4 * 2 + e; }
 };
 
-// e4m3 becomes f16, which holds it exactly, on its way from shared memory to the tensor cores.
+// Keys of 8 bits and values in e4m3 become f16, which holds them exactly, on their way from shared
+// memory to the tensor cores.
 // Which columns of a row are a product's is free as long as queries, or sums, agree: a lane takes
 // what lies together.
 template <int kDim>
 struct E4m3Tile {
   static constexpr bool kScaled = true;
+  static constexpr int kStages = 2;
   static constexpr int kD = kDim, kChunks = kD / 16;
   static constexpr int kRun = kD / 8;  // columns of sums that a lane has
   using Query = uint32_t[kD / 16][4];
@@ -136,8 +139,10 @@ struct E4m3Tile {
         const uint4 word = k[row * kChunks + ((4 * half + lane % 4) ^ swizzle(row))];
         const uint32_t words[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          mma_16816_f16(s[t], q[4 * half + j], to_f16x2(words[j]), to_f16x2(words[j] >> 16));
+        for (int j = 0; j < 4; ++j) {
+          const uint2 keys = signed_f16_pairs(words[j]);
+          mma_16816_f16(s[t], q[4 * half + j], keys.x, keys.y);
+        }
       }
     }
   }

@@ -15,6 +15,13 @@ __device__ inline uint32_t four_e4m3(float a, float b, float c, float d) {
   return low | uint32_t{__nv_cvt_float2_to_fp8x2({c, d}, __NV_SATFINITE, __NV_E4M3)} << 16;
 }
 
+__device__ inline uint32_t four_s8(float a, float b, float c, float d) {
+  const auto byte = [](float x) {
+    return static_cast<uint32_t>(__float2int_rn(fminf(fmaxf(x, -127.0f), 127.0f)) & 255);
+  };
+  return byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+}
+
 struct E4m3Row {
   uint2* out;  // in vectors of 8
   float* scale;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <cstdint>
@@ -36,6 +37,7 @@ __device__ inline Bf16x8 pack_bf16(const float (&x)[8]) {
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(e4m3 x) { return static_cast<float>(x); }
+__device__ inline float to_float(int8_t x) { return static_cast<float>(x); }
 
 template <class T>
 __device__ T from_float(float x) {
@@ -96,6 +98,37 @@ struct Numbers {
     return v;
   }
 };
+
+// Four signed bytes as bf16, in two pairs, exactly: 128 + 7 bits, less 128, or 256 where the eighth
+// is set.
+__device__ inline uint2 signed_pairs(uint32_t bytes) {
+  const auto pair = [&](uint32_t order) {
+    const uint32_t both = __byte_perm(bytes, 0x43434343u, order);
+    const uint32_t low = both & 0xFF7FFF7Fu, high = both & 0xFF80FF80u;
+    __nv_bfloat162 a, b;
+    memcpy(&a, &low, 4);
+    memcpy(&b, &high, 4);
+    a = __hsub2(a, b);
+    uint32_t word;
+    memcpy(&word, &a, 4);
+    return word;
+  };
+  return {pair(0x4140), pair(0x4342)};
+}
+
+// The same as f16: 1024 + 128 + a byte, less 1152.
+__device__ inline uint2 signed_f16_pairs(uint32_t bytes) {
+  const auto pair = [&](uint32_t order) {
+    const uint32_t both = __byte_perm(bytes ^ 0x80808080u, 0x64646464u, order);
+    __half2 x;
+    memcpy(&x, &both, 4);
+    x = __hsub2(x, __float2half2_rn(1152));
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    return word;
+  };
+  return {pair(0x4140), pair(0x4342)};
+}
 
 // A key whose unsigned order is the order of the floats.
 __device__ inline uint32_t ordered(float x) {

@@ -50,7 +50,7 @@ __device__ uint32_t numbers_at(const uint8_t* block, int column, int more) {
   using enum WeightFormat;
   const int in_32 = column % 32;
   const auto word = [&](int at) { return word_at<kFormat>(block + more + at); };
-  if constexpr (kFormat == kQ8_0 || kFormat == kINT8 || kFormat == kFP8) {
+  if constexpr (kFormat == kQ8_0 || kFormat == kINT8) {
     return word((kFormat == kQ8_0 ? 2 : 4) + column);
   } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
     const int at = (kFormat == kQ2_K ? 16 : 32) + column / 128 * 32 + in_32;
@@ -88,24 +88,15 @@ inline constexpr int kSurplus = is_signed(kFormat) || kFormat == WeightFormat::k
                                     ? 0
                                     : 128 + zero_of(kFormat);
 
-template <WeightFormat kFormat>
-__device__ uint32_t exact_pair(uint32_t bytes, uint32_t order) {
-  const auto as_pair = [](uint32_t word) {
-    __nv_bfloat162 pair;
-    memcpy(&pair, &word, 4);
-    return pair;
-  };
-  __nv_bfloat162 pair;
-  if constexpr (kFormat == WeightFormat::kFP8) {
-    // e4m3 is bf16 with a smaller exponent, three bits further up. (Of its two that are no numbers
-    // this makes 480.)
-    const uint32_t high = __byte_perm(bytes, 0, order);
-    const uint32_t small = (high >> 4 & 0x07F007F0u) | (high & 0x80008000u);
-    pair = __hmul2(as_pair(small), as_pair(0x7B807B80u));  // 2^120
-  } else {  // 128 + 7 bits, less 128, or 256 where the eighth is set
-    const uint32_t both = __byte_perm(bytes, 0x43434343u, order);
-    pair = __hsub2(as_pair(both & 0xFF7FFF7Fu), as_pair(both & 0xFF80FF80u));
-  }
+// e4m3 is bf16 with a smaller exponent, three bits further up. (Of its two that are no numbers this
+// makes 480.)
+__device__ inline uint32_t exact_e4m3(uint32_t bytes, uint32_t order) {
+  const uint32_t high = __byte_perm(bytes, 0, order), power = 0x7B807B80u;  // 2^120
+  const uint32_t small = (high >> 4 & 0x07F007F0u) | (high & 0x80008000u);
+  __nv_bfloat162 pair, by;
+  memcpy(&pair, &small, 4);
+  memcpy(&by, &power, 4);
+  pair = __hmul2(pair, by);
   uint32_t word;
   memcpy(&word, &pair, 4);
   return word;
@@ -114,9 +105,9 @@ __device__ uint32_t exact_pair(uint32_t bytes, uint32_t order) {
 template <WeightFormat kFormat>
 __device__ uint2 bf16_pairs(uint32_t bytes) {
   if constexpr (kFormat == WeightFormat::kFP8) {
-    return {exact_pair<kFormat>(bytes, 0x1404), exact_pair<kFormat>(bytes, 0x3424)};
+    return {exact_e4m3(bytes, 0x1404), exact_e4m3(bytes, 0x3424)};
   } else if constexpr (is_signed(kFormat)) {
-    return {exact_pair<kFormat>(bytes, 0x4140), exact_pair<kFormat>(bytes, 0x4342)};
+    return signed_pairs(bytes);
   } else {
     return {__byte_perm(bytes, 0x43434343u, 0x4140), __byte_perm(bytes, 0x43434343u, 0x4342)};
   }
@@ -134,9 +125,7 @@ struct Lines {
 
   __device__ explicit Lines(const uint8_t* block) {
     float scale[kGroups], offset[kGroups];
-    if constexpr (kFormat == WeightFormat::kFP8) {
-      scale[0] = *reinterpret_cast<const float*>(block);
-    } else if constexpr (kFormat == WeightFormat::kQ4_K || kFormat == WeightFormat::kQ5_K) {
+    if constexpr (kFormat == WeightFormat::kQ4_K || kFormat == WeightFormat::kQ5_K) {
       const auto* words = reinterpret_cast<const uint32_t*>(block);  // four loads, not sixteen
       const uint32_t head[4] = {words[0], words[1], words[2], words[3]};
       unpack_scales<kFormat>(reinterpret_cast<const uint8_t*>(head), scale, offset);

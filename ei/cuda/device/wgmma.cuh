@@ -75,7 +75,6 @@ __device__ inline void wgmma_64x128(int32_t (&d)[64], const uint32_t (&a)[4], ui
         EI_R8(d, 48), EI_R8(d, 56)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
-#undef EI_R8
 
 #define EI_F8(d, i)                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
@@ -122,6 +121,27 @@ __device__ inline void wgmma_64xn(float (&d)[32], const uint32_t (&a)[4], uint64
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
+// Of signed bytes, 32 deep: d += a b^T, the floats of d being bits of whole numbers; a [64, 32] and
+// b [128, 32] both K-major.
+__device__ inline void wgmma_s8(float (&d)[64], uint64_t a, uint64_t b) {
+  int32_t w[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) w[i] = __float_as_int(d[i]);
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p;\n}\n"
+      : EI_R8(w, 0), EI_R8(w, 8), EI_R8(w, 16), EI_R8(w, 24), EI_R8(w, 32), EI_R8(w, 40),
+        EI_R8(w, 48), EI_R8(w, 56)
+      : "l"(a), "l"(b));
+#pragma unroll
+  for (int i = 0; i < 64; ++i) d[i] = __int_as_float(w[i]);
+}
+
 // In e4m3, 32 numbers deep: d = a b^T, or d += ; b [128, 32] K-major, a [64, 32] likewise, or in
 // registers: thread t holds columns 4 (t%4) to 4 (t%4) + 3 of rows (t%32)/4 and that + 8, then
 // those 16 further.
@@ -162,6 +182,7 @@ __device__ inline void wgmma_e4m3(float (&d)[32], const uint32_t (&a)[4], uint64
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
+#undef EI_R8
 #undef EI_F32
 #undef EI_F8
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
-namespace ei::cpu {
+namespace ei {
 
 // Bytes that could be allocated now: what the kernel says of the machine, or what this process's
 // cgroup leaves if that is less.
@@ -15,4 +15,4 @@ int64_t available_memory();
 int64_t machine_available(std::string_view meminfo);
 int64_t cgroup_available(std::string_view limit, std::string_view usage, std::string_view stat);
 
-}  // namespace ei::cpu
+}  // namespace ei

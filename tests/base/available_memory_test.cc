@@ -1,8 +1,8 @@
-#include "ei/cpu/available_memory.h"
+#include "ei/base/available_memory.h"
 
 #include <gtest/gtest.h>
 
-namespace ei::cpu {
+namespace ei {
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
@@ -40,4 +40,4 @@ TEST(AvailableMemoryTest, OfACgroupWithoutLimitOrStatistics) {
 }
 
 }  // namespace
-}  // namespace ei::cpu
+}  // namespace ei

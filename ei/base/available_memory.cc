@@ -1,4 +1,4 @@
-#include "ei/cpu/available_memory.h"
+#include "ei/base/available_memory.h"
 
 #include <algorithm>
 #include <charconv>
@@ -6,7 +6,7 @@
 #include <iterator>
 #include <string>
 
-namespace ei::cpu {
+namespace ei {
 namespace {
 
 std::string read(const char* path) {
@@ -65,4 +65,4 @@ int64_t available_memory() {
               "/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.stat")});
 }
 
-}  // namespace ei::cpu
+}  // namespace ei

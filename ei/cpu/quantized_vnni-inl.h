@@ -1,0 +1,145 @@
+// Dot products with quantized weights by AVX512-VNNI, which adds four products of bytes to 32 bits
+// at once; activations of 16 bits are two signed bytes. Included once per instruction set, inside
+// HWY_BEFORE_NAMESPACE.
+#if defined(EI_CPU_QUANTIZED_VNNI_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef EI_CPU_QUANTIZED_VNNI_INL_H_
+#undef EI_CPU_QUANTIZED_VNNI_INL_H_
+#else
+#define EI_CPU_QUANTIZED_VNNI_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ei/cpu/quantized.h"
+#include "ei/cpu/weights_vnni-inl.h"
+
+#if HWY_TARGET <= HWY_AVX3
+HWY_BEFORE_NAMESPACE();
+namespace ei::cpu::HWY_NAMESPACE {
+
+// products += four weights by four of x, in every lane.
+struct Bytes {
+  int8_t of_a_vector[64];
+};
+HWY_INLINE void add_products_of_bytes(__m512i weights, const int8_t* x, __m512i& products) {
+  asm("vpdpbusd %2, %1, %0"
+      : "+v"(products)
+      : "v"(weights), "m"(*reinterpret_cast<const Bytes*>(x)));
+}
+
+// Sums of an output for kN rows of x; the offsets' are taken off at the end.
+template <int kN>
+struct Sums {
+  __m512 products[kN][2], offsets[kN];
+};
+
+// Adds `depth` columns of a weight row, a chunk or what is left of one, to an output's sums for the
+// rows of x that begin at `at`.
+template <WeightFormat kFormat, int kN, bool kWhole>
+HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const uint8_t* chunk,
+                          int64_t depth, int64_t ahead, Sums<kN>& to) {
+  constexpr int64_t kGroup = group_of(kFormat);
+  const int64_t n_vectors = kWhole ? kChunkGroups<kFormat> * kGroup / 64 : depth / 64;
+  const auto groups =
+      static_cast<__mmask16>(kWhole ? (1 << kChunkGroups<kFormat>)-1 : (1 << depth / kGroup) - 1);
+  __m512 w_scale, w_offset, scale[kN];
+  load_scales<kFormat>(chunk, groups, w_scale, w_offset);
+  HWY_UNROLL(4)
+  for (int i = 0; i < kN; ++i) {
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const float* scales = x.scale + at[i] / 32;
+    const __m512 x_scale = kGroup == 32
+                               ? _mm512_maskz_loadu_ps(groups, scales)
+                               : _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(0xFF, scales));
+    scale[i] = _mm512_mul_ps(w_scale, x_scale);
+    if constexpr (has_offset(kFormat)) {
+      constexpr int kFirst = kFirstOffset<kFormat>;
+      const float* sums = (kGroup == 32 ? x.sums_32 : x.sums_16) + at[i] / kGroup;
+      const auto lanes = static_cast<__mmask16>(groups << kFirst);
+      to.offsets[i] =
+          _mm512_fmadd_ps(w_offset, _mm512_maskz_loadu_ps(lanes, sums - kFirst), to.offsets[i]);
+    }
+  }
+  // The group of every lane's four weights.
+  const __m512i fours = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  __m512i group = kGroup == 16 ? fours : _mm512_srli_epi32(fours, 1);
+  HWY_UNROLL(8)
+  for (int64_t v = 0; v < n_vectors; ++v) {
+    // The same place in the outputs that come next: memory is read on while these are summed up.
+    _mm_prefetch(reinterpret_cast<const char*>(chunk) + ahead + 64 * v, _MM_HINT_T0);
+    const __m512i w = load_bytes<kFormat>(chunk, v);
+    HWY_UNROLL(4)
+    for (int i = 0; i < kN; ++i) {
+      __m512i products = _mm512_setzero_si512();
+      add_products_of_bytes(w, x.high + at[i] + 64 * v, products);
+      products = _mm512_slli_epi32(products, 8);
+      add_products_of_bytes(w, x.low + at[i] + 64 * v, products);
+      __m512 total = _mm512_cvtepi32_ps(products);
+      if constexpr (kBias<kFormat> != 0)
+        total = _mm512_fnmadd_ps(_mm512_set1_ps(kBias<kFormat>),
+                                 _mm512_loadu_ps(x.sums_4 + at[i] / 4 + 16 * v), total);
+      __m512& sum = to.products[i][v % 2];
+      sum = _mm512_fmadd_ps(total, _mm512_permutexvar_ps(group, scale[i]), sum);
+    }
+    group = _mm512_add_epi32(group, _mm512_set1_epi32(64 / kGroup));
+  }
+}
+
+// dot_rows() on bytes, kOutputs at a time: the same whole numbers, so that only the order of
+// floats' sums differs.
+template <WeightFormat kFormat, int kN, int kOutputs>
+HWY_INLINE void dot_outputs(const IntegerRows& x, int64_t first, int64_t n,
+                            const MatMul::Part& part, int64_t j) {
+  constexpr int64_t kChunk = kChunkGroups<kFormat> * group_of(kFormat);
+  const int64_t cols = x.cols, bytes = row_bytes(kFormat, cols);
+  Sums<kN> sums[kOutputs];
+  HWY_UNROLL(4)
+  for (int o = 0; o < kOutputs; ++o) {
+    HWY_UNROLL(4)
+    for (int i = 0; i < kN; ++i)
+      sums[o].products[i][0] = sums[o].products[i][1] = sums[o].offsets[i] = _mm512_setzero_ps();
+  }
+  const auto* rows = reinterpret_cast<const uint8_t*>(part.weight.row(j));
+  int64_t from = 0, at[kN];
+  for (int i = 0; i < kN; ++i) at[i] = (first + std::min<int64_t>(i, n - 1)) * cols;
+  for (; from + kChunk <= cols; from += kChunk) {
+    HWY_UNROLL(4)
+    for (int o = 0; o < kOutputs; ++o)
+      add_chunk<kFormat, kN, true>(x, at, rows + o * bytes, kChunk, kOutputs * bytes, sums[o]);
+    rows += row_bytes(kFormat, kChunk);
+    HWY_UNROLL(4)
+    for (int i = 0; i < kN; ++i) at[i] += kChunk;
+  }
+  if (from < cols) {
+    HWY_UNROLL(4)
+    for (int o = 0; o < kOutputs; ++o)
+      add_chunk<kFormat, kN, false>(x, at, rows + o * bytes, cols - from, kOutputs * bytes,
+                                    sums[o]);
+  }
+  for (int i = 0; i < n; ++i) {
+    HWY_UNROLL(4)
+    for (int o = 0; o < kOutputs; ++o) {
+      const __m512 all = _mm512_add_ps(sums[o].products[i][0], sums[o].products[i][1]);
+      float total = _mm512_reduce_add_ps(_mm512_sub_ps(all, sums[o].offsets[i]));
+      if (part.bias.data != nullptr) total += part.bias[j + o];
+      float& to = static_cast<float*>(part.out.data)[(first + i) * part.out.cols + j + o];
+      to = part.accumulate ? to + total : total;
+    }
+  }
+}
+
+template <WeightFormat kFormat, int kN>
+void dot_bytes(const IntegerRows& x, int64_t first, int64_t n, const MatMul::Part& part,
+               int64_t begin, int64_t end) {
+  constexpr int kOutputs = kN == 1 ? 4 : 1;  // rows of weights that memory is read from at once
+  int64_t j = begin;
+  for (; j + kOutputs <= end; j += kOutputs)
+    dot_outputs<kFormat, kN, kOutputs>(x, first, n, part, j);
+  for (; j < end; ++j) dot_outputs<kFormat, kN, 1>(x, first, n, part, j);
+}
+
+}  // namespace ei::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
+#endif
