@@ -30,7 +30,7 @@ EI_HOST_DEVICE inline float sketch_step(float most, float most_of_part) {
   constexpr float kMostPart = 32767 / 63 - kSketchRun;
   return std::max(most / 127, most_of_part / kMostPart);
 }
-inline float sketch_step(const float* x, int64_t w) {
+EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
   float most = 0, part = 0;
   for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
   for (int64_t run = 0; run < w; run += 4 * kSketchRun)
