@@ -314,6 +314,10 @@ def matmul_us(lib, name, n, k, m):
     return ms.value * 1e3
 
 
+def both_maths(library):
+    return {math: Library(library, math) for math in ("bf16", "fp8")}
+
+
 def bench_matmul(libs, flops, memory):
     print("\nproducts, Llama-3.1-8B's shapes: us, share of the copy's rate over the weights' bytes; by "
           "8192 rows of the bf16 product's")
@@ -530,7 +534,6 @@ def main():
         return
     flops, memory = ceilings()
     lib = Library(arguments.library, arguments.math, arguments.kv_type)
-    libs = {math: Library(arguments.library, math) for math in ("bf16", "fp8")}
     if "attention" in wanted:
         bench_attention(lib, flops, **lengths)
     if "entropy" in wanted:
@@ -540,9 +543,9 @@ def main():
     if "decode" in wanted:
         bench_decode(lib, memory)
     if "matmul" in wanted:
-        bench_matmul(libs, flops, memory)
+        bench_matmul(both_maths(arguments.library), flops, memory)
     if "layers" in wanted:
-        bench_layers(libs)
+        bench_layers(both_maths(arguments.library))
     if "restore" in wanted:
         bench_restore(lib)
     if "compress" in wanted:

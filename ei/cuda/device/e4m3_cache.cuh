@@ -61,42 +61,14 @@ __device__ float round_to_cache(Numbers<8>& v, uint2& bytes, int n_lanes) {
   return scale + damage;
 }
 
-// What widen() multiplies by: its numbers are 2^120 too small.
-__device__ inline uint32_t widening_scale(float first, float second) {
-  return pack_bf16(first * 0x1p120f, second * 0x1p120f);
-}
-
-// Two numbers, in the upper bytes of the halves, as bf16, exactly: exponent and mantissa move to
-// where bf16 has them, and the product mends the exponent, of subnormal numbers too.
-__device__ inline uint32_t widen(uint32_t two, uint32_t scale) {
-  const uint32_t moved = (two & 0x80008000u) | (two >> 4 & 0x07f007f0u);
-  __nv_bfloat162 x, by;
-  memcpy(&x, &moved, 4);
-  memcpy(&by, &scale, 4);
-  x = __hmul2(x, by);
-  uint32_t word;
-  memcpy(&word, &x, 4);
-  return word;
-}
-
 // Four of one row of scale `scale`, as bf16, exactly.
 __device__ inline uint2 widen_values(uint32_t four, float scale) {
-  const uint32_t by = widening_scale(scale, scale);
-  return {widen(__byte_perm(four, 0, 0x1404), by), widen(__byte_perm(four, 0, 0x3424), by)};
+  return e4m3_pairs(four, pack_bf16(scale * 0x1p120f, scale * 0x1p120f));
 }
 __device__ inline uint2 widen_keys(uint32_t four, float scale) {
-  const uint32_t word = pack_bf16(scale, scale);
+  const uint32_t by = pack_bf16(scale, scale);
   const uint2 pairs = signed_pairs(four);
-  __nv_bfloat162 a, b, by;
-  memcpy(&a, &pairs.x, 4);
-  memcpy(&b, &pairs.y, 4);
-  memcpy(&by, &word, 4);
-  a = __hmul2(a, by);
-  b = __hmul2(b, by);
-  uint2 wide;
-  memcpy(&wide.x, &a, 4);
-  memcpy(&wide.y, &b, 4);
-  return wide;
+  return {multiply_pairs(pairs.x, by), multiply_pairs(pairs.y, by)};
 }
 
 }  // namespace ei::cuda

@@ -99,6 +99,30 @@ struct Numbers {
   }
 };
 
+// Products of two pairs of bf16.
+__device__ inline uint32_t multiply_pairs(uint32_t x, uint32_t y) {
+  __nv_bfloat162 a, b;
+  memcpy(&a, &x, 4);
+  memcpy(&b, &y, 4);
+  a = __hmul2(a, b);
+  uint32_t word;
+  memcpy(&word, &a, 4);
+  return word;
+}
+
+// Four numbers in e4m3 times a power of two as bf16, in two pairs, exactly: exponent and mantissa
+// move to where bf16 has them, three bits further down, and the product by that power times 2^120,
+// which `by` has twice, mends the exponent, of subnormal numbers too. (Of e4m3's two that are no
+// numbers this makes 480.)
+inline constexpr uint32_t kE4m3Power = 0x7B807B80u;  // of e4m3 as it is
+__device__ inline uint2 e4m3_pairs(uint32_t bytes, uint32_t by) {
+  const auto pair = [&](uint32_t order) {
+    const uint32_t two = __byte_perm(bytes, 0, order);
+    return multiply_pairs((two & 0x80008000u) | (two >> 4 & 0x07f007f0u), by);
+  };
+  return {pair(0x1404), pair(0x3424)};
+}
+
 // Four signed bytes as bf16, in two pairs, exactly: 128 + 7 bits, less 128, or 256 where the eighth
 // is set.
 __device__ inline uint2 signed_pairs(uint32_t bytes) {

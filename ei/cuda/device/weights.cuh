@@ -88,24 +88,10 @@ inline constexpr int kSurplus = is_signed(kFormat) || kFormat == WeightFormat::k
                                     ? 0
                                     : 128 + zero_of(kFormat);
 
-// e4m3 is bf16 with a smaller exponent, three bits further up. (Of its two that are no numbers this
-// makes 480.)
-__device__ inline uint32_t exact_e4m3(uint32_t bytes, uint32_t order) {
-  const uint32_t high = __byte_perm(bytes, 0, order), power = 0x7B807B80u;  // 2^120
-  const uint32_t small = (high >> 4 & 0x07F007F0u) | (high & 0x80008000u);
-  __nv_bfloat162 pair, by;
-  memcpy(&pair, &small, 4);
-  memcpy(&by, &power, 4);
-  pair = __hmul2(pair, by);
-  uint32_t word;
-  memcpy(&word, &pair, 4);
-  return word;
-}
-
 template <WeightFormat kFormat>
 __device__ uint2 bf16_pairs(uint32_t bytes) {
   if constexpr (kFormat == WeightFormat::kFP8) {
-    return {exact_e4m3(bytes, 0x1404), exact_e4m3(bytes, 0x3424)};
+    return e4m3_pairs(bytes, kE4m3Power);
   } else if constexpr (is_signed(kFormat)) {
     return signed_pairs(bytes);
   } else {
