@@ -5,37 +5,42 @@
 #include <vector>
 
 #include "ei/ops/backend.h"
+#include "ei/ops/host_memory.h"
 
 namespace ei {
 
-// A piece of device memory, owned.
-class Buffer {
+// A piece of memory, owned: of a backend's device, or of HostMemory.
+template <class Memory>
+class OwnedMemory {
  public:
-  Buffer() = default;
-  Buffer(Backend& backend, int64_t bytes)
-      : backend_(&backend), data_(bytes > 0 ? backend.allocate(bytes) : nullptr), bytes_(bytes) {}
-  Buffer(Buffer&& other) noexcept
-      : backend_(other.backend_),
+  OwnedMemory() = default;
+  OwnedMemory(Memory& memory, int64_t bytes)
+      : memory_(&memory), data_(bytes > 0 ? memory.allocate(bytes) : nullptr), bytes_(bytes) {}
+  OwnedMemory(OwnedMemory&& other) noexcept
+      : memory_(other.memory_),
         data_(std::exchange(other.data_, nullptr)),
         bytes_(std::exchange(other.bytes_, 0)) {}
-  Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(backend_, other.backend_);
+  OwnedMemory& operator=(OwnedMemory&& other) noexcept {
+    std::swap(memory_, other.memory_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~Buffer() {
-    if (data_ != nullptr) backend_->release(data_, bytes_);
+  ~OwnedMemory() {
+    if (data_ != nullptr) memory_->release(data_, bytes_);
   }
 
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
 
  private:
-  Backend* backend_ = nullptr;
+  Memory* memory_ = nullptr;
   void* data_ = nullptr;
   int64_t bytes_ = 0;
 };
+
+using Buffer = OwnedMemory<Backend>;
+using HostBuffer = OwnedMemory<HostMemory>;
 
 // A Buffer of T with N dimensions.
 template <class T, int N>

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <span>
-#include <utility>
 
 namespace ei {
 
@@ -25,30 +24,6 @@ class HostMemory {
                     int64_t bytes) = 0;
   virtual bool copied() = 0;  // whether all such copies have ended
   virtual void await() = 0;   // has the ops that come next wait for them; the host does not
-};
-
-// A piece of it, owned.
-class HostBuffer {
- public:
-  HostBuffer() = default;
-  HostBuffer(HostMemory& memory, int64_t bytes)
-      : memory_(&memory), data_(memory.allocate(bytes)), bytes_(bytes) {}
-  HostBuffer& operator=(HostBuffer&& other) noexcept {
-    std::swap(memory_, other.memory_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~HostBuffer() {
-    if (data_ != nullptr) memory_->release(data_, bytes_);
-  }
-
-  void* data() const { return data_; }
-
- private:
-  HostMemory* memory_ = nullptr;
-  void* data_ = nullptr;
-  int64_t bytes_ = 0;
 };
 
 }  // namespace ei
