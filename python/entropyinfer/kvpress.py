@@ -1,6 +1,6 @@
-"""Our votes as a press of kvpress, beside those that its evaluations compare:
+"""Our votes, and our reading, as presses of kvpress, beside those that its evaluations compare:
 
-    from entropyinfer.kvpress import LatentPress
+    from entropyinfer.kvpress import EntropyPress, LatentPress
     with LatentPress(compression_ratio=.7)(model): ...
 
 kvpress compresses when the prompt has been read, so that the queries that vote are the prompt's last; the engine itself also
@@ -8,14 +8,18 @@ asks those of the first generated tokens.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from kvpress import ScorerPress
 from kvpress.utils import get_prerope_query_states
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from entropyinfer import ops
+import entropyinfer.transformers  # registers the attention
+from entropyinfer import Policy, Reading, ops
 
 
 @dataclass
@@ -39,3 +43,21 @@ class LatentPress(ScorerPress):
         votes = torch.stack([ops.pool_votes(ops.vote(q, k, scale=module.scaling), self.pooling, self.kernel)
                              for q, k in zip(queries, keys)])
         return torch.nn.functional.pad(votes, (0, self.window), value=float(votes.max()) + 1)
+
+
+@dataclass
+class EntropyPress(LatentPress):
+    """A LatentPress of a prompt that is read by `policy`, a name or a Policy: while the press is on, the model's attention is
+    "entropyinfer". `reading` tells what it attended to; with a compression_ratio of 0 nothing else is done."""
+    policy: Policy | str = 'entropy'
+    reading: Reading | None = field(default=None, init=False)
+
+    @contextmanager
+    def __call__(self, model: PreTrainedModel) -> Iterator[None]:
+        before = model.config._attn_implementation
+        model.set_attn_implementation('entropyinfer')
+        try:
+            with entropyinfer.policy(self.policy) as self.reading, super().__call__(model):
+                yield
+        finally:
+            model.set_attn_implementation(before)

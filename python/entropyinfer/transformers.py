@@ -19,7 +19,6 @@ import threading
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import flash_attention_mask
 
 from entropyinfer import ops
 from entropyinfer._cache import CompressedCache, updated
@@ -139,11 +138,15 @@ def _span(row: torch.Tensor) -> tuple[int, int]:
     return begin, end
 
 
-def _mask(*, q_length: int, kv_length: int, q_offset: int = 0, **kwargs) -> torch.Tensor | None:
-    """Which tokens are no padding, or None."""
-    if kv_length > q_offset + q_length:
-        raise ValueError(f'the cache has room for {kv_length} tokens of which {q_offset + q_length} are there, expected one that grows')
-    return flash_attention_mask(q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
+def _mask(*, kv_length: int, attention_mask: torch.Tensor | None = None, q_length: int = 0, q_offset: int = 0,
+          cache_position: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:
+    """Which tokens are no padding, or None. cache_position: of the queries, where transformers before 5.3 says it so."""
+    n = q_offset + q_length if cache_position is None else int(cache_position[-1]) + 1
+    if kv_length > n:
+        raise ValueError(f'the cache has room for {kv_length} tokens of which {n} are there, expected one that grows')
+    if attention_mask is None or attention_mask[:, -kv_length:].all():
+        return None
+    return attention_mask[:, -kv_length:]
 
 
 AttentionInterface.register('entropyinfer', attention)

@@ -1,4 +1,4 @@
-"""Our votes as a press of kvpress, whose SnapKV is the same with a pool of its own. kvpress wants an older transformers than the
+"""Our votes and our reading as presses of kvpress, whose SnapKV is the same with a pool of its own. kvpress wants an older transformers than the
 other tests; where it is not installed this is skipped."""
 import pytest
 
@@ -6,7 +6,8 @@ torch = pytest.importorskip('torch')
 kvpress = pytest.importorskip('kvpress')
 transformers = pytest.importorskip('transformers')
 
-from entropyinfer.kvpress import LatentPress  # noqa: E402
+import entropyinfer  # noqa: E402
+from entropyinfer.kvpress import EntropyPress, LatentPress  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -47,10 +48,48 @@ def test_ours_keeps_what_stands_beside(model):
     torch.testing.assert_close(ours[0][..., :-32], wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_a_question_through_its_pipeline(model_dir):
+def test_what_was_read_densely_is_voted_on_alike(model):
+    """By our attention with every block as by torch's."""
+    tokens = torch.randint(0, 128, (2, 150))
+    ours, lengths = scores(EntropyPress(compression_ratio=.6, policy='dense'), model, tokens)
+    theirs, same = scores(LatentPress(compression_ratio=.6), model, tokens)
+    assert lengths == same
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # of the second layer: attention in another order
+
+
+def test_the_prompt_is_read_by_the_policy(model):
+    """The keys that the votes are of are those of the model with our attention, and not those of the dense one."""
+    policy = entropyinfer.Policy('entropy', mass=.5, threshold=64, dense_tail=0)
+    tokens = torch.randint(0, 128, (1, 600))
+    caches = {name: transformers.DynamicCache() for name in ('press', 'attention', 'dense')}
+    press = EntropyPress(policy=policy)
+    with torch.no_grad():
+        with press(model):
+            model(tokens, past_key_values=caches['press'])
+        assert model.config._attn_implementation == 'sdpa'
+        model(tokens, past_key_values=caches['dense'])
+        model.set_attn_implementation('entropyinfer')
+        with entropyinfer.policy(policy) as reading:
+            model(tokens, past_key_values=caches['attention'])
+        model.set_attn_implementation('sdpa')
+    assert press.reading.density == reading.density < .9
+    keys = {name: cache.layers[1].keys for name, cache in caches.items()}
+    assert torch.equal(keys['press'], keys['attention'])
+    assert not torch.allclose(keys['press'], keys['dense'], rtol=1e-2, atol=1e-3)
+
+
+def test_an_error_leaves_the_model_as_it_was(model):
+    with pytest.raises(ValueError, match='20 tokens'), torch.no_grad(), EntropyPress(compression_ratio=.5)(model):
+        model(torch.zeros(1, 20, dtype=torch.long), past_key_values=transformers.DynamicCache())
+    assert model.config._attn_implementation == 'sdpa'
+
+
+@pytest.mark.parametrize('press', [LatentPress, EntropyPress])
+def test_a_question_through_its_pipeline(model_dir, press):
     """As kvpress' evaluations ask: the context is compressed before anybody knows the question."""
     ask = transformers.pipeline('kv-press-text-generation', model=str(model_dir), device='cpu')
-    answer = ask('The code of Rome is 4711. ' * 20, question='What is the code of Rome?', press=LatentPress(compression_ratio=.5), max_new_tokens=8)
+    answer = ask('The code of Rome is 4711. ' * 20, question='What is the code of Rome?', press=press(compression_ratio=.5), max_new_tokens=8)
     assert answer['answer']
 
 
