@@ -118,7 +118,7 @@ OrderedJson chat_tools(const OrderedJson& tools) {
     if (!tool.is_object()) bad("tools", fmt::format("'{}' must be an object.", where));
     if (given(tool, "type") && tool["type"] != "custom")
       bad("tools", fmt::format("'{}.type' is {}: the server has no tools of its own.", where,
-                               shown(tool["type"].dump())));
+                               shown(type_of(tool))));
     if (!given(tool, "input_schema"))
       bad("tools", fmt::format("'{}.input_schema' is missing.", where));
     OrderedJson function = {{"name", string_at(tool, "name", "tools")}};

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "apps/server/read_request.h"
 #include "ei/base/fail.h"
 #include "ei/grammar/json_schema.h"
 
@@ -23,8 +24,7 @@ void check_tool(const OrderedJson& tool, const std::string& where) {
     const bool has_type = tool.is_object() && given(tool, "type");
     bad("tools",
         fmt::format("'{}' must be {{\"type\": \"function\", \"function\": {{\"name\": ...}}}}{}.",
-                    where,
-                    has_type ? fmt::format("; its type is {}", shown(tool["type"].dump())) : ""));
+                    where, has_type ? fmt::format("; its type is {}", shown(type_of(tool))) : ""));
   }
   const OrderedJson& function = tool["function"];
   if (!given(function, "parameters")) return;

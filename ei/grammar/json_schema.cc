@@ -223,7 +223,7 @@ int32_t JsonRules::Schema::compiled(const OrderedJson& schema) {
       whole = &value;
       whole_key = key;
     } else {
-      require(is(kTyped), "\"{}\" is not supported", shown(key));
+      require(is(kTyped), "{} is not supported", shown(key));
       if (key != "type") typed_key = key;
     }
   }
@@ -280,7 +280,9 @@ std::vector<std::string> JsonRules::Schema::types(const OrderedJson& schema) {
   std::vector<std::string> types;
   for (const OrderedJson& one : type.is_array() ? type : OrderedJson::array({type})) {
     require(one.is_string() && std::ranges::find(kAll, one.get<std::string>()) != kAll.end(),
-            "\"type\" is {}, expected one of {}", shown(one.dump()), fmt::join(kAll, ", "));
+            "\"type\" is {}, expected one of {}",
+            one.is_string() ? shown(one.get<std::string>()) : one.type_name(),
+            fmt::join(kAll, ", "));
     types.push_back(one.get<std::string>());
   }
   require(!types.empty(), "\"type\" is an empty list");

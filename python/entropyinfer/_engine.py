@@ -95,7 +95,7 @@ class Engine:
 
         if isinstance(prompt, str):
             ids = self._model.encode(prompt)
-        elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
+        elif isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping):
             ids = self._model.encode_chat(json.dumps(list(prompt)), json.dumps(dict(template or {})))
         else:
             ids = prompt
@@ -111,7 +111,7 @@ class Engine:
     def detokenize(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self._model.decode(self.tokenize(tokens))
 
-    def generate(self, prompt: Prompt, policy: Policy | str | None = None, *, max_tokens: int = 512, stop: Sequence[str] = (),
+    def generate(self, prompt: Prompt, policy: Policy | str | None = None, *, max_tokens: int = 512, stop: str | Sequence[str] = (),
                  ignore_eos: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
                  min_p: float | None = None, repetition_penalty: float | None = None, presence_penalty: float | None = None,
                  frequency_penalty: float | None = None, seed: int | None = None, template: Mapping | None = None,
@@ -121,7 +121,7 @@ class Engine:
         Args:
             policy: by name, as in 'paper+snapkv:budget=512'; None: that of the `with entropyinfer.policy(...)` around, or the
                 program's default. 'dense+full' turns the method off.
-            stop: strings that end the answer and are not part of it.
+            stop: a string that ends the answer and is not part of it, or several.
             temperature: and the others: as the checkpoint's generation_config.json says, else greedy.
             on_text: gets the answer in pieces of whole characters.
             on_prefill: gets (tokens read, tokens of the prompt) after every chunk.
@@ -131,8 +131,13 @@ class Engine:
         sampling = _core.Sampling()
         for name, value in {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p, 'repetition_penalty': repetition_penalty,
                             'presence_penalty': presence_penalty, 'frequency_penalty': frequency_penalty, 'seed': seed}.items():
-            setattr(sampling, name, value)
-        return self._model.generate(self.tokenize(prompt, template=template), _policy(policy), max_tokens, list(stop), ignore_eos, sampling,
+            try:
+                setattr(sampling, name, value)
+            except TypeError:
+                expected = {'top_k': 'a whole number', 'seed': 'a whole number from 0 on'}.get(name, 'a number')
+                raise TypeError(f'{name} is {value!r}, expected {expected}') from None
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        return self._model.generate(self.tokenize(prompt, template=template), _policy(policy), max_tokens, stops, ignore_eos, sampling,
                                     on_text, on_prefill)
 
     def stream(self, prompt: Prompt, policy: Policy | str | None = None, **options) -> Iterator[str]:
