@@ -539,9 +539,17 @@ endstream endobj
 trailer<</Root 1 0 R>>
 '''
 
+# The same in Chinese, by a font that only knows its characters' codes.
+CHINESE = PDF.replace('(The number is 4711.)', '<4E2D65876570>').replace(
+    '/Subtype/Type1/BaseFont/Helvetica', '/Subtype/Type0/BaseFont/STSong-Light/Encoding/UniGB-UCS2-H/DescendantFonts[7 0 R]').replace(
+    'trailer', """7 0 obj<</Type/Font/Subtype/CIDFontType0/BaseFont/STSong-Light/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 4>>
+/FontDescriptor 8 0 R>>endobj
+8 0 obj<</Type/FontDescriptor/FontName/STSong-Light/Flags 4/FontBBox[-25 -254 1000 880]/ItalicAngle 0/Ascent 880/Descent -120/StemV 93>>endobj
+trailer""")
+
 
 def test_attachments(page, server, tmp_path):
-    files = {'paper.pdf': PDF.encode(), 'photo.png': b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', 'broken.pdf': b'%PDF-1.4 no more',
+    files = {'paper.pdf': PDF.encode(), 'chinese.pdf': CHINESE.encode(), 'photo.png': b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', 'broken.pdf': b'%PDF-1.4 no more',
              'old.txt': 'caf\u00e9'.encode('latin-1'), 'empty.txt': b' \n', 'wide.txt': 'wide'.encode('utf-16')}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -549,7 +557,8 @@ def test_attachments(page, server, tmp_path):
     page.press('#picker', '\n'.join(str(tmp_path / name) for name in files))
     page.until('!$("#notice").hidden')
     assert page.texts('#files b') == ['paper.pdf', 'old.txt', 'wide.txt'] and '2 pages' in page.text('#files')
-    for refused in ('photo.png is not text', 'broken.pdf cannot be read as a PDF', 'empty.txt has no text'):
+    for refused in ('photo.png is not text', 'chinese.pdf has characters by a table that is not here, UniGB-UCS2-H; attach its text instead',
+                    'broken.pdf cannot be read as a PDF', 'empty.txt has no text'):
         assert refused in page.text('#notice')
     page.ask('POST', '/se/log', {'type': 'browser'})
     page.look('attached')

@@ -48,16 +48,22 @@ function loadPdfjs() {
 async function pdfText(name, data) {
   const lib = await loadPdfjs();
   lib.GlobalWorkerOptions.workerSrc = '/page/pdf.worker.js';
-  const task = lib.getDocument({data, isEvalSupported: false, disableFontFace: true, verbosity: 0});
+  // Fonts of Chinese, Japanese and Korean that do not say what their glyphs mean need tables that pdf.js fetches, and
+  // leaves their text out where it cannot: better no text than half of it.
+  let missing = null;
+  const tables = class { async fetch({name: table}) { throw new Error(missing = table); } };
+  const task = lib.getDocument({data, isEvalSupported: false, disableFontFace: true, verbosity: 0, CMapReaderFactory: tables});
   try {
     const pdf = await task.promise, pages = [];
     for (let i = 1; i <= pdf.numPages; ++i) {
       const {items} = await (await pdf.getPage(i)).getTextContent();
       pages.push(items.map(item => item.str + (item.hasEOL ? '\n' : '')).join(''));
     }
-    return {text: pages.join('\n\n'), pages: pdf.numPages};
+    if (!missing) return {text: pages.join('\n\n'), pages: pdf.numPages};
+    throw new Error(missing);
   } catch (error) {
-    const why = error.name === 'PasswordException' ? 'is locked with a password' : 'cannot be read as a PDF';
+    const why = missing ? `has characters by a table that is not here, ${missing}; attach its text instead`
+      : error.name === 'PasswordException' ? 'is locked with a password' : 'cannot be read as a PDF';
     throw new Error(`${name} ${why}.`);
   } finally {
     task.destroy();
