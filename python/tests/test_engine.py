@@ -68,6 +68,14 @@ def test_pieces_add_up(engine):
     assert engine.generate(messages, max_tokens=20, temperature=0).tokens == answer.tokens
 
 
+def test_a_stop_may_be_one_string(engine):
+    write = lambda **stop: engine.generate(QUESTION, max_tokens=40, temperature=1, seed=7, ignore_eos=True, **stop).text
+    text = write()
+    stop = text[20:24]
+    assert text.index(stop) > text.index(stop[0])  # which is no stop of its own
+    assert write(stop=stop) == write(stop=[stop]) == text[:text.index(stop)]
+
+
 def test_seeds_repeat(engine):
     write = lambda seed: engine.generate(QUESTION, max_tokens=16, temperature=3, ignore_eos=True, seed=seed).tokens
     assert write(7) == write(7) != write(8)
