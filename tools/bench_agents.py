@@ -115,7 +115,7 @@ def measure(program, n_turns, n_tokens, n_repeat, restarts):
     rows, messages, n_known = [], [], 0
     with tempfile.TemporaryDirectory() as pages:
         flags = ('--prefix-dir', pages) if restarts else ()
-        server, apart = Server(program, *flags), Server(program, '--prefix-memory', '0')
+        server, apart = Server(program, *flags), Server(program, '--prefix-memory', '0', '--prefix-ram', '0')
         for one in (server, apart):
             one.ask([{'role': 'user', 'content': 'Once upon a time'}])
         for turn in range(1, n_turns + 1):

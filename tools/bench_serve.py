@@ -101,7 +101,7 @@ def start(program, *flags):
 
 def compare_tiers(program, n_repeat):
     with tempfile.TemporaryDirectory() as pages:
-        kinds = {'none': ['--prefix-memory', '0'], 'memory': ['--prefix-memory', '1GiB'], 'memory and files': ['--prefix-memory', '1GiB', '--prefix-dir', pages]}
+        kinds = {'none': ['--prefix-memory', '0', '--prefix-ram', '0'], 'memory': ['--prefix-memory', '1GiB'], 'memory and files': ['--prefix-memory', '1GiB', '--prefix-dir', pages]}
         servers = {name: start(program, *flags) for name, flags in kinds.items()}
         took = {name: [] for name in kinds}
         try:
@@ -137,7 +137,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.tiers:
         return compare_tiers(arguments.program, arguments.repeat)
-    server, port = start(arguments.program, '--prefix-memory', '0')
+    server, port = start(arguments.program, '--prefix-memory', '0', '--prefix-ram', '0')
     rows = []
     try:
         measure(port, {}, True, 2, 0)  # warm

@@ -92,7 +92,7 @@ def test_bodies_share_their_memory(start):
 
 def test_memory_comes_back(start):
     """Long bodies of many kinds, read and gone; the parser may take some times their length meanwhile, not more."""
-    server = start('--prefix-memory', '0')
+    server = start('--prefix-memory', '0', '--prefix-ram', '0')
     alive(server)
     before = resident_mib(server)
     n = 400_000
@@ -108,7 +108,7 @@ def test_memory_comes_back(start):
 
 
 def test_no_memory_for_one_request(start):
-    server = start('--prefix-memory', '0')
+    server = start('--prefix-memory', '0', '--prefix-ram', '0')
     alive(server)
     with open(f'/proc/{server.process.pid}/status') as status:
         size = int(re.search(r'VmSize:\s+(\d+)', status.read())[1]) << 10

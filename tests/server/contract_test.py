@@ -184,7 +184,8 @@ def test_a_conversation_outlives_the_server(start, tmp_path):
 
 def test_files_alone_keep_a_conversation(start, tmp_path):
     """Where memory keeps no page, the answer's are filed behind those of the prompt that it no longer has."""
-    server = start('--prefix-dir', tmp_path / 'pages', '--prefix-memory', '0', '--default-max-tokens', '64', '--prefill', 'entropy')
+    server = start('--prefix-dir', tmp_path / 'pages', '--prefix-memory', '0', '--prefix-ram', '0', '--default-max-tokens', '64',
+                   '--prefill', 'entropy')
     messages = []
     first = ask(server, messages, counted(120) + ' What follows 7?')
     wait_for_files(tmp_path / 'pages', -(-(first['total'] + first['predicted_n'] - 1) // 512))

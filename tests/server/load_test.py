@@ -1,5 +1,8 @@
 """Sixteen clients at once, some of whom hang up or send nonsense: nothing is lost, no answer holds another's text, greedy
-answers are those of `run`, and in the end the memory is what it was."""
+answers are those of `run`, and in the end the memory is what it was.
+
+On a GPU the shapes of products and the parts that attention is cut into go by what else is under way, and sums by them: an
+answer may leave that of `run` where two tokens are nearly as likely, and nowhere else."""
 import collections
 import http.client
 import json
@@ -9,11 +12,13 @@ import subprocess
 import threading
 import time
 
-from conftest import MODEL, PROGRAM
+from conftest import DEVICE, MODEL, PROGRAM
 
 N_CLIENTS = 16
 N_ANSWER = 12
 N_CASES = 8
+# By how much less likely than what was drawn, in nats, what `run` drew may be.
+NEAR = 0 if DEVICE == 'cpu' else 0.1
 KINDS = ['whole', 'stream', 'hang up', 'malformed']
 # So many clients at most send one of the two longest prompts at a time: when time is up, what is left to read is
 # bounded by two of these and fourteen of a tenth of their length.
@@ -42,9 +47,22 @@ def by_run(folder, text, question):
     """What the command line answers."""
     file = folder / 'text.txt'
     file.write_text(text)
-    got = subprocess.run([PROGRAM, 'run', MODEL, '--file', file, '--prompt', question, '-n', str(N_ANSWER), '--json', '--temp', '0'],
+    got = subprocess.run([PROGRAM, 'run', MODEL, '--file', file, '--prompt', question, '-n', str(N_ANSWER), '--ignore-eos', '--json', '--temp',
+                          '0'],
                          capture_output=True, text=True, check=True)
     return json.loads(got.stdout)['text']
+
+
+def parting(tokens, expected):
+    """Where an answer's tokens leave the expected text: None if they do not, else what was drawn there, and how much likelier
+    it was than the best of its alternatives that go on as expected."""
+    text = ''
+    for token in tokens:
+        if not expected.startswith(text + token['token']):
+            likely = [other['logprob'] for other in token['top_logprobs'] if expected.startswith(text + other['token'])]
+            return text + token['token'], token['logprob'] - max(likely, default=float('-inf'))
+        text += token['token']
+    return None if text == expected else (text, float('inf'))
 
 
 class Client(threading.Thread):
@@ -52,7 +70,7 @@ class Client(threading.Thread):
         super().__init__()
         self.server, self.cases, self.draw, self.until = server, cases, random.Random(seed), until
         self.done = collections.Counter(dict.fromkeys([*KINDS, 'long'], 0))
-        self.problems = []
+        self.problems, self.near = [], []
 
     def run(self):
         try:
@@ -80,23 +98,40 @@ class Client(threading.Thread):
         connection = http.client.HTTPConnection('127.0.0.1', self.server.port, timeout=600)
         parts = [{'type': 'text', 'text': part} for part in (text, question)]
         connection.request('POST', '/v1/chat/completions', json.dumps(
-            {'messages': [{'role': 'user', 'content': parts}], 'max_tokens': N_ANSWER, 'temperature': 0, **more}))
+            {'messages': [{'role': 'user', 'content': parts}], 'max_tokens': N_ANSWER, 'temperature': 0, 'ignore_eos': True,
+             'logprobs': True, 'top_logprobs': 4, **more}))
         return connection.getresponse()
+
+    def check(self, found, choices, expected):
+        """What is wrong with an answer."""
+        tokens = [token for choice in choices for token in (choice.get('logprobs') or {}).get('content') or []]
+        parted = parting(tokens, expected)
+        if found != ''.join(token['token'] for token in tokens):
+            return f'found {found!r}, of other tokens: {[token["token"] for token in tokens]}'
+        if parted is None:
+            return None
+        drawn, nats = parted
+        self.near.append(nats)
+        return None if nats < NEAR else f'found {found!r}, expected {expected!r}: {drawn!r} is {nats:.3f} nats likelier, {NEAR} are far'
 
     def whole(self, text, question, expected):
         reply = self.ask(text, question)
         got = json.loads(reply.read())
-        return None if reply.status == 200 and got['choices'][0]['message']['content'] == expected else (reply.status, got)
+        if reply.status != 200:
+            return reply.status, got
+        return self.check(got['choices'][0]['message']['content'], got['choices'], expected)
 
     def stream(self, text, question, expected):
         reply = self.ask(text, question, stream=True, stream_options={'include_usage': True})
         events = [line[6:] for line in reply.read().decode().split('\n\n') if line.startswith('data: ')]
         chunks = [json.loads(event) for event in events[:-1]]
-        got = ''.join(c['choices'][0]['delta'].get('content', '') for c in chunks if c.get('choices'))
-        return None if events[-1] == '[DONE]' and got == expected and chunks[-1]['usage'] else events
+        choices = [choice for chunk in chunks for choice in chunk.get('choices', [])]
+        if not events or events[-1] != '[DONE]' or not chunks[-1].get('usage'):
+            return events
+        return self.check(''.join(choice['delta'].get('content', '') for choice in choices), choices, expected)
 
     def hang_up(self, text, question, _):
-        reply = self.ask(text, question, stream=True, return_progress=True, max_tokens=1000, ignore_eos=True)
+        reply = self.ask(text, question, stream=True, return_progress=True, max_tokens=1000)
         for _ in range(self.draw.randrange(6)):
             reply.readline()
         reply.close()
@@ -131,7 +166,9 @@ def test_mixed_load(start, tmp_path, request, capsys):
                 say(dict(sum((c.done for c in clients), collections.Counter())))
         while server.metric('num_requests_running') + server.metric('num_requests_waiting') > 0:
             pass  # those that hung up last
-        assert [p for client in clients for p in client.problems] == []
+        assert not (problems := [p for client in clients for p in client.problems]), '\n'.join(map(str, problems))
+        if near := [nats for client in clients for nats in client.near]:
+            say(f'{len(near)} answers left those of `run`, at a difference of {max(near):.3f} nats at most')
         return sum((client.done for client in clients), collections.Counter())
 
     run(3)  # the pools have grown to what this load needs
