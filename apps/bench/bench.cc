@@ -15,6 +15,7 @@
 #include "apps/cli/report.h"
 #include "apps/cli/units.h"
 #include "ei/base/fail.h"
+#include "ei/engine/make_backend.h"
 #include "ei/engine/named_shapes.h"
 #include "ei/policy/named.h"
 
@@ -99,6 +100,7 @@ class Bench {
 
   std::string models() {
     require(model_.empty() != shape_.empty(), "bench: give either MODEL or --shape NAME");
+    options_.on_gpu = on_gpu(engine_options_.device);
     const std::vector<bench::Group> plan = bench::make_plan(options_);
     int64_t longest = 0;
     for (const bench::Group& group : plan) longest = std::max(longest, group.work.prompt_tokens());

@@ -17,7 +17,7 @@ std::vector<Case> prefill_cases(const Options& options) {
       cases.push_back({name, "", PrefillPolicy::dense(), DecodePolicy::full()});
       continue;
     }
-    const PrefillPolicy* policy = find_prefill(name);
+    const PrefillPolicy* policy = find_prefill(name, options.on_gpu);
     require(policy != nullptr, "policy {} is not known", name);
     if (options.dense_layers.empty()) cases.push_back({name, "", *policy, DecodePolicy::full()});
     for (const int64_t n : options.dense_layers) {

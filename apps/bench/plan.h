@@ -11,6 +11,7 @@ namespace ei::bench {
 
 // What is to be measured, as the command line says.
 struct Options {
+  bool on_gpu = false;                         // what computes
   std::vector<int64_t> prompts = {512, 8192};  // -p: tokens; 0: none
   std::vector<int64_t> answers = {32};         // -n: tokens; 0: none
   std::vector<int64_t> depths = {0};           // -d: tokens in the cache before an answer

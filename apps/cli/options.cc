@@ -18,6 +18,7 @@
 #include "apps/cli/progress.h"
 #include "apps/cli/ranks.h"
 #include "apps/cli/terminal.h"
+#include "ei/engine/make_backend.h"
 #include "ei/policy/named.h"
 
 namespace ei::cli {
@@ -287,7 +288,8 @@ void PolicyOptions::add_prefill_settings() {
       "Keys chosen together; divides the segment");
   number<int64_t>(
       kLoop, "--threshold", [](P& p) -> int64_t& { return p.prefill.threshold_len; },
-      "Segments that start before this token are dense");
+      "Segments that start before this token are dense")
+      ->option_text("N [1024; CUDA: 8192]");
   number<int64_t>(
       kLoop, "--dense-layers", [](P& p) -> int64_t& { return p.prefill.dense_layers; },
       "First layers that are dense");
@@ -397,7 +399,7 @@ void PolicyOptions::apply(Policies& policies) const {
 }
 
 Policies PolicyOptions::policies(const std::string& prefill, const std::string& decode) const {
-  Policies p{known(find_prefill(prefill), prefill_policies(), prefill),
+  Policies p{known(find_prefill(prefill, on_gpu(device_)), prefill_policies(), prefill),
              known(find_decode(decode), decode_policies(), decode)};
   if (preset_ == "reference" && (prefill == "entropy" || prefill == "paper"))
     p.prefill = PrefillPolicy::reference();

@@ -198,8 +198,9 @@ void read_named(const OrderedFields& fields, const char* key, Find find,
   if (name_of(policy) != name) policy = *found;
 }
 
-void read_policy(const OrderedFields& fields, Request& request) {
-  read_named(fields, "prefill", find_prefill, prefill_policies(), request.prefill);
+void read_policy(const OrderedFields& fields, bool on_gpu, Request& request) {
+  const auto find = [&](std::string_view name) { return find_prefill(name, on_gpu); };
+  read_named(fields, "prefill", find, prefill_policies(), request.prefill);
   read_named(fields, "decode", find_decode, decode_policies(), request.decode);
   if (request.decode.voter == Voter::kRepeat)
     bad("decode",
@@ -244,7 +245,7 @@ ApiRequest read_common(const OrderedJson& json, const OrderedFields& fields,
   ApiRequest out;
   out.request.prefill = defaults.prefill;
   out.request.decode = defaults.decode;
-  read_policy(fields, out.request);
+  read_policy(fields, defaults.on_gpu, out.request);
   read_sampling(fields, defaults, out.request);
   out.request.stop = stops_of(json);
   out.request.ignore_eos = fields.boolean("ignore_eos", false);
@@ -418,7 +419,7 @@ Given<EmbeddingRequest> parse_embeddings_request(std::string_view body,
       bad("input", fmt::format("'input' has {} texts, at most {} are allowed.",
                                request.inputs.size(), kMaxInputs));
     request.request.prefill = defaults.prefill;
-    read_policy(fields, request.request);
+    read_policy(fields, defaults.on_gpu, request.request);
     request.request.decode = DecodePolicy::full();
     request.request.max_tokens = 0;
     request.add_special_tokens = fields.boolean("add_special_tokens", true);

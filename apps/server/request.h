@@ -17,6 +17,7 @@ namespace ei::server {
 
 // What the server does where a request says nothing, and what a request may ask for at most.
 struct RequestDefaults {
+  bool on_gpu = false;  // what computes
   PrefillPolicy prefill;
   DecodePolicy decode;
   SamplingParams sampling;

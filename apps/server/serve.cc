@@ -18,6 +18,7 @@
 #include "apps/server/api.h"
 #include "apps/server/http.h"
 #include "apps/server/log.h"
+#include "ei/engine/make_backend.h"
 
 namespace ei::cli {
 namespace {
@@ -218,7 +219,8 @@ class Serve {
         },
         stop));
     api.serve(*engine, scheduler_,
-              {.prefill = policies.prefill,
+              {.on_gpu = on_gpu(model_.device()),
+               .prefill = policies.prefill,
                .decode = policies.decode,
                .chat_max_tokens = max_tokens_,
                .max_json_bytes = http_.limits.body_bytes});

@@ -36,7 +36,15 @@ std::span<const Named<DecodePolicy>> decode_policies() {
   return named;
 }
 
-const PrefillPolicy* find_prefill(std::string_view name) { return find(prefill_policies(), name); }
+const PrefillPolicy* find_prefill(std::string_view name, bool on_gpu) {
+  static const PrefillPolicy later = [] {
+    PrefillPolicy policy = PrefillPolicy::sketch();
+    policy.threshold_len = 8192;
+    return policy;
+  }();
+  return on_gpu && name == "entropy" ? &later : find(prefill_policies(), name);
+}
+
 const DecodePolicy* find_decode(std::string_view name) { return find(decode_policies(), name); }
 
 std::string_view name_of(const PrefillPolicy& policy) {

@@ -19,8 +19,9 @@ struct Named {
 std::span<const Named<PrefillPolicy>> prefill_policies();
 std::span<const Named<DecodePolicy>> decode_policies();
 
-// The policy that goes by `name`, nullptr if none does.
-const PrefillPolicy* find_prefill(std::string_view name);
+// The policy that goes by `name`, nullptr if none does. On a GPU `entropy` begins later to select:
+// there attention to a shorter past costs less than the estimate of it.
+const PrefillPolicy* find_prefill(std::string_view name, bool on_gpu = false);
 const DecodePolicy* find_decode(std::string_view name);
 
 // The name of the policy that these settings are a variation of.

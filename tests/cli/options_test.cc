@@ -43,6 +43,18 @@ TEST(PolicyOptionsTest, DefaultsAreTheLibrarys) {
   EXPECT_EQ(parsed.get().decode.kernel, DecodePolicy{}.kernel);
 }
 
+TEST(PolicyOptionsTest, AGpuSelectsLaterByEntropyUnlessToldOtherwise) {
+  const auto threshold = [](Device device, const std::string& arguments) {
+    Parsed parsed(arguments);
+    parsed.device = device;
+    return parsed.get().prefill.threshold_len;
+  };
+  EXPECT_EQ(threshold(Device::kCpu, "--prefill entropy"), 1024);
+  EXPECT_EQ(threshold(Device::kCuda, "--prefill entropy"), 8192);
+  EXPECT_EQ(threshold(Device::kCuda, "--prefill entropy --threshold 512"), 512);
+  EXPECT_EQ(threshold(Device::kCuda, "--prefill xattention"), 0);
+}
+
 TEST(PolicyOptionsTest, FlagsWinOverThePresetInAnyOrder) {
   for (const char* arguments : {"--preset reference --kernel 7 --rank score",
                                 "--kernel 7 --rank score --preset reference"}) {

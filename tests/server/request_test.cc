@@ -267,6 +267,10 @@ TEST(Fields, TheServersOwnPolicyKeepsItsSettings) {
   EXPECT_EQ(ask({{"prefill", "paper"}, {"decode", "latent"}}).prefill.budget.base, 300);
   EXPECT_EQ(ask({{"prefill", "paper"}, {"decode", "latent"}}).decode.budget, 77);
   EXPECT_EQ(ask({{"decode", "snapkv"}}).decode.budget, DecodePolicy::snapkv().budget);
+  for (const bool on_gpu : {false, true}) {
+    own.on_gpu = on_gpu;
+    EXPECT_EQ(ask({{"prefill", "entropy"}}).prefill, *find_prefill("entropy", on_gpu));
+  }
 }
 
 TEST(Messages, AreTakenAsClientsSendThem) {

@@ -67,7 +67,7 @@ StepTimes time_steps(Bench& bench, ei::Activations& act, std::vector<ei::Running
 
 // By name; base and alpha of a policy that has budgets.
 ei::PrefillPolicy policy_of(const char* name, float base, float alpha) {
-  ei::PrefillPolicy policy = *ei::find_prefill(name);
+  ei::PrefillPolicy policy = *ei::find_prefill(name, /*on_gpu=*/true);
   if (policy.estimate == ei::Estimate::kBounds && !policy.is_dense()) {
     policy.budget.base = base;
     policy.budget.alpha = alpha;
@@ -170,6 +170,8 @@ int ei_prefill(void* handle, int64_t n, int64_t from, int64_t chunk_rows, int64_
     ei::PrefillPolicy policy = policy_of(policy_name, base, alpha);
     policy.dense_layers = 0;
     const bool is_sketch = policy.estimate == ei::Estimate::kSketch;
+    // What an estimate costs that the engine would do without is measured too.
+    if (is_sketch) policy.threshold_len = ei::PrefillPolicy::sketch().threshold_len;
     const ei::KvShape shape = {.n_layers = 1,
                                .n_kv_heads = n_kv_heads,
                                .layout = bench.layout(d, is_sketch ? 0 : policy.block),
