@@ -110,7 +110,6 @@ __global__ void __launch_bounds__(kThreads) widen_rows(const uint8_t* weight, co
 // scale, or all by their row's at the end.
 constexpr int kE4m3Outputs = 16;  // of a thread block
 constexpr int kWarps = 8, kStages = 4, kStep = 64 * kWarps;
-constexpr int kMaxFloatRows = 4;  // of x: below it products in floats are faster
 
 __device__ uint32_t word_of(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
@@ -213,28 +212,23 @@ __global__ void __launch_bounds__(32 * kWarps, kTiles == 1 && !kByBlock ? 3 : 2)
   }
 }
 
-// Very few rows: in floats, so many warps at a time that no load need be ahead of its use. A warp
+// One row: in floats, by so many warps at a time that no load need be ahead of its use. A warp
 // takes two outputs and every fourth of the steps of 512 columns.
-constexpr int kParts = 4, kWarpOutputs = 2, kOutputsByFloats = kWarps / kParts * kWarpOutputs;
+constexpr int kParts = 4, kWarpOutputs = 2, kOutputsOfOne = kWarps / kParts * kWarpOutputs;
 
-constexpr int resident(bool by_block, int n) {  // thread blocks on a multiprocessor
-  return by_block ? (n == 1 ? 5 : n == 2 ? 4 : 3) : n == 1 ? 8 : n == 2 ? 5 : 4;
-}
-
-template <bool kByBlock, int kN>
-__global__ void __launch_bounds__(32 * kWarps, resident(kByBlock, kN))
-    multiply_floats(const __grid_constant__ FewRows p) {
-  __shared__ float totals[kWarps][kWarpOutputs][kN];
+template <bool kByBlock>
+__global__ void __launch_bounds__(32 * kWarps, kByBlock ? 5 : 8)
+    multiply_one(const __grid_constant__ FewRows p) {
+  __shared__ float totals[kWarps][kWarpOutputs];
   const int which = p.part_of(static_cast<int>(blockIdx.x));
   const FewRows::Part& part = p.parts[which];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int first_of_block =
-      (static_cast<int>(blockIdx.x) - p.first_block[which]) * kOutputsByFloats;
+  const int in_quad = lane % 4;
+  const int first_of_block = (static_cast<int>(blockIdx.x) - p.first_block[which]) * kOutputsOfOne;
   const int first = first_of_block + warp / kParts * kWarpOutputs;
 
-  float sums[kWarpOutputs][kN] = {};
+  float sums[kWarpOutputs] = {};
   for (int begin = 512 * (warp % kParts) + lane / 4 * 64; begin < p.k; begin += 512 * kParts) {
-    const int in_quad = lane % 4;
     const bool has_two = begin + 32 < p.k;  // blocks
     if (!kByBlock && begin + 16 * in_quad >= p.k) continue;
     uint4 words[kWarpOutputs];
@@ -259,59 +253,37 @@ __global__ void __launch_bounds__(32 * kWarps, resident(kByBlock, kN))
     for (int half = 0; half < 2; ++half) {
       const int column = begin + (kByBlock ? 32 * half + 8 * in_quad : 16 * in_quad + 8 * half);
       if (column >= p.k) continue;
-      float w[kWarpOutputs][8];
+      const Bf16x8 x = *reinterpret_cast<const Bf16x8*>(p.x + column);
 #pragma unroll
       for (int r = 0; r < kWarpOutputs; ++r) {
+        float of_block = 0;
+        float& to = kByBlock ? of_block : sums[r];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const uint32_t two = to_f16x2(word_of(words[r], 2 * half + j / 2) >> 16 * (j % 2));
           __half2 pair;
           memcpy(&pair, &two, 4);
-          const float2 numbers = __half22float2(pair);
-          w[r][2 * j] = numbers.x, w[r][2 * j + 1] = numbers.y;
+          const float2 w = __half22float2(pair);
+          to = fmaf(w.y, x[2 * j + 1], fmaf(w.x, x[2 * j], to));
         }
-      }
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        const Bf16x8 x = *reinterpret_cast<const Bf16x8*>(p.x + int64_t{n} * p.k + column);
-#pragma unroll
-        for (int r = 0; r < kWarpOutputs; ++r) {
-          float of_block = 0;
-          float& to = kByBlock ? of_block : sums[r][n];
-#pragma unroll
-          for (int e = 0; e < 8; ++e) to = fmaf(w[r][e], x[e], to);
-          if constexpr (kByBlock) sums[r][n] = fmaf(scale[r][half], of_block, sums[r][n]);
-        }
+        if constexpr (kByBlock) sums[r] = fmaf(scale[r][half], of_block, sums[r]);
       }
     }
   }
 #pragma unroll
   for (int r = 0; r < kWarpOutputs; ++r) {
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      const float sum = warp_reduce(sums[r][n], Sum{});
-      if (lane == 0) totals[warp][r][n] = sum;
-    }
+    const float sum = warp_reduce(sums[r], Sum{});
+    if (lane == 0) totals[warp][r] = sum;
   }
   __syncthreads();
-  if (thread >= kOutputsByFloats * kN) return;
-  const int output = thread % kOutputsByFloats, n = thread / kOutputsByFloats;
-  const int at = first_of_block + output;
-  if (at >= part.m) return;
+  const int at = first_of_block + thread;
+  if (thread >= kOutputsOfOne || at >= part.m) return;
   float y = 0;
 #pragma unroll
   for (int w = 0; w < kParts; ++w)
-    y += totals[output / kWarpOutputs * kParts + w][output % kWarpOutputs][n];
+    y += totals[thread / kWarpOutputs * kParts + w][thread % kWarpOutputs];
   if (!kByBlock) y *= part.scale[at];
-  part.store(int64_t{n} * part.m + at, part.bias == nullptr ? y : y + part.bias[at]);
-}
-
-template <bool kByBlock, int kN>
-void launch_floats(const FewRows& p, Stream& stream) {
-  if constexpr (kN > 1) {
-    if (p.n < kN) return launch_floats<kByBlock, kN - 1>(p, stream);
-  }
-  launch("MatMul", multiply_floats<kByBlock, kN>, p.n_blocks(), 32 * kWarps, 0, stream, p);
+  part.store(at, part.bias == nullptr ? y : y + part.bias[at]);
 }
 
 template <int kTiles>
@@ -324,12 +296,12 @@ void multiply_by_blocks(const FewRows& p, Stream& stream) {
 
 }  // namespace
 
-int64_t e4m3_outputs(int64_t n) { return n <= kMaxFloatRows ? kOutputsByFloats : kE4m3Outputs; }
+int64_t e4m3_outputs(int64_t n) { return n == 1 ? kOutputsOfOne : kE4m3Outputs; }
 
 void multiply_e4m3(const FewRows& product, bool by_block, Stream& stream) {
-  if (product.n <= kMaxFloatRows)
-    return by_block ? launch_floats<true, kMaxFloatRows>(product, stream)
-                    : launch_floats<false, kMaxFloatRows>(product, stream);
+  if (product.n == 1)
+    return launch("MatMul", by_block ? multiply_one<true> : multiply_one<false>, product.n_blocks(),
+                  32 * kWarps, 0, stream, product);
   if (by_block) return multiply_by_blocks<kMaxPackedRows / 8>(product, stream);
   launch("MatMul", multiply<false, 1>, product.n_blocks(), 32 * kWarps, 0, stream, product);
 }

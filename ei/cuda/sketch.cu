@@ -4,20 +4,23 @@
 #include "ei/base/error.h"
 #include "ei/cuda/cache_rows.h"
 #include "ei/cuda/cuda_backend.h"
+#include "ei/cuda/device/ptx.cuh"
 #include "ei/cuda/device/reduce.cuh"
 #include "ei/cuda/device/wgmma.cuh"
 #include "ei/cuda/launch.cuh"
+#include "ei/cuda/shares.h"
 #include "ei/cuda/sketch.cuh"
 
 namespace ei::cuda {
 namespace {
 
-constexpr int kSplit = 128;                   // tiles of a thread block
 constexpr int kConsumers = kBlockGroups / 8;  // warpgroups, each with 64 rows of its own
 constexpr int kSweepThreads = 128 * kConsumers;
 constexpr int kStages = 4;          // of tiles in shared memory
 constexpr int kStageBytes = 32768;  // a stage: two tiles of 128 bytes a key, four of 64 or eight
 constexpr int kBehind = 2;          // stages that a warpgroup may be behind the first
+constexpr int kRaiseThreads = 128;
+constexpr int64_t kMostLogits = int64_t{128} << 20;  // at a time, in words of two
 
 // Of each row's products with the 16 keys of each of two blocks the highest. kCausal: of keys
 // first_key .. last_key of the text, the last of them repeated, those up to the row's position.
@@ -188,6 +191,56 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
   }
 }
 
+// Exponentials of groups and their sums; blockIdx: groups, octets, KV head.
+__global__ void __launch_bounds__(kRaiseThreads) raise(const __grid_constant__ Sketches p) {
+  __shared__ float parts[32];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t kv_head = blockIdx.z;
+  const int group = p.first_group + static_cast<int>(blockIdx.x);
+  const int64_t start = p.start_of(group), of_head = kv_head * p.padded_groups();
+  const int begin = static_cast<int>(blockIdx.y) * kSplit;  // octets
+  const int end = static_cast<int>(
+      min(int64_t{begin} + kSplit, ((start + p.segment) / p.block - 1) / kOctet + 1));
+  if (begin >= end) return;
+  float step[8], top[8];
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    const int64_t row = kv_head * p.query_rows() + int64_t{group} * 8 + r;
+    step[r] = __ldg(p.query_step + row);
+    top[r] = from_ordered(__ldg(p.top + row));
+  }
+  const uint32_t* const logits = p.logits + (of_head + blockIdx.x) * p.tiles() * 32;
+  const float* const key_step = p.key_step + kv_head * p.tiles() * 8;
+  const int64_t at = kv_head * gridDim.x + blockIdx.x;
+  float* const e = p.e + at * p.octets() * kOctet;
+  const int whole = static_cast<int>(start / p.block), runs = p.runs();
+  float sum = 0;
+#pragma unroll 2
+  for (int i = begin * 4 + thread; i < end * 4; i += kRaiseThreads) {  // two blocks of an octet
+    float most[2] = {-INFINITY, -INFINITY};
+    for (int tile = i / 4 * runs; tile < (i / 4 + 1) * runs; ++tile) {
+      const int pair = tile / 2, in_pair = i % 4 * 2 + tile % 2;
+      const float2 scale = __ldg(reinterpret_cast<const float2*>(key_step + pair * 16) + in_pair);
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        const uint32_t word = __ldcs(logits + int64_t{pair} * 64 + r * 8 + in_pair);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int logit = half ? static_cast<int>(word) >> 16 : static_cast<int16_t>(word);
+          const float x =
+              (static_cast<float>(logit) * (half ? scale.y : scale.x) - top[r]) * step[r];
+          if (i * 2 + half < whole || logit != kUnseen) most[half] = fmaxf(most[half], x);
+        }
+      }
+    }
+    const float2 both = {exp2_approx(most[0]), exp2_approx(most[1])};
+    sum += both.x + both.y;
+    reinterpret_cast<float2*>(e)[i] = both;
+  }
+  sum = block_reduce(sum, Sum{}, parts);
+  if (thread == 0) p.sums[at * p.splits() + blockIdx.y] = sum;
+}
+
 }  // namespace
 
 void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) {
@@ -213,10 +266,12 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
 
   // As many segments at a time as there is room for.
   const int64_t of_segment = kv_heads * p.segment_groups() * p.tiles() * 32;
-  const int64_t at_once = std::clamp<int64_t>(kMostExponentials / of_segment, 1, p.n_segments);
+  const int64_t at_once = std::clamp<int64_t>(kMostLogits / of_segment, 1, p.n_segments);
   int64_t n_words = 0;
   const auto place = [&](int64_t n) { return std::exchange(n_words, n_words + (n + 3) / 4 * 4); };
   const int64_t logits = place(at_once * of_segment + kv_heads * kBlockGroups * p.tiles() * 32);
+  const int64_t e = place(at_once * kv_heads * p.segment_groups() * p.octets() * kOctet);
+  const int64_t sums = place(at_once * kv_heads * p.segment_groups() * p.splits());
   const int64_t keys = place(kv_heads * p.tiles() * p.tile_words());
   const int64_t queries = place(kv_heads * p.query_rows() * p.steps * 4);
   const int64_t key_step = place(kv_heads * p.tiles() * kOctet);
@@ -224,6 +279,8 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
   const int64_t top = place(kv_heads * p.query_rows());
   auto* const words = static_cast<uint32_t*>(scratch(n_words * int64_t{sizeof(uint32_t)}));
   p.logits = words + logits;
+  p.e = reinterpret_cast<float*>(words + e);
+  p.sums = reinterpret_cast<float*>(words + sums);
   p.keys = words + keys;
   p.queries = words + queries;
   p.key_step = reinterpret_cast<float*>(words + key_step);
@@ -240,7 +297,18 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
     with_steps(p.steps, [&]<int kSteps> {
       launch("EstimateMass", sweep<kSteps>, grid, kSweepThreads, kStages * kStageBytes, stream_, p);
     });
-    share_sketches(p, op, {segments.begin + s, n}, stream_);
+    launch("EstimateMass", raise,
+           dim3(static_cast<unsigned>(p.end_group - p.first_group),
+                static_cast<unsigned>(p.splits()), static_cast<unsigned>(kv_heads)),
+           kRaiseThreads, 0, stream_, p);
+    share_out(op, {segments.begin + s, n},
+              {.e = p.e,
+               .stride = p.octets() * kOctet,
+               .sums = p.sums,
+               .parts = p.splits(),
+               .part_blocks = kSplit * kOctet,
+               .rows = p.segment_groups()},
+              stream_);
   }
 }
 

@@ -2,12 +2,12 @@
 
 #include "ei/cuda/device/cache_rows.cuh"
 #include "ei/cuda/device/numbers.cuh"
-#include "ei/cuda/shares.h"
+#include "ei/cuda/stream.h"
 #include "ei/ops/estimate_mass.h"
 
 // EstimateMass by sketches. Queries and keys are projected and rounded to bytes. A sweep of
 // products over all keys leaves every query's logits of blocks, in 16 bits, and its highest of
-// them; from these come the exponentials, one for 8 queries and a block, and the shares.
+// them; from these come the exponentials, one for 8 queries and a block.
 //
 // Keys lie in memory as operands of the products, an octet of blocks by 16 keys at a time, and so
 // that of the 16 times 8 columns thread l of a warp gets all 16 keys of two blocks for its rows:
@@ -18,6 +18,7 @@ namespace ei::cuda {
 inline constexpr int kSlots = 16;          // keys of a block at a time
 inline constexpr int kOctet = 8;           // blocks that are multiplied together
 inline constexpr int kMaxSteps = 6;        // of 16 directions
+inline constexpr int kSplit = 128;         // tiles of a thread block of the sweep, and octets
 inline constexpr int kBlockGroups = 32;    // groups of queries of a thread block of the sweep
 inline constexpr int kUnseen = INT16_MIN;  // the logit of a block without a key that a query sees
 static_assert(kSketchGroup == 8);
@@ -46,9 +47,12 @@ struct Sketches {
   // Of the segments that are being worked on.
   uint32_t* logits;  // [n_kv_heads, padded_groups(), tiles / 2, 8, 4, 2]: of a row and of two tiles
                      // each two blocks that follow each other, 16 bits of each
+  float* e;          // [n_kv_heads, end_group - first_group, octets * 8]
+  float* sums;       // [n_kv_heads, end_group - first_group, splits]
   int first_group, end_group;
 
   __host__ __device__ int64_t octets() const { return (n_blocks + kOctet - 1) / kOctet; }
+  __host__ __device__ int64_t splits() const { return (octets() + kSplit - 1) / kSplit; }
   __host__ __device__ int runs() const { return static_cast<int>((block + kSlots - 1) / kSlots); }
   // Of 16 keys of an octet's blocks, those of an octet one after another; whole stages.
   __host__ __device__ int64_t tiles() const { return (octets() * runs() + 7) / 8 * 8; }
@@ -88,7 +92,5 @@ void with_steps(int steps, const Run& run) {
 // Writes queries and keys in bytes, what their steps stand for, and clears `top`.
 void project_sketches(const Sketches& of, int64_t n_kv_heads, bool bf16_keys, int n_sms,
                       Stream& stream);
-// From logits and tops of these segments, counted from the chunk's first: mass, own and entropy.
-void share_sketches(const Sketches& of, const EstimateMass& op, Segments segments, Stream& stream);
 
 }  // namespace ei::cuda

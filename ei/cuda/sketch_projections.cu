@@ -12,18 +12,45 @@ namespace {
 constexpr int kThreads = 256;  // two blocks a multiprocessor
 constexpr float kLog2e = 1.44269504f;
 
-// Eight numbers of a row from c on, zeros behind d.
-template <bool kWhole, class T>
-__device__ Numbers<8> load_eight(const T* row, int c, int d) {
+// Eight numbers of a row from c on, zeros behind d; kWhole: d is whole eights.
+template <bool kWhole>
+__device__ Numbers<8> load_eight(const float* row, int c, int d) {
   Numbers<8> x{};
-  if constexpr (kWhole) {  // d is whole eights
+  if constexpr (kWhole) {
     if (c < d) x = Numbers<8>::load_fixed(row + c);
   } else {
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      if (c + e < d) x.x[e] = to_float(row[c + e]);
+      if (c + e < d) x.x[e] = row[c + e];
   }
   return x;
+}
+template <bool kWhole>
+__device__ Bf16x8 load_eight(const bf16* row, int c, int d) {
+  if constexpr (kWhole) {
+    const uint4 x = c < d ? __ldg(reinterpret_cast<const uint4*>(row + c)) : uint4{};
+    return {x.x, x.y, x.z, x.w};
+  } else {
+    float x[8] = {};
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      if (c + e < d) x[e] = to_float(row[c + e]);
+    return pack_bf16(x);
+  }
+}
+
+// As operands: a sum of two bf16, the second of which is nothing where there is but one.
+__device__ inline void as_operands(const Numbers<8>& x, uint32_t (&high)[4], uint32_t (&low)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    high[e] = pack_bf16(x.x[2 * e], x.x[2 * e + 1]);
+    low[e] = pack_bf16(x.x[2 * e] - __uint_as_float(high[e] << 16),
+                       x.x[2 * e + 1] - __uint_as_float(high[e] & 0xffff0000u));
+  }
+}
+__device__ inline void as_operands(const Bf16x8& x, uint32_t (&high)[4], uint32_t (&)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) high[e] = x.word[e];
 }
 
 // The directions of a KV head as sums of two bf16, in shared memory.
@@ -71,7 +98,7 @@ struct Directions {
 #pragma unroll
       for (float& sum : of) sum = 0;
     for (int first = 0; first < depth; first += 32 * kBatch) {
-      Numbers<8> numbers[kBatch][2];
+      decltype(load_eight<kWhole>(row[0], 0, d)) numbers[kBatch][2];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
 #pragma unroll
@@ -82,15 +109,7 @@ struct Directions {
         if (first + 32 * b >= depth) break;
         uint32_t a[2][4], rest[2][4];
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float one = numbers[b][r].x[2 * e], two = numbers[b][r].x[2 * e + 1];
-            const uint32_t both = pack_bf16(one, two);
-            a[r][e] = both;
-            rest[r][e] = pack_bf16(one - __uint_as_float(both << 16),
-                                   two - __uint_as_float(both & 0xffff0000u));
-          }
+        for (int r = 0; r < 2; ++r) as_operands(numbers[b][r], a[r], rest[r]);
 #pragma unroll
         for (int t = 0; t < 2 * kSteps; ++t) {
           const int from = at + 8 * t * stride + first + 32 * b;
@@ -241,9 +260,10 @@ void project_sketches(const Sketches& p, int64_t n_kv_heads, bool bf16_keys, int
                       Stream& stream) {
   const auto kv_heads = static_cast<unsigned>(n_kv_heads);
   const auto grid = [&](int64_t n_warps) {
-    return dim3(static_cast<unsigned>(std::min<int64_t>(
-                    (n_warps + kThreads / 32 - 1) / (kThreads / 32), 2 * n_sms / n_kv_heads + 1)),
-                kv_heads);
+    return dim3(
+        static_cast<unsigned>(std::min<int64_t>((n_warps + kThreads / 32 - 1) / (kThreads / 32),
+                                                std::max<int64_t>(1, 2 * n_sms / n_kv_heads))),
+        kv_heads);
   };
   with_steps(p.steps, [&]<int kSteps> {
     const size_t bytes = Directions<kSteps>::bytes(p.rows.d);

@@ -22,11 +22,13 @@ struct MassCase {
   int64_t n, begin, segment, block, kv_heads, group, d, w, stride;
 };
 // n is whole segments. Strips and groups of queries that are not full, blocks of odd sizes, more
-// directions than one run of 16-bit sums takes, more columns than a tile.
+// directions than one run of 16-bit sums takes, more columns than a tile, and than shared memory
+// has room for.
 const MassCase kCases[] = {{8, 0, 8, 8, 1, 1, 16, 4, 2},      {16, 8, 8, 4, 2, 3, 16, 8, 4},
                            {64, 64, 32, 16, 1, 3, 64, 24, 8}, {40, 80, 40, 8, 2, 1, 32, 12, 8},
                            {72, 36, 12, 3, 1, 2, 40, 28, 1},  {128, 256, 64, 8, 2, 1, 64, 52, 8},
-                           {96, 4800, 96, 2, 1, 1, 12, 8, 2}, {256, 384, 128, 128, 1, 4, 24, 8, 8}};
+                           {96, 4800, 96, 2, 1, 1, 12, 8, 2}, {256, 384, 128, 128, 1, 4, 24, 8, 8},
+                           {64, 12864, 64, 2, 1, 8, 12, 8, 2}};
 
 struct Shares {
   Array<double, 3> mass;  // [n_kv_heads, n_segments, past blocks]
