@@ -17,8 +17,9 @@ from conftest import DEVICE, MODEL, PROGRAM
 N_CLIENTS = 16
 N_ANSWER = 12
 N_CASES = 8
-# By how much less likely than what was drawn, in nats, what `run` drew may be.
-NEAR = 0 if DEVICE == 'cpu' else 0.1
+# So many nats less likely than what was drawn may be what `run` drew: the least certain token of these answers leads by .23 to .53
+# on the CPU, by its types of numbers, and by .36 on an H200, where some batches draw the other. All other leads are larger.
+NEAR = 0 if DEVICE == 'cpu' else 0.5
 KINDS = ['whole', 'stream', 'hang up', 'malformed']
 # So many clients at most send one of the two longest prompts at a time: when time is up, what is left to read is
 # bounded by two of these and fourteen of a tenth of their length.

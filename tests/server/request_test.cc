@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "apps/server/fields.h"
+#include "ei/policy/named.h"
 
 namespace ei::server {
 namespace {
