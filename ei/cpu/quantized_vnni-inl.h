@@ -99,23 +99,23 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
       to.products[i][0] =
           _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), of_lanes, to.products[i][0]);
     }
-    return;
-  }
-  // The group of every lane's four weights.
-  __m512i group = _mm512_srli_epi32(lane, 3);
-  HWY_UNROLL(8)
-  for (int64_t v = 0; v < n_vectors; ++v) {
-    fetch(v);
-    const __m512i w = load_bytes<kFormat>(chunk, v);
-    HWY_UNROLL(4)
-    for (int i = 0; i < kN; ++i) {
-      const __m512i high = _mm512_slli_epi32(products_of_bytes(w, x.high + at[i] + 64 * v), 8);
-      const __m512i products = add_products_of_bytes(w, x.low + at[i] + 64 * v, high);
-      __m512& sum = to.products[i][v % 2];
-      sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_permutexvar_ps(group, scale[i]),
-                            sum);
+  } else {
+    // The group of every lane's four weights.
+    __m512i group = _mm512_srli_epi32(lane, 3);
+    HWY_UNROLL(8)
+    for (int64_t v = 0; v < n_vectors; ++v) {
+      fetch(v);
+      const __m512i w = load_bytes<kFormat>(chunk, v);
+      HWY_UNROLL(4)
+      for (int i = 0; i < kN; ++i) {
+        const __m512i high = _mm512_slli_epi32(products_of_bytes(w, x.high + at[i] + 64 * v), 8);
+        const __m512i products = add_products_of_bytes(w, x.low + at[i] + 64 * v, high);
+        __m512& sum = to.products[i][v % 2];
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_permutexvar_ps(group, scale[i]),
+                              sum);
+      }
+      group = _mm512_add_epi32(group, _mm512_set1_epi32(2));
     }
-    group = _mm512_add_epi32(group, _mm512_set1_epi32(2));
   }
 }
 
