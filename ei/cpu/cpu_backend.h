@@ -55,7 +55,7 @@ class CpuBackend final : public Backend {
   EI_OPS(EI_OVERRIDE_RUN)
 
  private:
-  // x for the parts whose weights are of an integer format; parts of one order share it.
+  // x for the parts whose weights are of an integer format; parts that take the same share it.
   std::array<IntegerRows, 3> integer_rows(const MatMul& op);
   // Products by weights that are made floats first, whatever their format.
   void run_in_floats(const MatMul& op);

@@ -303,29 +303,37 @@ void CpuBackend::run_in_floats(const MatMul& op) {
 
 std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
   const int64_t n = op.x.rows, cols = op.x.cols;
-  const bool in_bytes = n <= kFewRows && takes_bytes(cols);
-  const int64_t bytes = IntegerRows::bytes(n, cols, in_bytes);
+  const int64_t bytes = (IntegerRows::bytes(n, cols) + 63) / 64 * 64;
   std::array<IntegerRows, 3> rows;
   const auto wanted = [&](size_t p) { return has_integers(op.parts[p]); };
-  const auto first_of_order = [&](size_t p) {
+  const auto form_of = [&](size_t p) {
+    return n <= kFewRows ? form_of_few(cols, op.parts[p].weight.format)
+                         : IntegerRows::Form::kNumbers;
+  };
+  const auto alike = [&](size_t p, size_t other) {
+    return wanted(p) && wanted(other) && form_of(p) == form_of(other) &&
+           op.parts[p].weight.order == op.parts[other].weight.order;
+  };
+  const auto first_alike = [&](size_t p) {
     size_t first = 0;
-    while (!wanted(first) || op.parts[first].weight.order != op.parts[p].weight.order) ++first;
+    while (!alike(first, p)) ++first;
     return first;
   };
-  int64_t n_orders = 0;
-  for (size_t p = 0; p < rows.size(); ++p) n_orders += wanted(p) && first_of_order(p) == p;
-  if (n_orders == 0) return rows;
-  char* memory = integers_.get<char>(n_orders * bytes);
+  int64_t n_kinds = 0;
+  for (size_t p = 0; p < rows.size(); ++p) n_kinds += wanted(p) && first_alike(p) == p;
+  if (n_kinds == 0) return rows;
+  char* memory = integers_.get<char>(n_kinds * bytes);
   for (size_t p = 0; p < rows.size(); ++p) {
     if (!wanted(p)) continue;
-    if (const size_t first = first_of_order(p); first != p) {
+    if (const size_t first = first_alike(p); first != p) {
       rows[p] = rows[first];
       continue;
     }
-    rows[p] = {memory, n, cols, in_bytes};
+    rows[p] = {memory, n, cols, form_of(p)};
     memory += bytes;
-    parallel_for(n <= kFewRows ? 1 : n_threads_, (n + kFewRows - 1) / kFewRows, [&](int64_t i) {
-      quantize_rows(op.x, op.parts[p].weight.order, i * kFewRows, std::min(n, (i + 1) * kFewRows),
+    const int64_t at_once = std::clamp<int64_t>(4096 / std::max<int64_t>(1, cols), 1, 8);
+    parallel_for(n_threads_, (n + at_once - 1) / at_once, [&](int64_t i) {
+      quantize_rows(op.x, op.parts[p].weight.order, i * at_once, std::min(n, (i + 1) * at_once),
                     rows[p]);
     });
   }

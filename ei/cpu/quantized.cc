@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "ei/cpu/amx.h"
 
@@ -26,19 +27,28 @@ HWY_INLINE int32_t pair_at(const int16_t* from) {
   return pair;
 }
 
-// 32 numbers at `at`.
-void store_numbers(const int32_t* q, int64_t at, const IntegerRows& to) {
-  if (!to.in_bytes) {
+// 32 numbers at `at`. Bytes may alias whatever there is, so that they are gathered first.
+HWY_INLINE void store_numbers(const int32_t* q, int64_t at, const IntegerRows& to) {
+  using enum IntegerRows::Form;
+  if (to.form == kNumbers) {
     for (int64_t k = 0; k < 32; ++k) to.q[at + k] = static_cast<int16_t>(q[k]);
     return;
   }
+  int8_t high[32], low[32];
   for (int64_t k = 0; k < 32; ++k) {
-    const int32_t high = (q[k] + 128) >> 8;
-    to.high[at + k] = static_cast<int8_t>(high);
-    to.low[at + k] = static_cast<int8_t>(q[k] - 256 * high);
+    high[k] = static_cast<int8_t>((q[k] + 128) >> 8);
+    low[k] = static_cast<int8_t>(q[k]);  // q - 256 high
   }
-  for (int64_t k = 0; k < 32; k += 4)
-    to.sums_4[(at + k) / 4] = static_cast<float>(q[k] + q[k + 1] + q[k + 2] + q[k + 3]);
+  if (to.form == kBytes) {
+    std::memcpy(to.high + at, high, sizeof high);
+    std::memcpy(to.low + at, low, sizeof low);
+    return;
+  }
+  for (int64_t k = 0; k < 32; k += 4) {
+    const int64_t four = at / 256 * 256 + k % 16 * 16 + (at + k) % 256 / 16 * 4;
+    std::memcpy(to.high + four, high + k, 4);
+    std::memcpy(to.low + four, low + k, 4);
+  }
 }
 
 void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
@@ -143,7 +153,7 @@ void dot_rows(const IntegerRows& x, int64_t first, int64_t n, const MatMul::Part
 void dot(const IntegerRows& x, int64_t n, const MatMul::Part& part, int64_t begin, int64_t end) {
   with_integers(part.weight.format, [&]<WeightFormat kFormat>() {
 #if HWY_TARGET <= HWY_AVX3
-    if (x.in_bytes) {
+    if (x.form != IntegerRows::Form::kNumbers) {
       if (n == 1) return dot_bytes<kFormat, 1>(x, 0, 1, part, begin, end);
       for (int64_t i = 0; i < n; i += 4)
         dot_bytes<kFormat, 4>(x, i, std::min<int64_t>(4, n - i), part, begin, end);
@@ -335,7 +345,11 @@ void multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int
   });
 }
 
-bool takes_bytes(int64_t cols) { return HWY_TARGET <= HWY_AVX3 && has_vnni() && cols % 64 == 0; }
+IntegerRows::Form form_of_few(int64_t cols, WeightFormat format) {
+  using enum IntegerRows::Form;
+  if (HWY_TARGET > HWY_AVX3 || !has_vnni() || cols % 64 != 0) return kNumbers;
+  return block_of(format).weights == 256 ? kBytesByFours : kBytes;
+}
 
 int64_t panel_bytes(int64_t outputs) {
   return (outputs + kWidth - 1) / kWidth * int64_t{sizeof(Panel)};
@@ -351,28 +365,25 @@ namespace {
 HWY_EXPORT(quantize_rows);
 HWY_EXPORT(dot);
 HWY_EXPORT(multiply);
-HWY_EXPORT(takes_bytes);
+HWY_EXPORT(form_of_few);
 HWY_EXPORT(panel_bytes);
 
 }  // namespace
 
-IntegerRows::IntegerRows(void* memory, int64_t rows, int64_t cols, bool in_bytes)
-    : cols(cols), in_bytes(in_bytes) {
+IntegerRows::IntegerRows(void* memory, int64_t rows, int64_t cols, Form form)
+    : cols(cols), form(form) {
   const int64_t n = rows * cols;
-  scale = static_cast<float*>(memory);
+  high = static_cast<int8_t*>(memory);
+  low = high + n;
+  q = static_cast<int16_t*>(memory);
+  scale = reinterpret_cast<float*>(q + n);
   sums_32 = scale + n / 32;
   sums_16 = sums_32 + n / 32;
-  float* end = sums_16 + n / 16;
-  if (in_bytes) {
-    sums_4 = end;
-    high = reinterpret_cast<int8_t*>(sums_4 + n / 4);
-    low = high + n;
-  } else {
-    q = reinterpret_cast<int16_t*>(end);
-  }
 }
 
-bool takes_bytes(int64_t cols) { return HWY_DYNAMIC_DISPATCH(takes_bytes)(cols); }
+IntegerRows::Form form_of_few(int64_t cols, WeightFormat format) {
+  return HWY_DYNAMIC_DISPATCH(form_of_few)(cols, format);
+}
 
 void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,
                    const IntegerRows& to) {

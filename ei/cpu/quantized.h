@@ -9,26 +9,29 @@ namespace ei::cpu {
 // Rows of activations as whole numbers of 16 bits, x = scale * q with a scale for every 32 columns,
 // beside sums of these products. Products with quantized weights, whole numbers too, are exact
 // until they are scaled, and take half the instructions of floats. |q| <= 32,639, so that its two
-// bytes can be signed ones: q = 256 high + low, if they are `in_bytes`. Rounding costs an NMSE of
-// 3e-10 where the 32 are alike, 2.5e-9 where one outweighs all others; what is not finite stays so.
+// bytes can be signed ones: q = 256 high + low. Rounding costs an NMSE of 3e-10 where the 32 are
+// alike, 2.5e-9 where one outweighs all others; what is not finite stays so.
 struct IntegerRows {
+  enum class Form {
+    kNumbers,
+    kBytes,
+    kBytesByFours,  // of every 256 columns the first four of every 16, then the second, ...
+  };
+
   int64_t cols = 0;
-  bool in_bytes = false;
+  Form form = Form::kNumbers;
   int16_t* q = nullptr;                          // [rows, cols], or
   int8_t *high = nullptr, *low = nullptr;        // [rows, cols]
   float* scale = nullptr;                        // [rows, cols / 32]
   float *sums_32 = nullptr, *sums_16 = nullptr;  // [rows, cols / 32], [rows, cols / 16]
-  float* sums_4 = nullptr;                       // [rows, cols / 4], not scaled, in bytes alone
 
-  static int64_t bytes(int64_t rows, int64_t cols, bool in_bytes) {
-    return rows * (cols * (in_bytes ? 3 : 2) + cols / 32 * 16);
-  }
+  static int64_t bytes(int64_t rows, int64_t cols) { return rows * (cols * 2 + cols / 32 * 16); }
   IntegerRows() = default;
-  IntegerRows(void* memory, int64_t rows, int64_t cols, bool in_bytes);
+  IntegerRows(void* memory, int64_t rows, int64_t cols, Form form);
 };
 
-// Whether the products of few rows of so many columns take them in bytes.
-bool takes_bytes(int64_t cols);
+// What the products of few rows of so many columns with weights of the format take.
+IntegerRows::Form form_of_few(int64_t cols, WeightFormat format);
 
 // Rows [first, last) of x, its columns in the order of a weight's.
 void quantize_rows(const Act& x, const int32_t* order, int64_t first, int64_t last,

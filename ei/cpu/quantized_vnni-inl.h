@@ -18,14 +18,23 @@
 HWY_BEFORE_NAMESPACE();
 namespace ei::cpu::HWY_NAMESPACE {
 
-// products += four weights by four of x, in every lane.
+// Four weights by four of x in every lane, by high bytes of x and added to by low ones. Zeroed in
+// place: compilers copy a register of zeros, for which a port is needed.
 struct Bytes {
   int8_t of_a_vector[64];
 };
-HWY_INLINE void add_products_of_bytes(__m512i weights, const int8_t* x, __m512i& products) {
+HWY_INLINE __m512i products_of_bytes(__m512i weights, const int8_t* x) {
+  __m512i products;
+  asm("vpxor %x0, %x0, %x0\n\tvpdpbusd %2, %1, %0"
+      : "=&x"(products)
+      : "v"(weights), "m"(*reinterpret_cast<const Bytes*>(x)));
+  return products;
+}
+HWY_INLINE __m512i add_products_of_bytes(__m512i weights, const int8_t* x, __m512i products) {
   asm("vpdpbusd %2, %1, %0"
       : "+v"(products)
       : "v"(weights), "m"(*reinterpret_cast<const Bytes*>(x)));
+  return products;
 }
 
 // Sums of an output for kN rows of x; the offsets' are taken off at the end.
@@ -45,6 +54,8 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
       static_cast<__mmask16>(kWhole ? (1 << kChunkGroups<kFormat>)-1 : (1 << depth / kGroup) - 1);
   __m512 w_scale, w_offset, scale[kN];
   load_scales<kFormat>(chunk, groups, w_scale, w_offset);
+  if constexpr (kBias<kFormat> != 0)
+    w_offset = _mm512_mul_ps(w_scale, _mm512_set1_ps(kBias<kFormat>));
   HWY_UNROLL(4)
   for (int i = 0; i < kN; ++i) {
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
@@ -53,7 +64,7 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
                                ? _mm512_maskz_loadu_ps(groups, scales)
                                : _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(0xFF, scales));
     scale[i] = _mm512_mul_ps(w_scale, x_scale);
-    if constexpr (has_offset(kFormat)) {
+    if constexpr (has_offset(kFormat) || kBias<kFormat> != 0) {
       constexpr int kFirst = kFirstOffset<kFormat>;
       const float* sums = (kGroup == 32 ? x.sums_32 : x.sums_16) + at[i] / kGroup;
       const auto lanes = static_cast<__mmask16>(groups << kFirst);
@@ -61,28 +72,50 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
           _mm512_fmadd_ps(w_offset, _mm512_maskz_loadu_ps(lanes, sums - kFirst), to.offsets[i]);
     }
   }
-  // The group of every lane's four weights.
-  const __m512i fours = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  __m512i group = kGroup == 16 ? fours : _mm512_srli_epi32(fours, 1);
-  HWY_UNROLL(8)
-  for (int64_t v = 0; v < n_vectors; ++v) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto fetch = [&](int64_t v) {
     // The same place in the outputs that come next: memory is read on while these are summed up.
     _mm_prefetch(reinterpret_cast<const char*>(chunk) + ahead + 64 * v, _MM_HINT_T0);
-    const __m512i w = load_bytes<kFormat>(chunk, v);
+  };
+  if constexpr (kByFours<kFormat>) {
+    __m512i w[4], products[kN];
+    HWY_UNROLL(4)
+    for (int64_t v = 0; v < 4; ++v) {
+      fetch(v);
+      w[v] = load_fours<kFormat>(chunk, v);
+    }
     HWY_UNROLL(4)
     for (int i = 0; i < kN; ++i) {
-      __m512i products = _mm512_setzero_si512();
-      add_products_of_bytes(w, x.high + at[i] + 64 * v, products);
-      products = _mm512_slli_epi32(products, 8);
-      add_products_of_bytes(w, x.low + at[i] + 64 * v, products);
-      __m512 total = _mm512_cvtepi32_ps(products);
-      if constexpr (kBias<kFormat> != 0)
-        total = _mm512_fnmadd_ps(_mm512_set1_ps(kBias<kFormat>),
-                                 _mm512_loadu_ps(x.sums_4 + at[i] / 4 + 16 * v), total);
-      __m512& sum = to.products[i][v % 2];
-      sum = _mm512_fmadd_ps(total, _mm512_permutexvar_ps(group, scale[i]), sum);
+      products[i] = products_of_bytes(w[0], x.high + at[i]);
+      HWY_UNROLL(4)
+      for (int64_t v = 1; v < 4; ++v)
+        products[i] = add_products_of_bytes(w[v], x.high + at[i] + 64 * v, products[i]);
+      products[i] = _mm512_slli_epi32(products[i], 8);
+      HWY_UNROLL(4)
+      for (int64_t v = 0; v < 4; ++v)
+        products[i] = add_products_of_bytes(w[v], x.low + at[i] + 64 * v, products[i]);
+      const __m512 of_lanes =
+          kGroup == 16 ? scale[i] : _mm512_permutexvar_ps(_mm512_srli_epi32(lane, 1), scale[i]);
+      to.products[i][0] =
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), of_lanes, to.products[i][0]);
     }
-    group = _mm512_add_epi32(group, _mm512_set1_epi32(64 / kGroup));
+  } else {
+    // The group of every lane's four weights.
+    __m512i group = _mm512_srli_epi32(lane, 3);
+    HWY_UNROLL(8)
+    for (int64_t v = 0; v < n_vectors; ++v) {
+      fetch(v);
+      const __m512i w = load_bytes<kFormat>(chunk, v);
+      HWY_UNROLL(4)
+      for (int i = 0; i < kN; ++i) {
+        const __m512i high = _mm512_slli_epi32(products_of_bytes(w, x.high + at[i] + 64 * v), 8);
+        const __m512i products = add_products_of_bytes(w, x.low + at[i] + 64 * v, high);
+        __m512& sum = to.products[i][v % 2];
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_permutexvar_ps(group, scale[i]),
+                              sum);
+      }
+      group = _mm512_add_epi32(group, _mm512_set1_epi32(2));
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // Blocks of integer weights in registers for AVX512-VNNI, which multiplies unsigned bytes by signed
-// ones: 64 weights to a vector, in order, no number negative. Included once per instruction set,
+// ones: 64 weights to a vector, no number negative. Included once per instruction set,
 // inside HWY_BEFORE_NAMESPACE.
 #if defined(EI_CPU_WEIGHTS_VNNI_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef EI_CPU_WEIGHTS_VNNI_INL_H_
@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "ei/ops/weight_blocks.h"
+#include "ei/cpu/weights_by_fours-inl.h"
 
 #if HWY_TARGET <= HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -56,31 +56,11 @@ HWY_INLINE __m512i load_two(const uint8_t* first, const uint8_t* second) {
                                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(second)));
   }
 }
-HWY_INLINE __m512i load_twice(const uint8_t* from) {
-  return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-// Bits of bytes, those of the two halves of a vector from different places on.
-HWY_INLINE __m512i halves(int64_t low, int64_t high) {
-  return _mm512_set_epi64(high, high, high, high, low, low, low, low);
-}
-HWY_INLINE __m512i bits(__m512i bytes, char mask) {
-  return _mm512_and_si512(bytes, _mm512_set1_epi8(mask));
-}
-HWY_INLINE __m512i add_bits(__m512i to, __m512i bytes, char mask) {
-  return _mm512_or_si512(to, bits(bytes, mask));
-}
 HWY_INLINE __m512i nibbles_of_halves(__m512i bytes) {  // of 16 bytes, twice, low ones first
   return bits(_mm512_srlv_epi64(bytes, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0)), 15);
 }
-HWY_INLINE __m512i of_table(__m512i index) {  // IQ4's values, 128 added
-  const __m128i values =
-      _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, char(129), char(141), char(153), char(166),
-                    char(181), char(197), char(217), char(241));
-  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), index);
-}
 
-// The v-th 64 weights of a chunk, in order.
+// The v-th 64 weights of a chunk, in order, where blocks are of 32.
 template <WeightFormat kFormat>
 HWY_INLINE __m512i load_bytes(const uint8_t* chunk, int64_t v) {
   using enum WeightFormat;
@@ -100,26 +80,6 @@ HWY_INLINE __m512i load_bytes(const uint8_t* chunk, int64_t v) {
     std::memcpy(&high, next + kAt, sizeof high);
     const __m512i nibbles = nibbles_of_halves(load_two<16>(block + kAt + 4, next + kAt + 4));
     return _mm512_mask_add_epi8(nibbles, uint64_t{high} << 32 | low, nibbles, _mm512_set1_epi8(16));
-  } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
-    const int64_t shift = v % 2 * 4;
-    const __m512i twos = load_twice(chunk + (kFormat == kQ2_K ? 16 : 32) + v / 2 * 32);
-    const __m512i low = bits(_mm512_srlv_epi64(twos, halves(shift, shift + 2)), 3);
-    if constexpr (kFormat == kQ2_K) return low;
-    return add_bits(low, _mm512_rolv_epi64(load_twice(chunk), halves(66 - 2 * v, 65 - 2 * v)), 4);
-  } else if constexpr (kFormat == kQ4_K || kFormat == kQ5_K) {
-    const uint8_t* at = chunk + (kFormat == kQ4_K ? 16 : 48) + 32 * v;
-    const __m512i low = bits(_mm512_srlv_epi64(load_twice(at), halves(0, 4)), 15);
-    if constexpr (kFormat == kQ4_K) return low;
-    return add_bits(low, _mm512_rolv_epi64(load_twice(chunk + 16), halves(68 - 2 * v, 67 - 2 * v)),
-                    16);
-  } else if constexpr (kFormat == kQ6_K) {
-    const __m512i both = load_two<32>(chunk + v / 2 * 64, chunk + v / 2 * 64 + 32);
-    const __m512i low = bits(v % 2 == 0 ? both : _mm512_srli_epi64(both, 4), 15);
-    const __m512i twos = load_twice(chunk + 128 + v / 2 * 32);
-    return add_bits(low, _mm512_rolv_epi64(twos, halves(68 - v % 2 * 4, 66 - v % 2 * 4)), 48);
-  } else {
-    static_assert(kFormat == kIQ4_XS);
-    return of_table(nibbles_of_halves(load_two<16>(chunk + 8 + 32 * v, chunk + 24 + 32 * v)));
   }
 }
 
@@ -147,14 +107,21 @@ HWY_INLINE void load_scales(const uint8_t* chunk, __mmask16 groups, __m512& scal
       offset = _mm512_sub_ps(_mm512_setzero_ps(),
                              _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16))));
   } else if constexpr (kFormat == kQ4_K || kFormat == kQ5_K) {
-    uint32_t six[3], halves;
-    std::memcpy(six, chunk + 4, sizeof six);
+    // From bytes 4 to 15 scales, then offsets: low bits of the first four of each, of the other
+    // four of each, and the upper bits of these above the former.
+    const __m128i block = _mm_loadu_si128(reinterpret_cast<const __m128i*>(chunk));
+    const __m128i low = _mm_srlv_epi32(
+        _mm_shuffle_epi8(block,
+                         _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15)),
+        _mm_setr_epi32(0, 0, 0, 4));
+    const __m128i high =
+        _mm_shuffle_epi8(_mm_srli_epi32(block, 2),
+                         _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    const __m128i bytes = _mm_or_si128(
+        _mm_and_si128(low, _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F)),
+        _mm_and_si128(high, _mm_set1_epi8(0x30)));
+    uint32_t halves;
     std::memcpy(&halves, chunk, sizeof halves);
-    const uint32_t scales = (six[2] & 0x0F0F0F0F) | (six[0] >> 6 & 0x03030303) << 4;
-    const uint32_t offsets = (six[2] >> 4 & 0x0F0F0F0F) | (six[1] >> 6 & 0x03030303) << 4;
-    const __m128i bytes =
-        _mm_set_epi64x(static_cast<int64_t>(uint64_t{offsets} << 32 | (six[1] & 0x3F3F3F3F)),
-                       static_cast<int64_t>(uint64_t{scales} << 32 | (six[0] & 0x3F3F3F3F)));
     const __m256i eight_of_each = _mm256_setr_epi64x(0x0100010001000100, 0x0100010001000100,
                                                      0x0302030203020302, 0x0302030203020302);
     const __m256i d =

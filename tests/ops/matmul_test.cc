@@ -216,8 +216,13 @@ TEST_P(MatMulTest, PartsAreIndependent) {
 }
 
 TEST_P(MatMulTest, ThreadsDoNotChangeTheResult) {
-  for (const auto& [rows, quantized] :
-       {std::pair{1, false}, {4, false}, {100, false}, {300, false}, {1, true}, {300, true}}) {
+  for (const auto& [rows, quantized] : {std::pair{1, false},
+                                        {4, false},
+                                        {100, false},
+                                        {300, false},
+                                        {1, true},
+                                        {7, true},
+                                        {300, true}}) {
     const DeviceAct x = act(normal<2>({rows, 1024}, 1));
     const HostWeight w = quantized ? HostWeight(WeightFormat::kQ4_K, 300, 1024, 2)
                                    : HostWeight(normal<2>({300, 1024}, 2), DType::kBF16);
