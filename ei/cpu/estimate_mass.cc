@@ -43,24 +43,8 @@ namespace ei::cpu::HWY_NAMESPACE {
 
 constexpr float kLog2e = 1.44269504f;
 
-// Query i of a strip from its projection x [w].
-HWY_INLINE void quantize_query(const float* x, int64_t w, int64_t i, const StripQueries& to) {
-  const float scale = sketch_step(x, w);
-  const float inverse = scale > 0 ? 1 / scale : 0;
-  to.scale[i] = scale;
-  for (int64_t run = 0; run < runs_of(w); ++run)
-    for (int64_t half = 0; half < 2; ++half) {
-      int32_t sum = 0;
-      for (int64_t g = run * kRun; g < std::min((run + 1) * kRun, w / 4); ++g)
-        for (int64_t u = 2 * half; u < 2 * half + 2; ++u) {
-          const float scaled = std::nearbyint(x[4 * g + u] * inverse);
-          const auto q = static_cast<int8_t>(scaled >= -127 && scaled <= 127 ? scaled : 0);  // NaN
-          to.q[(g * kStripQueries + i) * 4 + u] = q;
-          sum += q;
-        }
-      to.start[(run * kStripQueries + i) * 2 + half] = static_cast<int16_t>(-64 * sum);
-    }
-}
+// Columns of the few directions are packed so many vectors wide, and queries of a strip.
+constexpr int64_t kSketchVectors = 2;
 
 // n keys of a block from their projections x [n, stride], less `mean`. Returns what a step stands
 // for.
@@ -191,9 +175,9 @@ int64_t mass_scratch(const EstimateMass& op, int64_t group, int64_t n_blocks) {
   const int64_t n = n_blocks + 16;
   switch (op.estimate) {
     case Estimate::kSketch: {
-      const int64_t w = full_panels(op.basis.n_directions());
-      return std::max(kStripQueries * (w + w / 4 + 16 + n), op.block * (d + w)) + kStripGroups * n +
-             64;
+      const int64_t w = full_panels<kSketchVectors>(op.basis.n_directions());
+      return std::max(kStripQueries * (d + w + w / 4 + 16 + n), op.block * (d + w)) +
+             kStripGroups * n + 64;
     }
     case Estimate::kAntidiagonals: {
       const int64_t rows = op.segment / op.stride * group, depth = op.stride * d;
@@ -207,11 +191,12 @@ int64_t mass_scratch(const EstimateMass& op, int64_t group, int64_t n_blocks) {
 
 // Block b of a head's keys projected and rounded.
 void sketch_block(const EstimateMass& op, const MassOfHead& at, int64_t b, float* scratch) {
-  const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions(), columns = full_panels(w);
+  const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions();
+  const int64_t columns = full_panels<kSketchVectors>(w);
   float* const x = scratch + op.block * d;
   for (int64_t j = 0; j < op.block; ++j)
     widen(key_at(op.kv, at.head, b * op.block + j), op.kv.layout.dtype, 0, d, scratch + j * d);
-  product<false>(op.block, columns, d, scratch, d, at.directions, d, x, columns);
+  product<false, kSketchVectors>(op.block, columns, d, scratch, d, at.directions, d, x, columns);
   at.scale[b] = quantize_block(op.block, x, columns, w, op.basis.mean[at.head].data,
                                at.keys + b * op.block * w);
 }
@@ -235,12 +220,13 @@ void highest_of_past(Tiles tiles, int64_t n, int64_t block, const uint8_t* keys,
 // block, then one exponential for every group of queries and block.
 float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
                     float* scratch) {
-  const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions(), columns = full_panels(w);
+  const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions();
   const int64_t begin = op.begin + s * op.segment, past = begin / op.block;
   const int64_t n = past + op.segment / op.block;
   const View<float, 2> q = rows_of(op.q);
-  float* const projected = scratch;
-  float* const scale = projected + kStripQueries * columns;
+  float* const queries = scratch;                        // in panels
+  float* const projected = queries + kStripQueries * d;  // [w, kStripQueries]
+  float* const scale = projected + kStripQueries * w;
   const StripQueries strip = {reinterpret_cast<int8_t*>(scale + kStripQueries),
                               reinterpret_cast<int16_t*>(scale + kStripQueries * (1 + w / 4)),
                               scale};
@@ -256,12 +242,15 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
     for (int64_t first = 0; first < op.segment; first += kStripQueries) {
       const int64_t n_queries = std::min(kStripQueries, op.segment - first);
       const float* const from = q[s * op.segment + first].data + (at.head * at.group + g) * d;
-      product<false>(n_queries, columns, d, from, op.q.cols, at.directions, d, projected, columns);
-      for (int64_t i = 0; i < kStripQueries; ++i) {
+      const char* rows[kStripQueries];  // by place
+      for (int64_t i = 0; i < kStripQueries; ++i)
         // What is missing of the last group is filled up with its last query: no other maximum.
-        quantize_query(projected + std::min(i, n_queries - 1) * columns, w, place_of(i), strip);
-        scale[place_of(i)] *= op.scale * kLog2e * static_cast<float>(1 << shift);
-      }
+        rows[place_of(i)] =
+            reinterpret_cast<const char*>(from + std::min(i, n_queries - 1) * op.q.cols);
+      pack_columns<kSketchVectors>(kStripQueries, d, DType::kF32, rows, queries);
+      product<false, kSketchVectors>(w, kStripQueries, d, op.basis.directions[at.head].data, d,
+                                     queries, d, projected, kStripQueries);
+      quantize_queries(projected, w, op.scale * kLog2e * static_cast<float>(1 << shift), strip);
       float top[kStripQueries];
       std::fill_n(top, kStripQueries, -std::numeric_limits<float>::infinity());
       int32_t most[kStripQueries];
@@ -406,11 +395,11 @@ void estimate_segment(const EstimateMass& op, const MassOfHead& at, int64_t s, f
 
 int64_t packed_directions(const SketchBasis& basis, int64_t head, float* to) {
   const int64_t w = basis.n_directions(), d = basis.directions.dim(2);
-  if (to == nullptr) return full_panels(w) * d;
+  if (to == nullptr) return full_panels<kSketchVectors>(w) * d;
   const char* rows[kTileKeys];
   for (int64_t r = 0; r < w; ++r)
     rows[r] = reinterpret_cast<const char*>(basis.directions[head][r].data);
-  pack_columns(w, d, DType::kF32, rows, to);
+  pack_columns<kSketchVectors>(w, d, DType::kF32, rows, to);
   return 0;
 }
 

@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -51,6 +52,58 @@ struct StripQueries {
 };
 
 HWY_INLINE int64_t runs_of(int64_t w) { return (w / 4 + kRun - 1) / kRun; }
+
+// The strip's queries from their projections x [w, kStripQueries], each in a lane; `unit` is what
+// one stands for. Numbers that are none count as 0.
+HWY_INLINE void quantize_queries(const float* HWY_RESTRICT x, int64_t w, float unit,
+                                 const StripQueries& to) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const auto zero = hn::Zero(d);
+  for (int64_t i = 0; i < kStripQueries; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto number = [&](int64_t k) HWY_ATTR { return hn::LoadU(d, x + k * kStripQueries + i); };
+    auto most = zero, most_of_part = zero;  // as sketch_step() has them
+    for (int64_t run = 0; run < w; run += 4 * kRun)
+      for (int64_t half = 0; half < 4; half += 2) {
+        auto sum = zero;
+        for (int64_t k = run + half; k < std::min(run + 4 * kRun, w); k += 4) {
+          const auto first = hn::Abs(number(k)), second = hn::Abs(number(k + 1));
+          most = hn::Max(second, hn::Max(first, most));  // the second of them if one is NaN
+          sum = hn::Add(sum, hn::Add(first, second));
+        }
+        most_of_part = hn::Max(sum, most_of_part);
+      }
+    alignas(64) float step[kStripQueries], part[kStripQueries];
+    hn::StoreU(most, d, step);
+    hn::StoreU(most_of_part, d, part);
+    for (int64_t u = 0; u < static_cast<int64_t>(hn::Lanes(d)); ++u)
+      step[u] = sketch_step(step[u], part[u]);
+    const auto scale = hn::LoadU(d, step);
+    const auto inverse = hn::IfThenElseZero(hn::Gt(scale, zero), hn::Div(hn::Set(d, 1.0f), scale));
+    hn::StoreU(hn::Mul(scale, hn::Set(d, unit)), d, to.scale + i);
+    for (int64_t run = 0; run < runs_of(w); ++run) {
+      auto low = hn::Zero(di), high = hn::Zero(di);
+      for (int64_t g = run * kRun; g < std::min((run + 1) * kRun, w / 4); ++g) {
+        const auto whole = [&](int64_t u) HWY_ATTR {
+          const auto q = hn::NearestInt(hn::Mul(number(4 * g + u), inverse));
+          const auto fits = hn::And(hn::Lt(q, hn::Set(di, 128)), hn::Gt(q, hn::Set(di, -128)));
+          return hn::IfThenElseZero(fits, q);
+        };
+        const auto byte = [&](hn::Vec<decltype(di)> q)
+                              HWY_ATTR { return hn::And(q, hn::Set(di, 255)); };
+        const auto a = whole(0), b = whole(1), c = whole(2), e = whole(3);
+        low = hn::Add(low, hn::Add(a, b));
+        high = hn::Add(high, hn::Add(c, e));
+        const auto four = hn::Or(hn::Or(byte(a), hn::ShiftLeft<8>(byte(b))),
+                                 hn::Or(hn::ShiftLeft<16>(byte(c)), hn::ShiftLeft<24>(e)));
+        hn::StoreU(four, di, reinterpret_cast<int32_t*>(to.q) + g * kStripQueries + i);
+      }
+      const auto both = hn::Or(hn::And(hn::Mul(low, hn::Set(di, -64)), hn::Set(di, 0xFFFF)),
+                               hn::ShiftLeft<16>(hn::Mul(high, hn::Set(di, -64))));
+      hn::StoreU(both, di, reinterpret_cast<int32_t*>(to.start) + run * kStripQueries + i);
+    }
+  }
+}
 
 // With kCausal: the sums of the queries in places from `place` on that see key j, the lowest number
 // for others.

@@ -31,10 +31,15 @@ constexpr int64_t kVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 // Rows that a panel is used for while it is in L1.
 constexpr int64_t kStrip = 4 * kRows;
 
-// Columns of a full panel, and those of the panels that hold n.
-HWY_INLINE int64_t panel_columns() { return kVectors * static_cast<int64_t>(hn::Lanes(F32())); }
+// Columns of a full panel, of fewer vectors where columns are few, and those of the panels that
+// hold n.
+template <int64_t kN = kVectors>
+HWY_INLINE int64_t panel_columns() {
+  return kN * static_cast<int64_t>(hn::Lanes(F32()));
+}
+template <int64_t kN = kVectors>
 HWY_INLINE int64_t full_panels(int64_t n) {
-  return (n + panel_columns() - 1) / panel_columns() * panel_columns();
+  return (n + panel_columns<kN>() - 1) / panel_columns<kN>() * panel_columns<kN>();
 }
 
 // c[i][j] (+)= sum_k a[i][k] b[k][j] for kM rows and kN vectors of columns; a's rows are a_stride
@@ -95,17 +100,17 @@ HWY_INLINE void panel_product(int64_t m, int64_t depth, const float* a, int64_t 
   }
 }
 
-// The same for m rows and n columns, a multiple of the vector length, of a b in panels: kVectors
+// The same for m rows and n columns, a multiple of the vector length, of a b in panels: kN
 // vectors of columns, single ones at the end. The panel of column j on starts at b + j * b_rows,
 // and its rows of columns follow each other. It is used for all rows while it is in L1.
-template <bool kAdd>
+template <bool kAdd, int64_t kN = kVectors>
 HWY_INLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_stride,
                         const float* b, int64_t b_rows, float* c, int64_t c_stride,
                         const float* factor = nullptr) {
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(F32()));
   int64_t j = 0;
-  for (; j + kVectors * lanes <= n; j += kVectors * lanes)
-    panel_product<kVectors, kAdd>(m, depth, a, a_stride, b + j * b_rows, c + j, c_stride, factor);
+  for (; j + kN * lanes <= n; j += kN * lanes)
+    panel_product<kN, kAdd>(m, depth, a, a_stride, b + j * b_rows, c + j, c_stride, factor);
   for (; j < n; j += lanes)
     panel_product<1, kAdd>(m, depth, a, a_stride, b + j * b_rows, c + j, c_stride, factor);
 }
@@ -138,10 +143,11 @@ HWY_INLINE void widen(const char* row, DType type, int64_t c, int64_t n, float* 
 
 // Puts n <= kTileKeys rows of d numbers side by side into the columns of tile, panels of d rows.
 // Columns behind the n-th, up to a full panel, are defined but mean nothing.
+template <int64_t kN = kVectors>
 HWY_INLINE void pack_columns(int64_t n, int64_t d, DType type, const char* const* rows,
                              float* HWY_RESTRICT tile) {
-  const int64_t wide = panel_columns(), at_once = std::min<int64_t>(4, wide);
-  for (int64_t j = 0; j < full_panels(n); j += at_once) {
+  const int64_t wide = panel_columns<kN>(), at_once = std::min<int64_t>(4, wide);
+  for (int64_t j = 0; j < full_panels<kN>(n); j += at_once) {
     const char* row[4];
     for (int64_t u = 0; u < at_once; ++u) row[u] = rows[std::min(j + u, n - 1)];
     float* to = tile + j / wide * wide * d + j % wide;

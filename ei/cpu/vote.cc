@@ -46,7 +46,7 @@ void split_queries(const float* HWY_RESTRICT numbers, int64_t n, uint16_t* HWY_R
 // written. Keys are the second factor, queries the first in their two parts.
 template <class Unit>
 void multiply_tile_by_unit(const uint16_t* queries, int64_t d, int64_t n, const char* const* keys,
-                           uint32_t* HWY_RESTRICT pairs, VoteTile& out) {
+                           uint32_t* HWY_RESTRICT pairs, float* HWY_RESTRICT scores) {
   static_assert(VoteTile::kQueries == 2 * kAmxRows);
   const int64_t depth = d / kAmxDepth, bytes = d * int64_t{sizeof(uint16_t)};
   Unit::begin();
@@ -68,13 +68,15 @@ void multiply_tile_by_unit(const uint16_t* queries, int64_t d, int64_t n, const 
         Unit::template multiply<1, 5, 6>();
       }
     }
-    Unit::template store<0>(out.p[0] + j, sizeof out.p[0]);
-    Unit::template store<1>(out.p[kAmxRows] + j, sizeof out.p[0]);
+    constexpr int64_t kStride = kTileKeys * sizeof(float);
+    Unit::template store<0>(scores + j, kStride);
+    Unit::template store<1>(scores + kAmxRows * kTileKeys + j, kStride);
   }
   Unit::end();
 }
 
-// The queries against the tile of keys from `key` on. panels: room for the keys.
+// The queries against the tile of keys from `key` on. panels: room for the keys and, in L1, for
+// scores, so that the tile, which is not, is written once.
 void multiply_tile(Tiles tiles, const Vote& op, int64_t kv_head, const VoteQueries& q, int64_t key,
                    float* HWY_RESTRICT panels, VoteTile& out) {
   const F32 df;
@@ -85,16 +87,18 @@ void multiply_tile(Tiles tiles, const Vote& op, int64_t kv_head, const VoteQueri
   const int64_t n_tile = std::min(kTileKeys, n_rows - key), columns = full_panels(n_tile);
   const char* keys[kTileKeys];
   for (int64_t u = 0; u < n_tile; ++u) keys[u] = key_at(kv, kv_head, key + u);
+  float* const scores = panels + kTileKeys * d;
   if (q.parts != nullptr) {
     auto* const pairs = reinterpret_cast<uint32_t*>(panels);
-    tiles == Tiles::kAmx ? multiply_tile_by_unit<Amx>(q.parts, d, n_tile, keys, pairs, out)
-                         : multiply_tile_by_unit<EmulatedAmx>(q.parts, d, n_tile, keys, pairs, out);
+    tiles == Tiles::kAmx
+        ? multiply_tile_by_unit<Amx>(q.parts, d, n_tile, keys, pairs, scores)
+        : multiply_tile_by_unit<EmulatedAmx>(q.parts, d, n_tile, keys, pairs, scores);
   } else {
     pack_columns(n_tile, d, kv.layout.dtype, keys, panels);
-    product<false>(n, columns, d, q.numbers, d, panels, d, out.p[0], kTileKeys);
+    product<false>(n, columns, d, q.numbers, d, panels, d, scores, kTileKeys);
   }
   for (int64_t i = 0; i < n; ++i) {
-    float* s = out.p[i];
+    float *s = scores + i * kTileKeys, *p = out.p[i];
     // Query i of the window sees the rows up to its own.
     const int64_t n_seen =
         std::clamp<int64_t>(n_rows - op.n_queries + first + i + 1 - key, 0, n_tile);
@@ -105,9 +109,9 @@ void multiply_tile(Tiles tiles, const Vote& op, int64_t kv_head, const VoteQueri
     out.top[i] = hn::GetLane(most);
     V32 total = hn::Zero(df);
     for (int64_t c = 0; c < columns; c += lanes) {
-      const V32 p = exp2_negative(hn::Sub(hn::LoadU(df, s + c), most));
-      hn::StoreU(p, df, s + c);
-      total = hn::Add(total, p);
+      const V32 x = exp2_negative(hn::Sub(hn::LoadU(df, s + c), most));
+      hn::StoreU(x, df, p + c);
+      total = hn::Add(total, x);
     }
     out.sum[i] = n_seen > 0 ? hn::GetLane(hn::SumOfLanes(df, total)) : 0;
   }
@@ -224,10 +228,10 @@ void CpuBackend::run(const Vote& op) {
   const int64_t longest = kv.rows_bound, most_tiles = (longest + kTileKeys - 1) / kTileKeys;
   const bool highest = op.over_queries == GroupReduce::kMax;
   constexpr auto kTileFloats = static_cast<int64_t>(sizeof(VoteTile) / sizeof(float));
+  const int64_t per_thread = kTileKeys * (d + kQueries);
   auto* tiles = scratch_.get<VoteTile>(
       most_tiles +
-      (longest + kTileKeys + kQueries * (2 * d + 2) + n_threads_ * kTileKeys * d) / kTileFloats +
-      1);
+      (longest + kTileKeys + kQueries * (2 * d + 2) + n_threads_ * per_thread) / kTileFloats + 1);
   float* votes = tiles[most_tiles].p[0];
   float *q = votes + longest + kTileKeys, *top = q + kQueries * d, *inverse = top + kQueries;
   float *parts = inverse + kQueries, *panels = parts + kQueries * d;
@@ -252,7 +256,7 @@ void CpuBackend::run(const Vote& op) {
       const VoteQueries queries = {first, n, q, by_unit ? split : nullptr};
       parallel_for(n_threads_, n_tiles, [&](int64_t t, int thread) {
         HWY_DYNAMIC_DISPATCH(multiply_tile)
-        (tiles_, op, h / group, queries, t * kTileKeys, panels + thread * kTileKeys * d, tiles[t]);
+        (tiles_, op, h / group, queries, t * kTileKeys, panels + thread * per_thread, tiles[t]);
       });
       HWY_DYNAMIC_DISPATCH(merge_tiles)(tiles, n_tiles, n, top, inverse);
       parallel_for(n_threads_, (n_votes + kTileKeys - 1) / kTileKeys, [&](int64_t t) {
