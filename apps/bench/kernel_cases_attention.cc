@@ -12,6 +12,7 @@ using Limit = KernelResult::Limit;
 
 constexpr const char* kDenseName = "prefill attention, dense";
 constexpr const char* kSparseName = "prefill attention, selected";
+constexpr const char* kSketchName = "shares by sketches, selection";
 constexpr int64_t kSegment = 512;
 constexpr int64_t kBlock = 8;
 constexpr int64_t kChunk = 2048;   // queries: the last of the keys
@@ -50,6 +51,65 @@ struct SelectionArray {
   DeviceArray<int32_t, 3> index;
 };
 
+// Which blocks the policy `entropy` reads, found by directions that are as good as any.
+class SketchSelection {
+ public:
+  SketchSelection(Backend& backend, int64_t begin, int64_t d)
+      : backend_(backend),
+        begin_(begin),
+        d_(d),
+        directions_(backend, {kKvHeads, 3 * d / 8, d}),
+        mean_(backend, {kKvHeads, 3 * d / 8}),
+        mass_(backend, {kKvHeads, n_segments_, n_blocks()}),
+        own_(backend, {kKvHeads, n_segments_}),
+        entropy_(backend, {(begin + kChunk) / policy_.segment, 1, kKvHeads}),
+        count_(backend, {kKvHeads, n_segments_}),
+        index_(backend, {kKvHeads, n_segments_, n_blocks()}) {
+    std::vector<float> x(static_cast<size_t>(directions_.view().size()));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(float(i * i));
+    backend.copy_in(directions_.view().data, x.data(), std::ssize(x) * 4);
+    backend.copy_in(mean_.view().data, x.data(), mean_.view().size() * 4);
+  }
+
+  void run(const Act& q, const KvLayer& kv) {
+    backend_.run(EstimateMass{.estimate = policy_.estimate,
+                              .q = q,
+                              .begin = begin_,
+                              .segment = policy_.segment,
+                              .block = policy_.block,
+                              .scale = 1 / std::sqrt(float(d_)),
+                              .basis = {directions_.view(), mean_.view()},
+                              .kv = kv,
+                              .mass = mass_.view(),
+                              .own = own_.view(),
+                              .entropy = entropy_.view()});
+    backend_.run(SelectMass{.mass = mass_.view(),
+                            .own = own_.view(),
+                            .first_segment = begin_ / policy_.segment,
+                            .segment = policy_.segment,
+                            .block = policy_.block,
+                            .total = policy_.mass,
+                            .by_entropy = policy_.by_entropy,
+                            .sink = policy_.sink,
+                            .local = policy_.local,
+                            .out = {count_.view(), index_.view()}});
+  }
+
+ private:
+  int64_t n_blocks() const { return (begin_ + kChunk) / policy_.block; }
+
+  Backend& backend_;
+  PrefillPolicy policy_ = PrefillPolicy::sketch();
+  int64_t begin_, d_, n_segments_ = kChunk / policy_.segment;
+  DeviceArray<float, 3> directions_;
+  DeviceArray<float, 2> mean_;
+  DeviceArray<float, 3> mass_;
+  DeviceArray<float, 2> own_;
+  DeviceArray<float, 3> entropy_;
+  DeviceArray<int32_t, 2> count_;
+  DeviceArray<int32_t, 3> index_;
+};
+
 // Query-key pairs of one query head.
 double pairs(int64_t begin, int32_t count) {
   double sum = 0;
@@ -63,7 +123,7 @@ double pairs(int64_t begin, int32_t count) {
 }  // namespace
 
 void bench_prefill_attention(Backend& backend, KernelBench& bench) {
-  if (!bench.wants(kDenseName) && !bench.wants(kSparseName)) return;
+  if (!bench.wants(kDenseName) && !bench.wants(kSparseName) && !bench.wants(kSketchName)) return;
   for (const int64_t d : {64, 128}) {
     for (const int64_t keys : {8192, 32768}) {
       const int64_t begin = keys - kChunk;
@@ -76,6 +136,7 @@ void bench_prefill_attention(Backend& backend, KernelBench& bench) {
       const KvCache cache = data.cache(pool, shape, keys);
       const SelectionArray all(backend, begin, kAllBlocks);
       const SelectionArray some(backend, begin, static_cast<int32_t>(kBudget / kBlock));
+      SketchSelection sketches(backend, begin, d);
       for (const int64_t group : {1, 4, 7}) {
         const int64_t width = kKvHeads * group * d;
         const ActArray q = data.act(kChunk, width);
@@ -106,6 +167,13 @@ void bench_prefill_attention(Backend& backend, KernelBench& bench) {
                        .limit = Limit::kDense,
                        .target = 0.85},
                       [&] { run(some); });
+        // Against the time of the attention that it decides on: a tenth of it, ten times the rate.
+        bench.measure({.kernel = kSketchName,
+                       .size = size,
+                       .flops = flops(kAllBlocks),
+                       .limit = Limit::kDense,
+                       .target = 10},
+                      [&] { sketches.run(q.act(), cache.layer(0)); });
       }
     }
   }

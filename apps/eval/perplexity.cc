@@ -26,7 +26,7 @@ using eval::Estimate;
 
 // What is compared apart: tokens whose queries chose blocks, the prompt's end, which policies read
 // densely but which sees what was made of the text before, and tokens that are decoded one by one
-// as an answer would be.
+// as an answer would be, once every policy has compressed its cache.
 enum Part { kRead, kLastSegment, kWritten, kParts };
 struct PartName {
   const char *json, *text;
@@ -37,7 +37,7 @@ constexpr PartName kPartNames[kParts] = {
 // Where the parts of a piece begin, in tokens.
 struct Parts {
   int64_t begin[kParts];
-  int64_t n_tokens;
+  int64_t n_prompt, n_tokens;
 
   Parts(int64_t n, const std::vector<eval::NamedPolicies>& compared) : n_tokens(n) {
     constexpr int64_t kMostWritten = 256;  // at least: the prompt is whole segments
@@ -49,15 +49,18 @@ struct Parts {
         sparse_from = std::min(
             sparse_from, (read.threshold_len + read.segment - 1) / read.segment * read.segment);
     }
-    const int64_t n_prompt = (n - std::min(kMostWritten, n / 2)) / segment * segment;
-    begin[kWritten] = n_prompt > 0 ? n_prompt : n / 2;
-    begin[kLastSegment] = std::max<int64_t>(0, begin[kWritten] - segment);
+    n_prompt = (n - std::min(kMostWritten, n / 2)) / segment * segment;
+    if (n_prompt == 0) n_prompt = n / 2;
+    begin[kWritten] = n_prompt;
+    begin[kLastSegment] = std::max<int64_t>(0, n_prompt - segment);
     for (const auto& [name, policies] : compared) {
       const PrefillPolicy& read = policies.prefill;
       if (!read.is_dense())
         begin[kLastSegment] =
-            std::min(begin[kLastSegment], std::max<int64_t>(0, begin[kWritten] - read.dense_tail) /
+            std::min(begin[kLastSegment], std::max<int64_t>(0, n_prompt - read.dense_tail) /
                                               read.segment * read.segment);
+      if (!policies.decode.is_full())
+        begin[kWritten] = std::max(begin[kWritten], n_prompt + policies.decode.longest_gap());
     }
     begin[kRead] = std::min(sparse_from, begin[kLastSegment]);
   }
@@ -65,6 +68,7 @@ struct Parts {
   Part part_of(int64_t at) const {
     const int64_t row = at - 1;
     return row >= begin[kWritten]       ? kWritten
+           : row >= n_prompt            ? kParts
            : row >= begin[kLastSegment] ? kLastSegment
            : row >= begin[kRead]        ? kRead
                                         : kParts;
@@ -142,13 +146,13 @@ class Perplexity {
         Request request;
         request.prefill = policies.prefill;
         request.decode = policies.decode;
-        session.score(piece, request, parts.begin[kWritten],
+        session.score(piece, request, parts.n_prompt,
                       {.on_text = {},
                        .on_prefill = [&](int64_t done, int64_t,
                                          int64_t) { progress.update(n_done + done, n_steps); },
                        .on_logits =
                            [&](int64_t at, std::span<const float> logits) {
-                             if (at > parts.begin[kWritten]) progress.update(n_done + at, n_steps);
+                             if (at > parts.n_prompt) progress.update(n_done + at, n_steps);
                              if (parts.part_of(at) != kParts && at % every == 0)
                                take(static_cast<size_t>(at), logits);
                            },
@@ -178,7 +182,7 @@ class Perplexity {
     if (json_) {
       nlohmann::ordered_json out = {{"file", file_},
                                     {"length", length_},
-                                    {"prompt_tokens", parts.begin[kWritten]},
+                                    {"prompt_tokens", parts.n_prompt},
                                     {"chunks", n_pieces}};
       for (size_t p = 0; p < results.size(); ++p)
         out["policies"][policies_[p]] =
@@ -242,7 +246,9 @@ class Perplexity {
     }
     estimate("RMS Δp, %", &Divergence::rms_dp, 100);
     estimate("Same top p, %", &Divergence::same_top, 100);
-    const int64_t end = part == kWritten ? parts.n_tokens : parts.begin[part + 1];
+    const int64_t end = part == kRead          ? parts.begin[kLastSegment]
+                        : part == kLastSegment ? parts.n_prompt
+                                               : parts.n_tokens;
     return fmt::format(
         "{}: tokens {} to {} of each piece, {} compared. KLD: from dense+full's distribution of "
         "the "

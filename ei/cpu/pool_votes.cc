@@ -48,7 +48,7 @@ void CpuBackend::run(const PoolVotes& op) {
         break;
       case Pooling::kBoth:
         average(votes, n, kNarrowPool, narrow + h * m);
-        highest(votes, n, op.kernel, out);
+        highest(narrow + h * m, n, op.kernel, out);
         for (int64_t j = 0; j < n; ++j) out[j] = both_pools(narrow[h * m + j], out[j]);
     }
   });

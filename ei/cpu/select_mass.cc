@@ -15,7 +15,8 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
   const int64_t past = past_tokens / op.block;
   const int64_t sink = std::min(past, (op.sink + op.block - 1) / op.block);
   const int64_t local = std::max(sink, past - std::min(past, (op.local + op.block - 1) / op.block));
-  float most = 0, held = own;
+  float most = 0;
+  double held = own;
   double squares = double(own) * double(own) * double(op.block) / double(op.segment);
   double all_squares = squares;
   for (int64_t b = 0; b < past; ++b) {
@@ -27,10 +28,10 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
     squares += square;
   }
   const double missing = 1 - double(op.total);
-  const auto enough = [&] {
-    if (!op.by_entropy) return held >= op.total;
-    const double ratio = (1 - double(held)) / double(held);
-    return 16 * (all_squares - squares + ratio * ratio * squares) <= missing * missing;
+  const auto enough = [&](double h, double kept_squares) {
+    if (!op.by_entropy) return h >= double(op.total);
+    const double ratio = (1 - h) / h;
+    return 16 * (all_squares - kept_squares + ratio * ratio * kept_squares) <= missing * missing;
   };
   int64_t n = 0;
   const auto keep = [&](int64_t b) { index[n++] = static_cast<int32_t>(b); };
@@ -40,26 +41,35 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
     return static_cast<int32_t>(n);
   }
   // Ordered by one number: how likely a block is, whose bits order as it does, and then how early.
-  int64_t n_others = 0;
-  for (int64_t b = sink; b < local; ++b) {
+  const auto key = [&](int64_t b) {
     const auto bits = std::bit_cast<uint32_t>(mass[b] > 0 ? mass[b] : 0.0f);  // NaN is 0
-    order[n_others++] = -(int64_t{bits} << 32) + b;
-  }
-  // The likeliest first, as many as it takes: doubled until they are enough.
-  int64_t n_sorted = 0, n_taken = 0;
-  while (!enough() && n_taken < n_others) {
-    if (n_taken == n_sorted) {
-      n_sorted = std::min(n_others, std::max<int64_t>(64, 2 * n_sorted));
-      std::partial_sort(order + n_taken, order + n_sorted, order + n_others);
+    return -(int64_t{bits} << 32) + b;
+  };
+  int64_t n_others = 0;
+  for (int64_t b = sink; b < local; ++b) order[n_others++] = key(b);
+  // The likeliest `low` are not enough, and `high` are, or are all there are. What is between them
+  // is halved until it is one: each block is looked at a few times, and none are sorted.
+  int64_t low = 0, high = enough(held, squares) ? 0 : n_others;
+  while (low + 1 < high) {
+    const int64_t middle = (low + high) / 2;
+    std::nth_element(order + low, order + middle, order + high);
+    double with = held, with_squares = squares;
+    for (int64_t i = low; i < middle; ++i) {
+      const double share = mass[order[i] & INT32_MAX];
+      with += share;
+      with_squares += share * share;
     }
-    const float share = mass[order[n_taken++] & INT32_MAX];
-    held += share;
-    squares += double(share) * double(share);
+    if (enough(with, with_squares)) {
+      high = middle;
+    } else {
+      low = middle;
+      held = with;
+      squares = with_squares;
+    }
   }
-  for (int64_t b = 0; b < sink; ++b) keep(b);
-  for (int64_t i = 0; i < n_taken; ++i) keep(order[i] & INT32_MAX);
-  for (int64_t b = local; b < past; ++b) keep(b);
-  std::sort(index + sink, index + sink + n_taken);
+  const int64_t last = high > 0 ? order[high - 1] : INT64_MIN;
+  for (int64_t b = 0; b < past; ++b)
+    if (b < sink || b >= local || key(b) <= last) keep(b);
   return static_cast<int32_t>(n);
 }
 

@@ -367,6 +367,11 @@ struct Votes {
     for (int i = begin(j, width); i < end(j, width); ++i) most = fmaxf(most, votes[i]);
     return most;
   }
+  __device__ float highest_average(int j, int64_t width, int64_t of_width) const {
+    float most = average(j, of_width);
+    for (int i = begin(j, width); i < end(j, width); ++i) most = fmaxf(most, average(i, of_width));
+    return most;
+  }
   __device__ int reach(int64_t width) const {
     return static_cast<int>(min(width / 2, static_cast<int64_t>(n)));
   }
@@ -383,7 +388,7 @@ __global__ void pool(const __grid_constant__ PoolVotes op) {
   if (op.pooling == Pooling::kAvg) y = votes.average(i, op.kernel);
   if (op.pooling == Pooling::kMax) y = votes.highest(i, op.kernel);
   if (op.pooling == Pooling::kBoth)
-    y = both_pools(votes.average(i, kNarrowPool), votes.highest(i, op.kernel));
+    y = both_pools(votes.average(i, kNarrowPool), votes.highest_average(i, op.kernel, kNarrowPool));
   op.out.data[h * m + i] = y;
 }
 

@@ -41,7 +41,7 @@ void check(const ExpectVotes& op);
 
 // Smooths votes along the rows with a 1-d pool of odd width `kernel`: maximum, or average with zero
 // padding counted in the mean (METHOD.md 2.2; the reference's avg_pool1d and max_pool1d). kBoth: by
-// an average of kNarrowPool and a maximum of `kernel`, joined by both_pools().
+// an average of kNarrowPool and the maximum of `kernel` such averages, joined by both_pools().
 struct PoolVotes {
   View<const float, 2> votes;      // [n_heads, m]
   View<const int32_t, 1> n_votes;  // [n_heads] valid columns of each row

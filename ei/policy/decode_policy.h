@@ -105,7 +105,7 @@ struct DecodePolicy {
     policy.voter = Voter::kRepeat;
     policy.window = 512;
     policy.gap = -1;
-    policy.pooling = Pooling::kNone;
+    policy.kernel = 5;  // the authors' has no pool: a number of many tokens loses some
     policy.regrow = 0;
     policy.reduce = GroupReduce::kMax;
     policy.split = Split::kGlobal;

@@ -142,7 +142,8 @@ def pool_votes(votes: torch.Tensor, pooling: str = 'max', kernel: int = 21) -> t
     if pooling == 'none':
         return votes
     if pooling == 'both':
-        return torch.maximum(pool_votes(votes, 'avg', 5), .3 * pool_votes(votes, 'max', kernel))
+        narrow = pool_votes(votes, 'avg', 5)
+        return torch.maximum(narrow, .5 * pool_votes(narrow, 'max', kernel))
     pool = torch.nn.functional.max_pool1d if pooling == 'max' else torch.nn.functional.avg_pool1d
     return pool(votes, kernel, stride=1, padding=kernel // 2)
 

@@ -314,7 +314,7 @@ def test_kvzip(size, tmp_path):
     """The highest attention of any query that repeats the prompt; the lowest scores of all layers and heads go."""
     tokens = Tokens(*size, layers=3)
     m, budget = 100, 60
-    rows = tokens.choices(f'dense+kvzip@{budget}:window={m}', tmp_path)['rows']
+    rows = tokens.choices(f'dense+kvzip@{budget}:window={m}:pooling=none', tmp_path)['rows']
     score = torch.stack([window_votes(tokens, layer, m).amax(1).view(tokens.kv_heads, -1, tokens.n - m).amax(1) for layer in range(tokens.layers)])
     kept = highest(score.flatten(), budget * tokens.layers * tokens.kv_heads).view_as(score)
     assert kept.sum(-1).unique().numel() > 1  # heads share

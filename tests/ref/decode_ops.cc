@@ -70,7 +70,7 @@ std::vector<double> pool(const std::vector<double>& votes, Pooling pooling, int6
   if (pooling == Pooling::kNone) return out;
   if (pooling == Pooling::kBoth) {
     const auto narrow = pool(votes, Pooling::kAvg, kNarrowPool);
-    const auto wide = pool(votes, Pooling::kMax, kernel);
+    const auto wide = pool(narrow, Pooling::kMax, kernel);
     for (size_t j = 0; j < out.size(); ++j)
       out[j] = std::max(narrow[j], double(kWideShare) * wide[j]);
     return out;
