@@ -7,8 +7,8 @@ matrices must change for it, at low rank (LoRA).
   tools/train_smollm2_32k.py build/smollm2/model build/texts delta.safetensors --minutes 7    # this: prints what came of it
   tests/smollm2/extend.py build/smollm2/model delta.safetensors build/smollm2/model-32k       # the whole model
 
-A step reads 32,768 tokens of text, of which a part may repeat an earlier one, as many of chats about facts hidden in texts, and
-every other time as many of short ones. W' = bf16(W + B A) is what is trained and what is used later, to the bit.
+A step reads 32,768 tokens of text, of which a part may repeat an earlier one, as many of a chat about facts hidden in a text, and
+every fourth time as many of short ones. W' = bf16(W + B A) is what is trained and what is used later, to the bit.
 Needs PyTorch, safetensors, tokenizers, numpy."""
 
 import argparse
@@ -294,8 +294,8 @@ class Reader:
         return np.pad(x, (0, n - len(x)), constant_values=2), np.pad(kind, (0, n - len(kind)))
 
     def chats(self, n):
-        """Chats one after the other: one of all n tokens in half of the cases, shorter ones otherwise."""
-        pieces = self.random.choice([1, 1, 2, 4]) if n >= 8192 else 1
+        """One chat of n tokens or, every fourth time, two one after the other."""
+        pieces = self.random.choice([1, 1, 1, 2]) if n >= 8192 else 1
         return tuple(np.concatenate(parts) for parts in zip(*(self.chat(n // pieces) for _ in range(pieces))))
 
     def batch(self, what, n):
@@ -360,7 +360,7 @@ def main():
     arguments.add_argument('delta', type=pathlib.Path, help='is written')
     arguments.add_argument('--resume', type=pathlib.Path, help='another run\'s delta')
     arguments.add_argument('--minutes', type=float, default=7, help='until training ends; validation takes one more')
-    arguments.add_argument('--theta', type=float, default=5e5)
+    arguments.add_argument('--theta', type=float, default=1e6)
     arguments.add_argument('--rank', type=int, default=24)
     arguments.add_argument('--lr', type=float, default=1e-3)
     arguments.add_argument('--length', type=int, default=32768)
@@ -413,7 +413,7 @@ def main():
         loss = model.losses(h.flatten(0, 1), x[:, 1:].flatten())
         kind = kind[:, 1:].flatten()
         text, answer = (loss[kind == k].sum() / max(1, (kind == k).sum()) for k in (1, 2))
-        (text + .5 * answer).backward()
+        (text + answer).backward()
         return text.detach(), answer.detach(), x.numel()
 
     if device.type == 'cuda':
@@ -434,7 +434,7 @@ def main():
         done = (time.time() - start) / (end - start)
         for group in optimizer.param_groups:
             group['lr'] = args.lr * min(1, (step + 1) / 20) * (.05 + .95 * .5 * (1 + math.cos(math.pi * done)))
-        for what in ['text', 'chat'] + ['short'] * (step % 2):
+        for what in ['text', 'chat'] + ['short'] * (step % 4 == 3):
             text, answer, n = learn(what)
             means.setdefault(what, []).append((text, answer))
             seen += n
