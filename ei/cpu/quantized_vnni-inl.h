@@ -73,15 +73,14 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
     }
   }
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto fetch = [&](int64_t v) {
-    // The same place in the outputs that come next: memory is read on while these are summed up.
-    _mm_prefetch(reinterpret_cast<const char*>(chunk) + ahead + 64 * v, _MM_HINT_T0);
-  };
+  // The same place in the outputs that come next is fetched: memory is read on while these are
+  // summed up. Not in a function, since calls that do nothing else are left out by compilers.
+  const auto* next = reinterpret_cast<const char*>(chunk) + ahead;
   if constexpr (kByFours<kFormat>) {
     __m512i w[4], products[kN];
     HWY_UNROLL(4)
     for (int64_t v = 0; v < 4; ++v) {
-      fetch(v);
+      _mm_prefetch(next + 64 * v, _MM_HINT_T0);
       w[v] = load_fours<kFormat>(chunk, v);
     }
     HWY_UNROLL(4)
@@ -104,7 +103,7 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
     __m512i group = _mm512_srli_epi32(lane, 3);
     HWY_UNROLL(8)
     for (int64_t v = 0; v < n_vectors; ++v) {
-      fetch(v);
+      _mm_prefetch(next + 64 * v, _MM_HINT_T0);
       const __m512i w = load_bytes<kFormat>(chunk, v);
       HWY_UNROLL(4)
       for (int i = 0; i < kN; ++i) {
