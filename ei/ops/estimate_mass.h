@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include "ei/base/host_device.h"
 #include "ei/ops/kv.h"
@@ -21,26 +20,14 @@ struct SketchBasis {
 
 // Queries that follow each other and share an exponential in a sketch.
 inline constexpr int64_t kSketchGroup = 8;
-// What a step of a query's whole numbers stands for, of its projection x [w]. They are at most 127,
-// and add up to so little that a kernel may add products with keys in 16 bits: a run of 6 groups of
-// four dimensions, two of each four apart from the other two. Rounding up adds half a step to each
-// of the 12 numbers of such a part.
+// What a step of a query's whole numbers stands for, of its projection's highest number and the
+// highest sum of a part's. They are at most 127, and add up to so little that a kernel may add
+// products with keys in 16 bits: a run of 6 groups of four dimensions, two of each four apart from
+// the other two. Rounding up adds half a step to each of the 12 numbers of such a part.
 inline constexpr int64_t kSketchRun = 6;
 EI_HOST_DEVICE inline float sketch_step(float most, float most_of_part) {
   constexpr float kMostPart = 32767 / 63 - kSketchRun;
   return std::max(most / 127, most_of_part / kMostPart);
-}
-EI_HOST_DEVICE inline float sketch_step(const float* x, int64_t w) {
-  float most = 0, part = 0;
-  for (int64_t k = 0; k < w; ++k) most = std::max(most, std::abs(x[k]));
-  for (int64_t run = 0; run < w; run += 4 * kSketchRun)
-    for (int64_t half = 0; half < 4; half += 2) {
-      float sum = 0;
-      for (int64_t k = run + half; k < std::min(run + 4 * kSketchRun, w); k += 4)
-        sum += std::abs(x[k]) + std::abs(x[k + 1]);
-      part = std::max(part, sum);
-    }
-  return sketch_step(most, part);
 }
 
 // The last bits of such a product, of w numbers, that are left out: what stays fits 16. Twice
