@@ -1,10 +1,10 @@
 #include "ei/ops/keep_top.h"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
 
 #include "ei/cpu/cpu_backend.h"
+#include "ei/cpu/highest.h"
 #include "ei/cpu/parallel.h"
 
 namespace ei::cpu {
@@ -19,15 +19,7 @@ void CpuBackend::run(const KeepTop& op) {
     const float* votes = op.votes[h].data;
     int64_t* order = orders + h * m;
     int32_t* rows = op.out.rows[h].data;
-    // Ordered by one number: how high a vote is, whose bits order as it does, and then how early.
-    for (int32_t j = 0; j < n; ++j) {
-      const auto bits = std::bit_cast<int32_t>(votes[j] + 0.0f);
-      const int32_t rank = bits < 0 ? bits ^ INT32_MAX : bits;
-      order[j] = int64_t{~rank} * (int64_t{1} << 32) + j;
-    }
-    if (n_top > 0) std::nth_element(order, order + n_top - 1, order + n);
-    for (int64_t i = 0; i < n_top; ++i) rows[i] = static_cast<int32_t>(order[i] & INT32_MAX);
-    std::sort(rows, rows + n_top);
+    take_highest(votes, n, n_top, order, rows);
     std::iota(rows + n_top, rows + n_top + op.window, n);
     op.out.count[h] = static_cast<int32_t>(n_top + op.window);
   });

@@ -1,9 +1,9 @@
 #include "ei/ops/select_mass.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "ei/cpu/cpu_backend.h"
+#include "ei/cpu/highest.h"
 #include "ei/cpu/parallel.h"
 
 namespace ei::cpu {
@@ -40,10 +40,8 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
       if (b < sink || b >= local || op.share == 0 || mass[b] >= op.share * most) keep(b);
     return static_cast<int32_t>(n);
   }
-  // Ordered by one number: how likely a block is, whose bits order as it does, and then how early.
-  const auto key = [&](int64_t b) {
-    const auto bits = std::bit_cast<uint32_t>(mass[b] > 0 ? mass[b] : 0.0f);  // NaN is 0
-    return -(int64_t{bits} << 32) + b;
+  const auto key = [&](int64_t b) {  // NaN is 0
+    return order_of(mass[b] > 0 ? mass[b] : 0.0f, b);
   };
   int64_t n_others = 0;
   for (int64_t b = sink; b < local; ++b) order[n_others++] = key(b);
@@ -55,7 +53,7 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
     std::nth_element(order + low, order + middle, order + high);
     double with = held, with_squares = squares;
     for (int64_t i = low; i < middle; ++i) {
-      const double share = mass[order[i] & INT32_MAX];
+      const double share = mass[index_of(order[i])];
       with += share;
       with_squares += share * share;
     }
