@@ -348,7 +348,7 @@ void multiply(const IntegerRows& x, const MatMul::Part& part, int64_t first, int
 IntegerRows::Form form_of_few(int64_t cols, WeightFormat format) {
   using enum IntegerRows::Form;
   if (HWY_TARGET > HWY_AVX3 || !has_vnni() || cols % 64 != 0) return kNumbers;
-  return block_of(format).weights == 256 ? kBytesByFours : kBytes;
+  return by_fours(format) ? kBytesByFours : kBytes;
 }
 
 int64_t panel_bytes(int64_t outputs) {

@@ -30,6 +30,9 @@ struct IntegerRows {
   IntegerRows(void* memory, int64_t rows, int64_t cols, Form form);
 };
 
+// Whether a format's blocks are of 256 weights, which kBytesByFours goes by.
+constexpr bool by_fours(WeightFormat format) { return block_of(format).weights == 256; }
+
 // What the products of few rows of so many columns with weights of the format take.
 IntegerRows::Form form_of_few(int64_t cols, WeightFormat format);
 

@@ -76,7 +76,7 @@ HWY_INLINE void add_chunk(const IntegerRows& x, const int64_t (&at)[kN], const u
   // The same place in the outputs that come next is fetched: memory is read on while these are
   // summed up. Not in a function, since calls that do nothing else are left out by compilers.
   const auto* next = reinterpret_cast<const char*>(chunk) + ahead;
-  if constexpr (kByFours<kFormat>) {
+  if constexpr (by_fours(kFormat)) {
     __m512i w[4], products[kN];
     HWY_UNROLL(4)
     for (int64_t v = 0; v < 4; ++v) {

@@ -37,10 +37,6 @@ HWY_INLINE __m512i of_table(__m512i index) {  // IQ4's values, 128 added
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), index);
 }
 
-// Whether a format's blocks are such.
-template <WeightFormat kFormat>
-constexpr bool kByFours = block_of(kFormat).weights == 256;
-
 // f(lane) in every lane.
 template <class F>
 HWY_INLINE __m512i in_lanes(F) {
