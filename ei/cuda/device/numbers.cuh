@@ -99,15 +99,21 @@ struct Numbers {
   }
 };
 
-// Products of two pairs of bf16.
-__device__ inline uint32_t multiply_pairs(uint32_t x, uint32_t y) {
-  __nv_bfloat162 a, b;
+// f of two pairs of numbers that lie in words.
+template <class Pair, class F>
+__device__ inline uint32_t of_pairs(uint32_t x, uint32_t y, const F& f) {
+  Pair a, b;
   memcpy(&a, &x, 4);
   memcpy(&b, &y, 4);
-  a = __hmul2(a, b);
+  a = f(a, b);
   uint32_t word;
   memcpy(&word, &a, 4);
   return word;
+}
+
+// Products of two pairs of bf16.
+__device__ inline uint32_t multiply_pairs(uint32_t x, uint32_t y) {
+  return of_pairs<__nv_bfloat162>(x, y, [](auto a, auto b) { return __hmul2(a, b); });
 }
 
 // Four numbers in e4m3 times a power of two as bf16, in two pairs, exactly: exponent and mantissa
@@ -128,14 +134,8 @@ __device__ inline uint2 e4m3_pairs(uint32_t bytes, uint32_t by) {
 __device__ inline uint2 signed_pairs(uint32_t bytes) {
   const auto pair = [&](uint32_t order) {
     const uint32_t both = __byte_perm(bytes, 0x43434343u, order);
-    const uint32_t low = both & 0xFF7FFF7Fu, high = both & 0xFF80FF80u;
-    __nv_bfloat162 a, b;
-    memcpy(&a, &low, 4);
-    memcpy(&b, &high, 4);
-    a = __hsub2(a, b);
-    uint32_t word;
-    memcpy(&word, &a, 4);
-    return word;
+    return of_pairs<__nv_bfloat162>(both & 0xFF7FFF7Fu, both & 0xFF80FF80u,
+                                    [](auto a, auto b) { return __hsub2(a, b); });
   };
   return {pair(0x4140), pair(0x4342)};
 }
@@ -144,12 +144,8 @@ __device__ inline uint2 signed_pairs(uint32_t bytes) {
 __device__ inline uint2 signed_f16_pairs(uint32_t bytes) {
   const auto pair = [&](uint32_t order) {
     const uint32_t both = __byte_perm(bytes ^ 0x80808080u, 0x64646464u, order);
-    __half2 x;
-    memcpy(&x, &both, 4);
-    x = __hsub2(x, __float2half2_rn(1152));
-    uint32_t word;
-    memcpy(&word, &x, 4);
-    return word;
+    constexpr uint32_t k1152 = 0x64806480u;
+    return of_pairs<__half2>(both, k1152, [](auto a, auto b) { return __hsub2(a, b); });
   };
   return {pair(0x4140), pair(0x4342)};
 }
