@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "apps/bench/kernel_cases.h"
+#include "ei/prefill/plan.h"
 
 namespace ei::bench {
 namespace {
@@ -51,63 +52,44 @@ struct SelectionArray {
   DeviceArray<int32_t, 3> index;
 };
 
-// Which blocks the policy `entropy` reads, found by directions that are as good as any.
+// Which blocks the policy `entropy` reads for the chunk's queries, by directions that are as good
+// as any; the prompt goes on behind them, so that no segment is dense.
 class SketchSelection {
  public:
   SketchSelection(Backend& backend, int64_t begin, int64_t d)
-      : backend_(backend),
-        begin_(begin),
-        d_(d),
-        directions_(backend, {kKvHeads, 3 * d / 8, d}),
-        mean_(backend, {kKvHeads, 3 * d / 8}),
-        mass_(backend, {kKvHeads, n_segments_, n_blocks()}),
-        own_(backend, {kKvHeads, n_segments_}),
-        entropy_(backend, {(begin + kChunk) / policy_.segment, 1, kKvHeads}),
-        count_(backend, {kKvHeads, n_segments_}),
-        index_(backend, {kKvHeads, n_segments_, n_blocks()}) {
-    std::vector<float> x(static_cast<size_t>(directions_.view().size()));
-    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(float(i * i));
-    backend.copy_in(directions_.view().data, x.data(), std::ssize(x) * 4);
-    backend.copy_in(mean_.view().data, x.data(), mean_.view().size() * 4);
+      : sketch_(backend, shape(d), values(shape(d))),
+        plan_(backend, policy(),
+              {.n_layers = 1,
+               .n_kv_heads = kKvHeads,
+               .head_dim = d,
+               .max_tokens = begin + kChunk + 1,
+               .page = kSegment,
+               .chunk = kChunk}),
+        chunk_{begin, kChunk} {
+    plan_.use(&sketch_);
+    plan_.begin(begin + kChunk + 1, begin);
   }
 
-  void run(const Act& q, const KvLayer& kv) {
-    backend_.run(EstimateMass{.estimate = policy_.estimate,
-                              .q = q,
-                              .begin = begin_,
-                              .segment = policy_.segment,
-                              .block = policy_.block,
-                              .scale = 1 / std::sqrt(float(d_)),
-                              .basis = {directions_.view(), mean_.view()},
-                              .kv = kv,
-                              .mass = mass_.view(),
-                              .own = own_.view(),
-                              .entropy = entropy_.view()});
-    backend_.run(SelectMass{.mass = mass_.view(),
-                            .own = own_.view(),
-                            .first_segment = begin_ / policy_.segment,
-                            .segment = policy_.segment,
-                            .block = policy_.block,
-                            .total = policy_.mass,
-                            .by_entropy = policy_.by_entropy,
-                            .sink = policy_.sink,
-                            .local = policy_.local,
-                            .out = {count_.view(), index_.view()}});
-  }
+  void run(const Act& q, const KvLayer& kv) { plan_.select(0, chunk_, q, kv); }
 
  private:
-  int64_t n_blocks() const { return (begin_ + kChunk) / policy_.block; }
+  static PrefillPolicy policy() {
+    PrefillPolicy policy = PrefillPolicy::sketch();
+    policy.threshold_len = policy.dense_tail = 0;
+    return policy;
+  }
+  static Sketch::Shape shape(int64_t d) {
+    return {.n_layers = 1, .n_kv_heads = kKvHeads, .head_dim = d};
+  }
+  static std::vector<float> values(const Sketch::Shape& shape) {
+    std::vector<float> x(static_cast<size_t>(shape.size()));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(float(i * i));
+    return x;
+  }
 
-  Backend& backend_;
-  PrefillPolicy policy_ = PrefillPolicy::sketch();
-  int64_t begin_, d_, n_segments_ = kChunk / policy_.segment;
-  DeviceArray<float, 3> directions_;
-  DeviceArray<float, 2> mean_;
-  DeviceArray<float, 3> mass_;
-  DeviceArray<float, 2> own_;
-  DeviceArray<float, 3> entropy_;
-  DeviceArray<int32_t, 2> count_;
-  DeviceArray<int32_t, 3> index_;
+  Sketch sketch_;
+  PrefillPlan plan_;
+  Chunk chunk_;
 };
 
 // Query-key pairs of one query head.
