@@ -37,8 +37,8 @@ TEST_F(ProgramTest, VersionAndHelp) {
   EXPECT_THAT(version.out, testing::ContainsRegex("entropyinfer [0-9.]+ \\(commit [0-9a-z-]+\\)"));
   EXPECT_THAT(version.out, HasSubstr("compiler: "));
   EXPECT_THAT(version.out, HasSubstr("CPU"));
-  EXPECT_THAT(run_program("--version", "", "ENTROPYINFER_CPU=scalar ENTROPYINFER_THREADS=3").out,
-              HasSubstr("device: CPU, no SIMD, 3 threads"));
+  EXPECT_THAT(run_program("--version", "", "ENTROPYINFER_CPU=avx2 ENTROPYINFER_THREADS=3").out,
+              HasSubstr("device: CPU, AVX2, 3 threads"));
   EXPECT_EQ(run_program("--version", "", "ENTROPYINFER_CPU=fpu").exit_code, 2);
   const Finished help = run_program("run --help");
   EXPECT_EQ(help.exit_code, 0);
