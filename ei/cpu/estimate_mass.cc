@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
@@ -16,6 +17,7 @@
 
 #include "ei/cpu/sketch-inl.h"
 #include "ei/cpu/sketch_amx-inl.h"
+#include "ei/cpu/sketch_shares-inl.h"
 #include "ei/cpu/tile-inl.h"
 
 #ifndef EI_CPU_ESTIMATE_MASS_HEAD_
@@ -73,58 +75,6 @@ HWY_INLINE float quantize_block(int64_t n, const float* HWY_RESTRICT x, int64_t 
   return scale;
 }
 
-// Logits of a block from products of whole numbers, of which the last `shift` bits are left out,
-// and each query's highest of all blocks so far.
-template <bool kCausal>
-HWY_INLINE void scale_products(const int32_t* HWY_RESTRICT products, int shift,
-                               const float* HWY_RESTRICT scale, float block_scale,
-                               float* HWY_RESTRICT to, float* HWY_RESTRICT top) {
-  const F32 d;
-  const hn::RebindToSigned<F32> di;
-  const auto lowest = hn::Set(di, std::numeric_limits<int32_t>::min());
-  const auto nothing = hn::Set(d, -std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < kStripQueries; i += static_cast<int64_t>(hn::Lanes(d))) {
-    const auto whole = hn::LoadU(di, products + i);
-    const auto kept = hn::ShiftRightSame(whole, shift);
-    auto x =
-        hn::Mul(hn::ConvertTo(d, kept), hn::Mul(hn::LoadU(d, scale + i), hn::Set(d, block_scale)));
-    if constexpr (kCausal) x = hn::IfThenElse(hn::RebindMask(d, hn::Eq(whole, lowest)), nothing, x);
-    hn::StoreU(x, d, to + i);
-    hn::StoreU(hn::Max(x, hn::LoadU(d, top + i)), d, top + i);
-  }
-}
-
-#if HWY_TARGET != HWY_SCALAR
-// Of numbers of which those of a group are kStripGroups places apart, each group's highest.
-template <class D>
-HWY_INLINE void store_highest(D d, hn::Vec<D> v, float* to) {
-  if constexpr (static_cast<int64_t>(hn::MaxLanes(D())) > kStripGroups) {
-    const hn::Half<D> half;
-    store_highest(half, hn::Max(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
-  } else {
-    hn::StoreU(v, d, to);
-  }
-}
-#endif
-
-// The highest logits of a strip's groups, relative to each query's own highest.
-HWY_INLINE void highest_of_groups(const float* HWY_RESTRICT logit, const float* HWY_RESTRICT top,
-                                  float* HWY_RESTRICT to) {
-#if HWY_TARGET == HWY_SCALAR
-  for (int64_t i = 0; i < kStripQueries; ++i) {
-    float& most = to[i % kStripGroups];
-    most = i < kStripGroups ? logit[i] - top[i] : std::max(most, logit[i] - top[i]);
-  }
-#else
-  const F32 d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto most = hn::Sub(hn::LoadU(d, logit), hn::LoadU(d, top));
-  for (int64_t i = lanes; i < kStripQueries; i += lanes)
-    most = hn::Max(most, hn::Sub(hn::LoadU(d, logit + i), hn::LoadU(d, top + i)));
-  store_highest(d, most, to);
-#endif
-}
-
 // x[i] = 2^x[i] for x <= 0, with room for whole vectors; returns the sum of n.
 HWY_INLINE float exp2_sum(float* HWY_RESTRICT x, int64_t n) {
   const F32 d;
@@ -132,8 +82,7 @@ HWY_INLINE float exp2_sum(float* HWY_RESTRICT x, int64_t n) {
   std::fill(x + n, x + (n + lanes - 1) / lanes * lanes, -std::numeric_limits<float>::infinity());
   V32 sum = hn::Zero(d);
   for (int64_t i = 0; i < n; i += lanes) {
-    const V32 x_i = hn::LoadU(d, x + i);
-    const V32 e = hn::IfThenElseZero(hn::Gt(x_i, hn::Set(d, -126.0f)), exp2_negative(x_i));
+    const V32 e = exp2_or_zero(hn::LoadU(d, x + i));
     hn::StoreU(e, d, x + i);
     sum = hn::Add(sum, e);
   }
@@ -176,8 +125,9 @@ int64_t mass_scratch(const EstimateMass& op, int64_t group, int64_t n_blocks) {
   switch (op.estimate) {
     case Estimate::kSketch: {
       const int64_t w = full_panels<kSketchVectors>(op.basis.n_directions());
-      return std::max(kStripQueries * (d + w + w / 4 + 16 + n), op.block * (d + w)) +
-             kStripGroups * n + 64;
+      return std::max(kStripQueries * (d + w + w / 4 + 16 + n / 2) + 2 * kStripGroups * (n + 16),
+                      op.block * (d + w)) +
+             64;
     }
     case Estimate::kAntidiagonals: {
       const int64_t rows = op.segment / op.stride * group, depth = op.stride * d;
@@ -230,14 +180,20 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
   const StripQueries strip = {reinterpret_cast<int8_t*>(scale + kStripQueries),
                               reinterpret_cast<int16_t*>(scale + kStripQueries * (1 + w / 4)),
                               scale};
-  float* const logit = scale + kStripQueries * (1 + w / 4 + runs_of(w));  // [n, kStripQueries]
-  float* const x = logit + n * kStripQueries;                             // [kStripGroups, stride]
-  const int64_t stride = n + 16;
+  const int64_t all = (n + kBlocksAtOnce - 1) / kBlocksAtOnce * kBlocksAtOnce;
+  float top[kStripQueries];
+  float* const e = scale + kStripQueries * (1 + w / 4 + runs_of(w));  // [all, kStripGroups]
+  float* const shares = e + (all + 16) * kStripGroups;                // the same, added up
+  const StripLogits logits = {
+      .shift = sketch_shift(w),
+      .query_scale = scale,
+      .block_scale = at.scale,
+      .whole = reinterpret_cast<int16_t*>(shares + (all + 16) * kStripGroups),  // [all, ...]
+      .top = top};
+  std::fill_n(shares, all * kStripGroups, 0.0f);
 
   const int64_t n_groups = (op.segment + kSketchGroup - 1) / kSketchGroup;
   const float weight = 1 / static_cast<float>(n_groups * at.group);
-  const int shift = sketch_shift(w);
-  float own = 0;
   for (int64_t g = 0; g < at.group; ++g)
     for (int64_t first = 0; first < op.segment; first += kStripQueries) {
       const int64_t n_queries = std::min(kStripQueries, op.segment - first);
@@ -250,30 +206,30 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
       pack_columns<kSketchVectors>(kStripQueries, d, DType::kF32, rows, queries);
       product<false, kSketchVectors>(w, kStripQueries, d, op.basis.directions[at.head].data, d,
                                      queries, d, projected, kStripQueries);
-      quantize_queries(projected, w, op.scale * kLog2e * static_cast<float>(1 << shift), strip);
-      float top[kStripQueries];
+      quantize_queries(projected, w, op.scale * kLog2e * static_cast<float>(1 << logits.shift),
+                       strip);
       std::fill_n(top, kStripQueries, -std::numeric_limits<float>::infinity());
-      int32_t most[kStripQueries];
-      const auto take = [&](int64_t b, const int32_t* highest) {
-        scale_products<false>(highest, shift, scale, at.scale[b], logit + b * kStripQueries, top);
-      };
-      highest_of_past(at.tiles, past, op.block, at.keys, w, strip, take);
+      highest_of_past(
+          at.tiles, past, op.block, at.keys, w, strip,
+          [&](int64_t b, const int32_t* highest) { keep_products<false>(logits, b, highest); });
       for (int64_t b = past; b < n; ++b) {
+        int32_t highest[kStripQueries];
         highest_products<true>(op.block, at.keys + b * op.block * w, w, strip,
-                               b * op.block - begin - first, most);
-        scale_products<true>(most, shift, scale, at.scale[b], logit + b * kStripQueries, top);
+                               b * op.block - begin - first, highest);
+        keep_products<true>(logits, b, highest);
       }
-      for (int64_t b = 0; b < n; ++b) {
-        float highest[kStripGroups];
-        highest_of_groups(logit + b * kStripQueries, top, highest);
-        for (int64_t i = 0; i < kStripGroups; ++i) x[i * stride + b] = highest[i];
-      }
-      for (int64_t i = 0; i * kSketchGroup < n_queries; ++i) {
-        const float sum = exp2_sum(x + i * stride, n);
-        own += add_shares(x + i * stride, past, n, weight / sum, mass);
-      }
+      std::fill(logits.whole + n * kStripQueries, logits.whole + all * kStripQueries, kHidden);
+      float sums[kStripGroups] = {}, factor[kStripGroups];
+      const int64_t seen = past / kBlocksAtOnce * kBlocksAtOnce;
+      exponentials<false>(logits, 0, seen, e, sums);
+      exponentials<true>(logits, seen, all, e, sums);
+      for (int64_t i = 0; i < kStripGroups; ++i)
+        factor[i] = i * kSketchGroup < n_queries ? weight / sums[i] : 0;
+      add_scaled(all, factor, e, shares);
     }
-  return own;
+  add_groups(n, shares, e);
+  std::copy_n(e, past, mass);
+  return std::accumulate(e + past, e + n, 0.0f);
 }
 
 // By antidiagonals: queries of a stride, the last first, are one row of stride * d numbers. Keys

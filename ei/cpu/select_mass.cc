@@ -1,6 +1,7 @@
 #include "ei/ops/select_mass.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/highest.h"
@@ -9,66 +10,79 @@
 namespace ei::cpu {
 namespace {
 
+// Sums of some blocks' shares and of these squared.
+struct Held {
+  double shares = 0, squares = 0;
+
+  void add(const Held& x) {
+    shares += x.shares;
+    squares += x.squares;
+  }
+  void add(float share) { add({share, double(share) * double(share)}); }
+};
+
+// Shares fall into bins by their first bits, whose order is that of numbers: eight bins for a power
+// of two.
+constexpr int kBinShift = 20;
+constexpr int32_t kBins = (std::bit_cast<int32_t>(1.0f) >> kBinShift) + 1;
+
 // The past blocks of one segment that are kept, ascending, to `index`; `order` has room for all.
 int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, float own,
                int64_t* order, int32_t* index) {
   const int64_t past = past_tokens / op.block;
   const int64_t sink = std::min(past, (op.sink + op.block - 1) / op.block);
   const int64_t local = std::max(sink, past - std::min(past, (op.local + op.block - 1) / op.block));
-  float most = 0;
-  double held = own;
-  double squares = double(own) * double(own) * double(op.block) / double(op.segment);
-  double all_squares = squares;
-  for (int64_t b = 0; b < past; ++b) {
-    const double square = double(mass[b]) * double(mass[b]);
-    most = std::max(most, mass[b]);
-    all_squares += square;
-    if (b >= sink && b < local) continue;
-    held += mass[b];
-    squares += square;
+  // The first blocks, the local ones, and of the others those that are likely enough.
+  const auto keep = [&](const auto& is_likely) {
+    int64_t n = 0;
+    while (n < sink) index[n] = static_cast<int32_t>(n), ++n;
+    for (int64_t b = sink; b < local; ++b) {  // without a branch that nobody foresees
+      index[n] = static_cast<int32_t>(b);
+      n += is_likely(b) ? 1 : 0;
+    }
+    for (int64_t b = local; b < past; ++b) index[n++] = static_cast<int32_t>(b);
+    return static_cast<int32_t>(n);
+  };
+  if (op.share > 0) {
+    float most = 0;
+    for (int64_t b = 0; b < past; ++b) most = std::max(most, mass[b]);
+    return keep([&](int64_t b) { return mass[b] >= op.share * most; });
   }
+  if (op.total >= 1) return keep([](int64_t) { return true; });
+
+  const auto share = [&](int64_t b) { return mass[b] > 0 ? mass[b] : 0.0f; };  // NaN is 0
+  const auto bits = [&](int64_t b) { return std::bit_cast<int32_t>(share(b)); };
+  const auto bin_of = [&](int64_t b) { return std::min(bits(b) >> kBinShift, kBins - 1); };
+  Held held = {own, double(own) * double(own) * double(op.block) / double(op.segment)};
+  for (int64_t b = 0; b < sink; ++b) held.add(mass[b]);
+  for (int64_t b = local; b < past; ++b) held.add(mass[b]);
+  Held bins[kBins];
+  for (int64_t b = sink; b < local; ++b) bins[bin_of(b)].add(share(b));
+  Held all = held;
+  for (const Held& bin : bins) all.add(bin);
   const double missing = 1 - double(op.total);
-  const auto enough = [&](double h, double kept_squares) {
+  const auto enough = [&](const Held& more) {
+    const double h = held.shares + more.shares, kept = held.squares + more.squares;
     if (!op.by_entropy) return h >= double(op.total);
     const double ratio = (1 - h) / h;
-    return 16 * (all_squares - kept_squares + ratio * ratio * kept_squares) <= missing * missing;
+    return 16 * (all.squares - kept + ratio * ratio * kept) <= missing * missing;
   };
-  int64_t n = 0;
-  const auto keep = [&](int64_t b) { index[n++] = static_cast<int32_t>(b); };
-  if (op.share > 0 || op.total >= 1) {
-    for (int64_t b = 0; b < past; ++b)
-      if (b < sink || b >= local || op.share == 0 || mass[b] >= op.share * most) keep(b);
-    return static_cast<int32_t>(n);
+  if (enough({})) return keep([](int64_t) { return false; });
+  // Whole bins from the likeliest on, and of the one with which they are enough block by block.
+  int32_t bin = kBins - 1;
+  for (; bin > 0 && !enough(bins[bin]); --bin) held.add(bins[bin]);
+  int64_t n_in_bin = 0;
+  for (int64_t b = sink; b < local; ++b)
+    if (bin_of(b) == bin) order[n_in_bin++] = order_of(share(b), b);
+  std::sort(order, order + n_in_bin);
+  int64_t last = past;  // the least likely one, if there is any in the bin
+  for (int64_t i = 0; i < n_in_bin; ++i) {
+    last = index_of(order[i]);
+    held.add(share(last));
+    if (enough({})) break;
   }
-  const auto key = [&](int64_t b) {  // NaN is 0
-    return order_of(mass[b] > 0 ? mass[b] : 0.0f, b);
-  };
-  int64_t n_others = 0;
-  for (int64_t b = sink; b < local; ++b) order[n_others++] = key(b);
-  // The likeliest `low` are not enough, and `high` are, or are all there are. What is between them
-  // is halved until it is one: each block is looked at a few times, and none are sorted.
-  int64_t low = 0, high = enough(held, squares) ? 0 : n_others;
-  while (low + 1 < high) {
-    const int64_t middle = (low + high) / 2;
-    std::nth_element(order + low, order + middle, order + high);
-    double with = held, with_squares = squares;
-    for (int64_t i = low; i < middle; ++i) {
-      const double share = mass[index_of(order[i])];
-      with += share;
-      with_squares += share * share;
-    }
-    if (enough(with, with_squares)) {
-      high = middle;
-    } else {
-      low = middle;
-      held = with;
-      squares = with_squares;
-    }
-  }
-  const int64_t last = high > 0 ? order[high - 1] : INT64_MIN;
-  for (int64_t b = 0; b < past; ++b)
-    if (b < sink || b >= local || key(b) <= last) keep(b);
-  return static_cast<int32_t>(n);
+  const int32_t least = last < past ? bits(last) : 0;
+  return keep([&](int64_t b) { return (bits(b) > least) | ((bits(b) == least) & (b <= last)); });
 }
 
 }  // namespace

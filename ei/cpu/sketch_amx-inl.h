@@ -39,19 +39,24 @@ void highest_by_tiles(int64_t n, const uint8_t* keys, int64_t w, const StripQuer
   alignas(64) int32_t start[kStripQueries] = {};
   for (int64_t i = 0; i < w * kStripQueries; ++i) start[i / 4 % kStripQueries] -= 64 * queries[i];
 
-  // A block's sums are stored while the next is worked on, and looked at another two later.
+  // Two registers hold a block's sums. They are stored when the block after the next one needs the
+  // registers, as a store that waits for a product keeps others waiting, and are looked at another
+  // two later.
   constexpr int64_t kBlocks = 4;
   alignas(64) int32_t sums[kBlocks][kSums];
-  const auto multiply = [&]<int kC>(std::integral_constant<int, kC>, int64_t b) HWY_ATTR {
-    Unit::template zero<kC>();
-    Unit::template zero<kC + 1>();
-    Unit::template load<4>(keys + b * kAmxRows * w, w);
-    Unit::template multiply_bytes<kC, 4, 6>();
-    Unit::template multiply_bytes<kC + 1, 4, 7>();
-  };
-  const auto store = [&]<int kC>(std::integral_constant<int, kC>, int64_t b) HWY_ATTR {
-    Unit::template store<kC>(sums[b % kBlocks], kStride);
-    Unit::template store<kC + 1>(sums[b % kBlocks] + kAmxRows, kStride);
+  const auto step = [&]<int kC>(std::integral_constant<int, kC>, int64_t b) HWY_ATTR {
+    int32_t* const to = sums[(b - 2) % kBlocks];
+    if (b < n) Unit::template load<4>(keys + b * kAmxRows * w, w);
+    if (b >= 2) Unit::template store<kC>(to, kStride);
+    if (b < n) {
+      Unit::template zero<kC>();
+      Unit::template multiply_bytes<kC, 4, 6>();
+    }
+    if (b >= 2) Unit::template store<kC + 1>(to + kAmxRows, kStride);
+    if (b < n) {
+      Unit::template zero<kC + 1>();
+      Unit::template multiply_bytes<kC + 1, 4, 7>();
+    }
   };
   const auto look = [&](int64_t b) HWY_ATTR {
     const hn::CappedTag<int32_t, 16> d;
@@ -68,16 +73,15 @@ void highest_by_tiles(int64_t n, const uint8_t* keys, int64_t w, const StripQuer
     }
     take(b, highest);
   };
-  constexpr std::integral_constant<int, 0> kEven;
-  constexpr std::integral_constant<int, 2> kOdd;
   Unit::begin(w);
   Unit::template load<6>(queries, kStride);
   Unit::template load<7>(queries + kAmxRowBytes, kStride);
-  for (int64_t b = 0; b < n + kBlocks - 1; ++b) {
-    const bool odd = b % 2 != 0;
-    if (b < n) odd ? multiply(kOdd, b) : multiply(kEven, b);
-    if (b > 0 && b <= n) odd ? store(kEven, b - 1) : store(kOdd, b - 1);
-    if (b >= kBlocks - 1) look(b - (kBlocks - 1));
+  for (int64_t b = 0; b < n + kBlocks; ++b) {
+    if (b < n + 2) {
+      if (b % 2 == 0) step(std::integral_constant<int, 0>(), b);
+      if (b % 2 != 0) step(std::integral_constant<int, 2>(), b);
+    }
+    if (b >= kBlocks) look(b - kBlocks);
   }
   Unit::end();
 }

@@ -43,6 +43,11 @@ HWY_INLINE V32 exp2_negative(V32 x) {
       x);
 }
 
+// 2^x for x <= 0, nothing below 2^-126.
+HWY_INLINE V32 exp2_or_zero(V32 x) {
+  return hn::IfThenElseZero(hn::Gt(x, hn::Set(F32(), -126.0f)), exp2_negative(x));
+}
+
 // Raises a row's maximum so far to the highest lane, if that is higher; returns what probabilities
 // relative to the former are to be multiplied by.
 HWY_INLINE float raise_top(V32 most, float& top) {
