@@ -222,4 +222,17 @@ std::vector<std::string> check_fields(const OrderedJson& request, Endpoint endpo
   return unknown;
 }
 
+ApiError renamed(ApiError error, std::initializer_list<Renamed> names) {
+  std::string what = error.what();
+  for (const auto& [chat, dialect] : names) {
+    if (error.param == chat) error.param = dialect;
+    for (const char quote : {'\'', '"'}) {
+      const std::string from = fmt::format("{0}{1}{0}", quote, chat);
+      if (const size_t at = what.find(from); at != what.npos)
+        what.replace(at, from.size(), fmt::format("{0}{1}{0}", quote, dialect));
+    }
+  }
+  return {error.status, error.type, what, error.param, error.code};
+}
+
 }  // namespace ei::server
