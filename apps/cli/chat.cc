@@ -22,6 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kHelp =
+    "/regen      answers the last question again, by other random numbers\n"
     "/read FILE  puts a file before your next question\n"
     "/save FILE  saves the conversation and what was read of it\n"
     "/load FILE  goes on with one that was saved\n"
@@ -29,7 +30,8 @@ constexpr const char* kHelp =
     "/help       shows this\n"
     "/exit       ends the program, as does Ctrl-D on an empty line\n"
     "Ctrl-C stops an answer. A line that ends in a backslash goes on in the next.\n";
-const std::vector<std::string> kCommands = {"/read", "/save", "/load", "/clear", "/help", "/exit"};
+const std::vector<std::string> kCommands = {"/regen", "/read", "/save", "/load",
+                                            "/clear", "/help", "/exit"};
 
 fs::path home() {
   const char* home = std::getenv("HOME");
@@ -113,6 +115,8 @@ class Chat {
       command == "/read"   ? read(file)
       : command == "/save" ? save(typed_path(file))
                            : load(typed_path(file));
+    } else if (line == "/regen") {
+      regenerate();
     } else if (line == "/clear") {
       request_.messages = base_.messages;
       documents_ = base_documents_;
@@ -155,17 +159,30 @@ class Chat {
     Message message{"user", documents_};
     message.parts.push_back(question);
     request.messages.push_back(std::move(message));
+    if (answer(std::move(request))) documents_.clear();
+  }
 
+  void regenerate() {
+    Request request = request_;
+    if (request.messages.empty() || request.messages.back().role != "assistant")
+      return fmt::print(stderr, "there is no answer yet\n");
+    request.messages.pop_back();
+    if (request.sampling) ++request.sampling->seed;
+    answer(std::move(request));
+  }
+
+  // Whether there is an answer; without one the conversation is as it was.
+  bool answer(Request request) {
     ProgressBar progress("reading");
     const Interrupts::Scope scope(interrupts_);
     const Generation answer = session_.generate(request, watch(progress, print), scope.token());
     progress.clear();
     if (!answer.tokens.empty()) print("\n");
     fmt::print(stderr, "{}{}\n", scope.interrupted() ? "[stopped] " : "", stats_line(answer));
-    if (answer.tokens.empty()) return;
+    if (answer.tokens.empty()) return false;
     request.messages.push_back({"assistant", {answer.text}});
     request_ = std::move(request);
-    documents_.clear();
+    return true;
   }
 
   const Request& base_;

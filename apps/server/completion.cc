@@ -340,7 +340,7 @@ void Completion::fail(const std::exception& error) {
 // Why there is no whole answer, though the client waits for one.
 std::optional<HttpReply> Completion::failure(const Choice& choice) const {
   if (!choice.outcome->error && exchange_->gone().stop_requested()) return {};
-  return failure_of(*choice.outcome, param_of(request_.form.kind));
+  return failure_of(*choice.outcome, param_of(request_.form));
 }
 
 void Completion::finish() {

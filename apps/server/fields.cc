@@ -25,11 +25,12 @@ constexpr FieldRule kRules[] = {
      "text parts only"},
     {"prompt", kCompletions | kTokenize, kObeyed, R"("a")", "",
      "text or token ids, one or several"},
-    {"max_tokens", kAnswers | kMessages, kObeyed, "2", "", ""},
+    {"max_tokens", kAnswers | kMessages, kObeyed, "2", "", "an answer ends where the context does"},
     {"max_completion_tokens", kChat, kObeyed, "2", "", "the newer name of max_tokens"},
     {"temperature", kEveryAnswer, kObeyed, "0.5", "", ""},
     {"top_p", kEveryAnswer, kObeyed, "0.9", "", ""},
-    {"n", kAnswers, kObeyed, "2", "", "the prompt is read once"},
+    {"n", kAnswers, kObeyed, "2", "",
+     "the prompt is read once; at most 128 answers, of all prompts"},
     {"best_of", kCompletions, kObeyed, "2", "",
      "the n likeliest of so many answers; not with stream"},
     {"seed", kEveryAnswer, kObeyed, "7", "", ""},
@@ -41,7 +42,7 @@ constexpr FieldRule kRules[] = {
     {"echo", kCompletions, kObeyed, "true", "", ""},
     {"logprobs", kAnswers, kObeyed, "true", "", "a boolean for chats, a number for completions"},
     {"top_logprobs", kChat, kObeyed, "2", "", "needs logprobs"},
-    {"logit_bias", kAnswers, kObeyed, R"({"5":1})", "", ""},
+    {"logit_bias", kAnswers, kObeyed, R"({"5":1})", "", "at most 1,024 tokens"},
     {"presence_penalty", kAnswers, kObeyed, "0.5", "", ""},
     {"frequency_penalty", kAnswers, kObeyed, "0.5", "", ""},
     {"tools", kTemplates, kObeyed, R"([{"type":"function","function":{"name":"f"}}])", "",
@@ -220,6 +221,19 @@ std::vector<std::string> check_fields(const OrderedJson& request, Endpoint endpo
     }
   }
   return unknown;
+}
+
+ApiError renamed(ApiError error, std::initializer_list<Renamed> names) {
+  std::string what = error.what();
+  for (const auto& [chat, dialect] : names) {
+    if (error.param == chat) error.param = dialect;
+    for (const char quote : {'\'', '"'}) {
+      const std::string from = fmt::format("{0}{1}{0}", quote, chat);
+      if (const size_t at = what.find(from); at != what.npos)
+        what.replace(at, from.size(), fmt::format("{0}{1}{0}", quote, dialect));
+    }
+  }
+  return {error.status, error.type, what, error.param, error.code};
 }
 
 }  // namespace ei::server

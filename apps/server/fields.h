@@ -1,10 +1,12 @@
 #pragma once
 
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "apps/server/api_error.h"
 #include "ei/io/json.h"
 
 namespace ei::server {
@@ -41,5 +43,12 @@ std::span<const FieldRule> field_rules();
 // Throws ApiError (400) naming the first field of a request that would have to be obeyed and is
 // not. Returns the fields that nobody knows, to be told to the client.
 std::vector<std::string> check_fields(const OrderedJson& request, Endpoint endpoint);
+
+// A field of a chat, and that of another dialect which it was made of.
+struct Renamed {
+  std::string_view chat, dialect;
+};
+// The error in the words of that dialect.
+ApiError renamed(ApiError error, std::initializer_list<Renamed> names);
 
 }  // namespace ei::server

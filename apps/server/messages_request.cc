@@ -182,22 +182,25 @@ OrderedJson chat_of(const OrderedJson& json, const RequestDefaults& defaults) {
 }  // namespace
 
 ApiRequest parse_messages_request(std::string_view body, const RequestDefaults& defaults) {
-  return checked([&] {
-    std::vector<std::string> unknown;
-    OrderedJson json = parse_body(body, defaults, kMessages, unknown);
-    if (!given(json, "max_tokens")) bad("max_tokens", "'max_tokens' is missing.");
-    OrderedJson chat = chat_of(json, defaults);
-    if (given(json, "stop_sequences")) {
-      if (!json["stop_sequences"].is_array())
-        bad("stop_sequences", "'stop_sequences' must be an array of strings.");
-      chat["stop"] = json["stop_sequences"];
-    }
-    json = nullptr;  // long requests are not held more often than need be
-    ApiRequest out = read_chat(chat, defaults);
-    out.dialect = Dialect::kMessages;
-    out.unknown_fields = std::move(unknown);
-    return out;
-  });
+  return checked(
+      [&] {
+        std::vector<std::string> unknown;
+        OrderedJson json = parse_body(body, defaults, kMessages, unknown);
+        if (!given(json, "max_tokens")) bad("max_tokens", "'max_tokens' is missing.");
+        OrderedJson chat = chat_of(json, defaults);
+        if (given(json, "stop_sequences")) {
+          if (!json["stop_sequences"].is_array())
+            bad("stop_sequences", "'stop_sequences' must be an array of strings.");
+          chat["stop"] = json["stop_sequences"];
+        }
+        json = nullptr;  // long requests are not held more often than need be
+        ApiRequest out = read_chat(chat, defaults);
+        out.dialect = Dialect::kMessages;
+        out.form.field = "output_config";
+        out.unknown_fields = std::move(unknown);
+        return out;
+      },
+      {{"stop", "stop_sequences"}, {"response_format", "output_config"}});
 }
 
 Given<Conversation> parse_count_tokens_request(std::string_view body,

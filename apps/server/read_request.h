@@ -19,11 +19,14 @@ inline constexpr size_t kMaxCalls = 4096;   // of a message
 
 // Runs `f`; what it throws is a client's mistake.
 template <class F>
-auto checked(F f) {
+auto checked(F f, std::initializer_list<Renamed> names = {}) {
   try {
     return f();
-  } catch (const ApiError&) {
-    throw;
+  } catch (const ApiError& error) {
+    throw renamed(error, names);
+  } catch (const FieldError& error) {
+    const std::string place = error.where == "request" ? "" : error.where + ".";
+    throw renamed({400, "invalid_request_error", error.what(), place + error.field}, names);
   } catch (const Error& error) {
     throw ApiError(400, "invalid_request_error", error.what());
   }

@@ -50,6 +50,7 @@ struct AnswerForm {
   // Functions that are called, a list: of kCalls; of kObject and kSchema those that may be instead.
   OrderedJson functions;
   bool one_call = false;
+  std::string_view field = "response_format";  // of the request, that asks for kObject or kSchema
 };
 
 // The API that a request for answers is of.

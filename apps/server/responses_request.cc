@@ -144,34 +144,39 @@ void read_text(const OrderedJson& text, OrderedJson& chat) {
 }  // namespace
 
 ApiRequest parse_responses_request(std::string_view body, const RequestDefaults& defaults) {
-  return checked([&] {
-    std::vector<std::string> unknown;
-    OrderedJson json = parse_body(body, defaults, kResponses, unknown);
-    OrderedJson chat = shared_fields(json, kResponses);
-    chat["messages"] = messages_of(json, defaults);
-    if (given(json, "max_output_tokens")) chat["max_tokens"] = json["max_output_tokens"];
-    if (given(json, "tools")) {
-      if (!json["tools"].is_array()) bad("tools", "'tools' must be an array.");
-      chat["tools"] = OrderedJson::array();
-      for (const OrderedJson& tool : json["tools"])
-        chat["tools"].push_back(chat_tool(tool, fmt::format("tools[{}]", chat["tools"].size())));
-    }
-    if (given(json, "tool_choice")) {
-      const OrderedJson& choice = json["tool_choice"];
-      chat["tool_choice"] = choice.is_string() ? choice : chat_tool(choice, "tool_choice");
-    }
-    if (given(json, "text")) read_text(json["text"], chat);
-    OrderedJson echoed = OrderedJson::object();
-    for (const char* key : {"instructions", "max_output_tokens", "metadata", "parallel_tool_calls",
-                            "temperature", "text", "tool_choice", "tools", "top_p", "user"})
-      if (given(json, key)) echoed[key] = std::move(json[key]);
-    json = nullptr;  // long requests are not held more often than need be
-    ApiRequest out = read_chat(chat, defaults);
-    out.dialect = Dialect::kResponses;
-    out.unknown_fields = std::move(unknown);
-    out.echoed = std::move(echoed);
-    return out;
-  });
+  return checked(
+      [&] {
+        std::vector<std::string> unknown;
+        OrderedJson json = parse_body(body, defaults, kResponses, unknown);
+        OrderedJson chat = shared_fields(json, kResponses);
+        chat["messages"] = messages_of(json, defaults);
+        if (given(json, "max_output_tokens")) chat["max_tokens"] = json["max_output_tokens"];
+        if (given(json, "tools")) {
+          if (!json["tools"].is_array()) bad("tools", "'tools' must be an array.");
+          chat["tools"] = OrderedJson::array();
+          for (const OrderedJson& tool : json["tools"])
+            chat["tools"].push_back(
+                chat_tool(tool, fmt::format("tools[{}]", chat["tools"].size())));
+        }
+        if (given(json, "tool_choice")) {
+          const OrderedJson& choice = json["tool_choice"];
+          chat["tool_choice"] = choice.is_string() ? choice : chat_tool(choice, "tool_choice");
+        }
+        if (given(json, "text")) read_text(json["text"], chat);
+        OrderedJson echoed = OrderedJson::object();
+        for (const char* key :
+             {"instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature",
+              "text", "tool_choice", "tools", "top_p", "user"})
+          if (given(json, key)) echoed[key] = std::move(json[key]);
+        json = nullptr;  // long requests are not held more often than need be
+        ApiRequest out = read_chat(chat, defaults);
+        out.dialect = Dialect::kResponses;
+        out.form.field = "text";
+        out.unknown_fields = std::move(unknown);
+        out.echoed = std::move(echoed);
+        return out;
+      },
+      {{"max_tokens", "max_output_tokens"}, {"response_format", "text"}, {"messages", "input"}});
 }
 
 }  // namespace ei::server

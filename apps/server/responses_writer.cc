@@ -200,11 +200,12 @@ class ResponsesWriter final : public AnswerWriter {
     OrderedJson response = response_json(is_cut ? "incomplete" : "completed");
     if (is_cut) response["incomplete_details"] = {{"reason", "max_output_tokens"}};
     const Usage usage = usage_of(outcome);
-    response["usage"] = {{"input_tokens", usage.n_prompt},
-                         {"input_tokens_details", {{"cached_tokens", usage.n_cached}}},
-                         {"output_tokens", usage.n_generated},
-                         {"output_tokens_details", {{"reasoning_tokens", 0}}},
-                         {"total_tokens", usage.n_prompt + usage.n_generated}};
+    response["usage"] = {
+        {"input_tokens", usage.n_prompt},
+        {"input_tokens_details", {{"cached_tokens", usage.n_cached}, {"cache_write_tokens", 0}}},
+        {"output_tokens", usage.n_generated},
+        {"output_tokens_details", {{"reasoning_tokens", 0}}},
+        {"total_tokens", usage.n_prompt + usage.n_generated}};
     return with_measures(dump(response), request_.request, outcome);
   }
 

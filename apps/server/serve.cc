@@ -263,6 +263,8 @@ class Serve {
                                 {"max_context", info.max_context},
                                 {"temperature", sampling.temperature},
                                 {"kv_memory", human_bytes(stats.kv_bytes_max)},
+                                {"prefix_memory", human_bytes(stats.prefix_bytes_max)},
+                                {"prefix_ram", human_bytes(stats.prefix_host_bytes_max)},
                                 {"kv_bytes_per_token", info.kv_bytes_per_token},
                                 {"weights", human_bytes(info.weight_bytes)}});
     const char* key = api_.api_keys.empty() ? "" : " -H \"Authorization: Bearer $KEY\"";

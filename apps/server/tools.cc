@@ -156,9 +156,9 @@ void read_response_format(const OrderedJson& json, ApiRequest& out) {
   }
 }
 
-std::string param_of(AnswerForm::Kind form) {
-  if (form == AnswerForm::Kind::kAny) return "logit_bias";
-  return form == AnswerForm::Kind::kCalls ? "tools" : "response_format";
+std::string param_of(const AnswerForm& form) {
+  if (form.kind == AnswerForm::Kind::kAny) return "logit_bias";
+  return form.kind == AnswerForm::Kind::kCalls ? "tools" : std::string(form.field);
 }
 
 void check_form(const ApiRequest& request) {
@@ -206,7 +206,7 @@ std::shared_ptr<grammar::TokenGrammar> Grammars::of(const AnswerForm& form) {
     const std::lock_guard lock(mutex_);
     if (const auto it = known_.find(key); it != known_.end()) return it->second;
   }
-  const std::string param = param_of(form.kind);
+  const std::string param = param_of(form);
   if (key.size() > kMaxKeyBytes)
     bad(param, fmt::format("'{}' has schemas of {} bytes, at most {} can be followed.", param,
                            key.size(), kMaxKeyBytes));

@@ -23,7 +23,7 @@ OrderedJson tools_of(const OrderedJson& json, const RequestDefaults& defaults);
 void read_tool_choice(const OrderedJson& json, ApiRequest& out);
 void read_response_format(const OrderedJson& json, ApiRequest& out);
 // The field that leaves an answer so few tokens.
-std::string param_of(AnswerForm::Kind form);
+std::string param_of(const AnswerForm& form);
 // What a form of the answer rules out beside it.
 void check_form(const ApiRequest& request);
 

@@ -132,7 +132,19 @@ class PrefixCache {
   Entry* find(Key parent, Key key, const PrefillPolicy& policy, std::span<const int32_t> tokens) {
     return const_cast<Entry*>(std::as_const(*this).find(parent, key, policy, tokens));
   }
-  // The same on the device, from the tiers below if need be.
+  bool knows(Key parent, Key key, const PrefillPolicy& policy,
+             std::span<const int32_t> tokens) const;  // here or in the store
+  // Up to where `text` is known in pages that are of use to it, from its token `at` on, before
+  // which `parent` is; and if it goes on with the page of a key.
+  int64_t reach(const PrefillPolicy& policy, Key parent, std::span<const int32_t> text, int64_t at,
+                int64_t page) const;
+  int64_t reach_by(Key key, const PrefillPolicy& policy, Key parent, std::span<const int32_t> text,
+                   int64_t at, int64_t page) const;
+  // Whether `text` goes on with a conversation's own page: where there is another as well, the one
+  // that leads further is taken.
+  bool goes_on_own(const PrefillPolicy& policy, Key parent, std::span<const int32_t> text,
+                   int64_t at, int64_t page) const;
+  // The entry on the device, from the tiers below if need be.
   Entry* find_or_load(Search& search, Key parent, Key key, std::span<const int32_t> tokens);
   // The same of a conversation's own page: all of these at once, as one is of no use without the
   // next.

@@ -116,6 +116,8 @@ Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
   plan_.write.reserve(n);
   plan_.read.followers.reserve(n);
   stats_.kv_bytes_max = options_.kv_bytes;
+  stats_.prefix_bytes_max = options_.prefix_bytes;
+  stats_.prefix_host_bytes_max = options_.prefix_host_bytes;
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
 

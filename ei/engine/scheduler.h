@@ -89,11 +89,12 @@ struct SchedulerStats {
   int64_t kv_bytes_planned = 0, kv_bytes_max = 0;  // of admitted requests
   int64_t kv_bytes_used = 0;                       // pages in use, the prefix cache's among them
   int64_t prefix_bytes = 0, prefix_host_bytes = 0, prefix_disk_bytes = 0;
-  int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens asked for and found
-  int64_t prefix_host_hits = 0;                 // of these, from the host's memory
-  int64_t prefix_loaded = 0;                    // and from files
-  int64_t n_steps = 0, n_step_tokens = 0;       // decode steps and what they wrote
-  double read_tps = 0;                          // prompt tokens a second, lately
+  int64_t prefix_bytes_max = 0, prefix_host_bytes_max = 0;  // the second is taken from the start
+  int64_t prefix_queries = 0, prefix_hits = 0;              // prompt tokens asked for and found
+  int64_t prefix_host_hits = 0;                             // of these, from the host's memory
+  int64_t prefix_loaded = 0;                                // and from files
+  int64_t n_steps = 0, n_step_tokens = 0;                   // decode steps and what they wrote
+  double read_tps = 0;                                      // prompt tokens a second, lately
 };
 
 // Runs many requests on one engine with one thread, which decides what every step of a Batch does:

@@ -95,7 +95,10 @@ TokenGrammar::State* TokenGrammar::next(Cache& cache, State& state, uint8_t byte
     }
   }
   cache.work += state.threads->size() + seen.size();
-  if (seen.size() > kMaxThreads) threads.clear();
+  if (seen.size() > kMaxThreads) {
+    threads.clear();
+    cache.cut = true;
+  }
   return known = intern(cache, std::move(threads));
 }
 
@@ -138,7 +141,7 @@ Matcher::Matcher(std::shared_ptr<TokenGrammar> grammar) : grammar_(std::move(gra
 std::span<const uint32_t> Matcher::allowed() {
   const std::lock_guard lock(grammar_->mutex_);
   if (state_ == nullptr) return {};
-  if (!state_->allowed.empty()) return state_->allowed;
+  if (!state_->allowed.empty()) return state_->allowed;  // and there are some
   if (cache_->size > kMaxCache) {
     if (grammar_->cache_ == cache_) grammar_->cache_ = std::make_shared<TokenGrammar::Cache>();
     state_ = grammar_->intern(*grammar_->cache_, *state_->threads);
@@ -148,6 +151,10 @@ std::span<const uint32_t> Matcher::allowed() {
   const size_t before = cache_->work;
   grammar_->find_allowed(*cache_, *state_);
   work_ += cache_->work - before;
+  if (cache_->cut && std::ranges::count(state_->allowed, 0u) == std::ssize(state_->allowed)) {
+    state_->allowed.clear();
+    fail("the answer's schema is too ambiguous: it goes on in over {} ways", kMaxThreads);
+  }
   return state_->allowed;
 }
 

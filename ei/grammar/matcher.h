@@ -42,8 +42,9 @@ class TokenGrammar {
   struct Cache {
     std::unordered_map<Threads, State, Hash> states;
     State unknown;
-    size_t size = 0;  // of everything, in numbers of 4 bytes
-    size_t work = 0;  // threads that were looked at so far
+    size_t size = 0;   // of everything, in numbers of 4 bytes
+    size_t work = 0;   // threads that were looked at so far
+    bool cut = false;  // whether some were left out, as there were too many
   };
 
   State* intern(Cache& cache, Threads threads) const;
@@ -64,7 +65,7 @@ class Matcher {
 
   // The tokens that may come: bit i % 32 of word i / 32. Those that end a text are among them where
   // it may end. Valid until accept(). Throws Error when following the answer has become too much
-  // work: everybody else's waits meanwhile.
+  // work: everybody else's waits meanwhile; or when all that may come are too many ways at once.
   std::span<const uint32_t> allowed();
   bool can_end() const { return state_ != nullptr && state_->can_end; }
   bool must_end() const;  // nothing may follow

@@ -150,6 +150,15 @@ J parse(std::string_view text, std::string_view where, JsonLimits limits) {
   return builder.take();
 }
 
+template <class... Args>
+void check(bool ok, const std::string& where, std::string_view field,
+           fmt::format_string<Args...> format, Args&&... args) {
+  if (ok) return;
+  throw FieldError(where, field,
+                   fmt::format("{}: field \"{}\" ", where, field) +
+                       fmt::format(format, std::forward<Args>(args)...));
+}
+
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view where, JsonLimits limits) {
@@ -208,15 +217,15 @@ bool BasicFields<J>::has(std::string_view key) const {
 
 template <class J>
 const J& BasicFields<J>::at(std::string_view key) const {
-  require(has(key), "{}: field \"{}\" is missing", where_, key);
+  check(has(key), where_, key, "is missing");
   return *object_.find(key);
 }
 
 template <class J>
 int64_t BasicFields<J>::integer(std::string_view key, int64_t min, int64_t max) const {
   const J& value = at(key);
-  require(is_integer(value, min, max), "{}: field \"{}\" is {}, expected an integer from {} to {}",
-          where_, key, brief(value), min, max);
+  check(is_integer(value, min, max), where_, key, "is {}, expected an integer from {} to {}",
+        brief(value), min, max);
   return to_integer(value);
 }
 
@@ -230,12 +239,10 @@ template <class J>
 std::vector<int64_t> BasicFields<J>::integers(std::string_view key, int64_t min,
                                               int64_t max) const {
   const J& list = at(key);
-  require(list.is_array(), "{}: field \"{}\" is {}, expected a list of integers", where_, key,
-          brief(list));
+  check(list.is_array(), where_, key, "is {}, expected a list of integers", brief(list));
   for (const J& value : list)
-    require(is_integer(value, min, max),
-            "{}: field \"{}\" holds {}, expected integers from {} to {}", where_, key, brief(value),
-            min, max);
+    check(is_integer(value, min, max), where_, key, "holds {}, expected integers from {} to {}",
+          brief(value), min, max);
   std::vector<int64_t> values;
   for (const J& value : list) values.push_back(to_integer(value));
   return values;
@@ -244,10 +251,9 @@ std::vector<int64_t> BasicFields<J>::integers(std::string_view key, int64_t min,
 template <class J>
 double BasicFields<J>::number(std::string_view key, double min, double max) const {
   const J& value = at(key);
-  require(value.is_number() && value.template get<double>() >= min &&
-              value.template get<double>() <= max,
-          "{}: field \"{}\" is {}, expected a number from {} to {}", where_, key, brief(value), min,
-          max);
+  check(value.is_number() && value.template get<double>() >= min &&
+            value.template get<double>() <= max,
+        where_, key, "is {}, expected a number from {} to {}", brief(value), min, max);
   return value.template get<double>();
 }
 
@@ -260,16 +266,14 @@ template <class J>
 bool BasicFields<J>::boolean(std::string_view key, bool fallback) const {
   if (!has(key)) return fallback;
   const J& value = at(key);
-  require(value.is_boolean(), "{}: field \"{}\" is {}, expected true or false", where_, key,
-          brief(value));
+  check(value.is_boolean(), where_, key, "is {}, expected true or false", brief(value));
   return value.template get<bool>();
 }
 
 template <class J>
 std::string BasicFields<J>::string(std::string_view key) const {
   const J& value = at(key);
-  require(value.is_string(), "{}: field \"{}\" is {}, expected a string", where_, key,
-          brief(value));
+  check(value.is_string(), where_, key, "is {}, expected a string", brief(value));
   return value.template get<std::string>();
 }
 

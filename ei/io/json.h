@@ -5,7 +5,10 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include "ei/base/error.h"
 
 namespace ei {
 
@@ -41,7 +44,15 @@ bool file_exists(const std::filesystem::path& path);
 // file, longer than `max_bytes` or one that git-lfs has not fetched.
 std::string read_file(const std::filesystem::path& path, size_t max_bytes = size_t{4} << 30);
 
-// Typed access to the fields of a JSON object that came from `where`. All throw Error naming
+// What is wrong with one field of an object that came from `where`.
+class FieldError : public Error {
+ public:
+  FieldError(std::string where, std::string_view field, const std::string& what)
+      : Error(what), where(std::move(where)), field(field) {}
+  std::string where, field;
+};
+
+// Typed access to the fields of a JSON object that came from `where`. All throw FieldError naming
 // `where`, the field, the type expected and the value found. 100.0 is the integer 100.
 template <class J>
 class BasicFields {

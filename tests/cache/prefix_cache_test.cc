@@ -317,6 +317,49 @@ TEST_F(PrefixCacheTest, AConversationsOwnPagesAreItsOwn) {
   }
 }
 
+// A prompt that shares a conversation's beginning, but not its answer, has the page where they part
+// read as any prompt reads it. Both go on from all that is known of them afterwards.
+TEST_F(PrefixCacheTest, WhatPartsFromAConversationDoesNotHideIt) {
+  constexpr int64_t kPrompt = 9 * kSegment + 10, kText = kPrompt + 3 * kSegment;
+  PrefillPolicy policy = sparse();
+  policy.dense_tail = 100;  // two pages before the last
+  const auto text = random_tokens(kText, 20);
+  auto other = random_tokens(14 * kSegment, 21);
+  std::copy_n(text.begin(), 8 * kSegment + 30, other.begin());
+  const TempDir dir;
+  for (const bool from_files : {false, true}) {
+    PageStore store({.directory = dir.path(), .max_bytes = int64_t{1} << 30, .warn = {}});
+    PrefixCache prefixes(backend, from_files ? 0 : int64_t{1} << 30, nullptr, &store);
+    if (!from_files) {
+      Reader conversation(*this, policy);
+      conversation.read(text);
+      conversation.remember(std::vector(text.begin(), text.begin() + kPrompt), prefixes);
+      conversation.remember(text, kPrompt, prefixes);
+      Reader parted(*this, policy);
+      ASSERT_EQ(parted.restore(other, prefixes).n_tokens, 7 * kSegment);
+      parted.read(other);
+      parted.remember(other, prefixes);
+      store.flush();
+    }
+    const auto found = [&](const std::vector<int32_t>& known, int64_t max_loads = INT64_MAX) {
+      std::vector<int32_t> prompt = known;
+      for (const int32_t token : random_tokens(200, 22)) prompt.push_back(token);
+      Reader reader(*this, policy);
+      int64_t n = 0;
+      for (bool more = true; more;) {
+        const PrefixCache::Hit hit = reader.restore(prompt, prefixes, max_loads);
+        n = hit.n_tokens;
+        more = hit.more;
+      }
+      return n;
+    };
+    EXPECT_EQ(found(text), kText / kSegment * kSegment);
+    EXPECT_EQ(found(text, 1), kText / kSegment * kSegment);
+    EXPECT_EQ(found(other), 12 * kSegment);
+    EXPECT_EQ(found({other.begin(), other.begin() + 8 * kSegment + 20}), 8 * kSegment);
+  }
+}
+
 TEST_F(PrefixCacheTest, DamagedFilesAreMisses) {
   const auto prompt = random_tokens(5 * kSegment + 10, 9);
   const TempDir dir;

@@ -85,6 +85,25 @@ TEST_F(TerminalTest, TheFileIsReadOnce) {
   }
 }
 
+TEST_F(TerminalTest, AnAnswerIsGivenAgain) {
+  OnTerminal chat({"run", test::kNeedle, "-n", "6", "--temp", "1", "--seed", "3"});
+  chat.wait_for("> ");
+  chat.type("/regen\n");
+  chat.wait_for("no answer yet");
+  chat.wait_for("> ");
+  const auto said = [&](const char* line) {  // and how many tokens were asked
+    chat.type(line);
+    const std::string got = chat.wait_for("prompt tokens");
+    chat.wait_for("> ");
+    return got.substr(got.rfind("\033[K") + 3);  // behind the progress of reading
+  };
+  const std::string first = said("Once\n"), second = said("/regen\n"), third = said("/regen\n");
+  EXPECT_NE(first.substr(0, first.rfind('\n')), second.substr(0, second.rfind('\n')));
+  EXPECT_NE(second.substr(0, second.rfind('\n')), third.substr(0, third.rfind('\n')));
+  // Of one question: what was said before it is no part of it.
+  EXPECT_EQ(first.substr(first.rfind('\n')), third.substr(third.rfind('\n')));
+}
+
 TEST_F(TerminalTest, APasteIsOneMessage) {
   OnTerminal chat({"run", test::kNeedle, "-n", "2"});
   chat.wait_for("> ");
@@ -115,7 +134,7 @@ TEST_F(TerminalTest, LinesAreCompletedAndRemembered) {
     chat.type("/raed " + path("fact.txt") + "\n");
     chat.wait_for("/raed is not a command (did you mean /read?)");
     chat.wait_for("> ");
-    chat.type("/r" + std::string(kTab) + path("fa") + kTab);
+    chat.type("/rea" + std::string(kTab) + path("fa") + kTab);
     chat.wait_for(".txt");
     chat.type("\n");
     chat.wait_for("62 bytes");

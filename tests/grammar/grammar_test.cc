@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -298,6 +299,14 @@ TEST(TokenGrammar, AmbiguityIsBounded) {
   EXPECT_GT(n, 5U);
   EXPECT_LT(n, 20U);  // there are 2^n ways
   EXPECT_TRUE(matcher.accept(std::string(n, ']')));
+
+  // Where nothing is left, it says why, each time.
+  OrderedJson object = {{"type", "object"}};
+  for (int i = 0; i < 3000; ++i) object["properties"][fmt::format("p{}", i)] = {{"type", "null"}};
+  Matcher lost(compiled(object.dump(), tokens));
+  for (int time = 0; time < 2; ++time)
+    EXPECT_THAT([&] { lost.allowed(); },
+                testing::ThrowsMessage<Error>(HasSubstr("goes on in over 2048 ways")));
 
   const std::string bars(3000, '|');
   EXPECT_THROW(compiled(R"_({"pattern":"^((a)_" + bars + R"_(){1000}){100}$"})_", tokens), Error);

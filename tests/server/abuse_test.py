@@ -246,6 +246,13 @@ def test_a_prompt_as_long_as_the_context(start, tmp_path):
     status, reply = server.post('/v1/completions', {**body, 'max_tokens': 0})
     assert status == 200 and len(reply['choices'][0]['logprobs']['tokens']) == 256
     assert server.post('/v1/completions', {**body, 'max_tokens': 1})[0] == 400
+    # What may be written ends where the context does, however much is asked for.
+    for max_tokens in 200, 10**9:
+        before = resident_mib(server)
+        status, reply = server.post('/v1/completions', {'prompt': [5] * 200, 'max_tokens': max_tokens, 'n': 8, 'ignore_eos': True})
+        assert status == 200 and [choice['finish_reason'] for choice in reply['choices']] == ['length'] * 8
+        assert reply['usage']['completion_tokens'] == 8 * 56
+        assert resident_mib(server) < before + 24
 
 
 def test_many_at_once(server):

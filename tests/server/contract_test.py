@@ -222,6 +222,21 @@ def test_errors_name_the_field(server, body, param):
 def test_numbers_out_of_range_are_refused(server, field, value):
     status, reply = server.post('/v1/chat/completions', {'messages': HELLO, 'logprobs': True, field: value})
     assert status == 400 and field in reply['error']['message'].replace('-', '_'), reply
+    assert reply['error']['param'] == (None if field == 'logit_bias' else field)
+
+
+@pytest.mark.parametrize('path, body, param', [
+    ('/v1/responses', {'input': 'x', 'max_output_tokens': 0}, 'max_output_tokens'),
+    ('/v1/responses', {'input': 'x', 'temperature': 'hot'}, 'temperature'),
+    ('/v1/responses', {'input': 'x', 'text': {'format': {'type': 'json_schema', 'schema': {'not': {}}}}}, 'text'),
+    ('/v1/embeddings', {'input': 'x', 'dimensions': 0}, 'dimensions'),
+    ('/v1/completions', {'prompt': 'x', 'logprobs': 21}, 'logprobs'),
+    ('/v1/completions', {'prompt': 'x', 'stream': True, 'stream_options': {'include_usage': 1}}, 'stream_options.include_usage'),
+    ('/v1/chat/completions', {'messages': [{'role': 5, 'content': 'x'}]}, 'messages[0].role'),
+])
+def test_errors_name_the_field_that_was_sent(server, path, body, param):
+    status, reply = server.post(path, body)
+    assert status == 400 and reply['error']['param'] == param and param.split(".")[-1] in reply['error']['message'], reply
 
 
 @pytest.mark.parametrize('body', [b'', b'{', b'[]', b'"x"', b'{"a":' + b'[' * 100000, b'{"messages": [], "messages": []}', b'\xff\xfe'])

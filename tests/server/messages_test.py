@@ -127,6 +127,12 @@ def test_errors_are_anthropics(hermes, client):
         client.post('/v1/messages/batches', body={}, cast_to=object)
     status, reply = hermes.post('/v1/messages', {'messages': HELLO}, {'X-Api-Key': 'secret'})
     assert status == 400 and reply == {'type': 'error', 'error': {'type': 'invalid_request_error', 'message': "'max_tokens' is missing."}}
+    with pytest.raises(anthropic.BadRequestError) as error:
+        client.messages.create(model='m', max_tokens=4, messages=HELLO, stop_sequences=['x'] * 17)
+    assert "'stop_sequences' has 17" in body(error)[1]
+    with pytest.raises(anthropic.BadRequestError) as error:
+        client.messages.create(model='m', max_tokens=4, messages=HELLO, output_config={'format': {'type': 'json_schema', 'schema': {'not': {}}}})
+    assert body(error)[1].startswith("'output_config': \"not\"")
     with pytest.raises(anthropic.APIStatusError):
         client.messages.create(model='m', max_tokens=100000, messages=HELLO, timeout=60, extra_body={'timeout_ms': 1})
     with pytest.raises(anthropic.APIStatusError) as error, client.messages.stream(model='m', max_tokens=100000, messages=HELLO,
