@@ -17,9 +17,16 @@ class CompressedLayer(DynamicLayer):
     def __init__(self, settings: dict):
         super().__init__()
         self._settings = settings
+        self._forget()
+
+    def _forget(self) -> None:
         self._queries: torch.Tensor | None = None  # the newest, [heads, window, head_dim]
         self._n_prompt = self._n_tokens = 0
         self.compressed = False
+
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         if key_states.shape[0] != 1:
@@ -43,8 +50,10 @@ class CompressedLayer(DynamicLayer):
         return self._n_tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        rows = self.keys.shape[2] if self.is_initialized else 0
-        return rows + query_length, 0
+        return self._rows() + query_length, 0
+
+    def _rows(self) -> int:
+        return self.keys.shape[2] if self.is_initialized else 0
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ValueError('a compressed cache cannot take tokens back')
@@ -53,10 +62,12 @@ class CompressedLayer(DynamicLayer):
         budget, gap, regrow = (self._settings[name] for name in ('budget', 'decode_gap', 'regrow'))
         if not self.compressed and self._n_prompt > budget:
             return self._n_tokens - self._n_prompt >= max(0, gap)
-        return 0 < regrow <= self.keys.shape[2] - budget
+        return 0 < regrow <= self._rows() - budget
 
     def _compress(self) -> None:
         budget, window = self._settings['budget'], self._settings['window']
+        if self._queries is None:
+            raise ValueError('a compressed cache has not seen the queries, expected a model with attn_implementation="entropyinfer"')
         votes = ops.vote(self._queries, self.keys[0], self._settings['reduce'])
         votes = ops.pool_votes(votes, self._settings['pooling'], self._settings['kernel'])
         rows = ops.keep_top(votes, budget - window, window).long()[None, :, :, None].expand(-1, -1, -1, self.keys.shape[3])
