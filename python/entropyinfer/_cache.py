@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -14,7 +15,7 @@ from entropyinfer._core import Policy
 class CompressedLayer(DynamicLayer):
     """Keys and values of one layer. `settings` are those of a `Policy`."""
 
-    def __init__(self, settings: dict):
+    def __init__(self, settings: dict[str, Any]):
         super().__init__()
         self._settings = settings
         self._forget()
@@ -28,7 +29,7 @@ class CompressedLayer(DynamicLayer):
         super().reset()
         self._forget()
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if key_states.shape[0] != 1:
             raise ValueError(f'a compressed cache holds one sequence, found a batch of {key_states.shape[0]}')
         n = key_states.shape[2]
@@ -83,7 +84,7 @@ class CompressedCache(Cache):
         model.generate(**inputs, cache=CompressedCache('entropy+latent', budget=512))
     """
 
-    def __init__(self, policy: Policy | str = 'entropy+latent', **settings):
+    def __init__(self, policy: Policy | str = 'entropy+latent', **settings: Any):
         policy = policy if isinstance(policy, Policy) else Policy(policy, **settings)
         settings = policy.settings
         for name, only in {'voter': 'window', 'split': 'even', 'kv_scope': 'kv', 'off_by_one': False}.items():

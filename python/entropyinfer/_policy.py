@@ -5,7 +5,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entropyinfer._core import Policy
 
@@ -49,7 +49,7 @@ current: contextvars.ContextVar[Reading | None] = contextvars.ContextVar('entrop
 
 @contextlib.contextmanager
 def policy(name: str | Policy, *, blocks: bool = False,
-           select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None, **settings) -> Iterator[Reading]:
+           select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None, **settings: Any) -> Iterator[Reading]:
     """In the block, engines and models with our attention read and write by this policy.
 
     `name` and `settings` are those of `Policy`. select(q, k, layer), with q [heads, n, d] and k [kv_heads, n, d], replaces

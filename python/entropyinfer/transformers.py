@@ -8,8 +8,8 @@
 
 Importing this registers the attention. Any decoder model of transformers' attention interface, on the CPU in float32 or
 bfloat16, on a Hopper GPU in bfloat16, any heads and groups of heads, padded batches; without `entropyinfer.policy` prompts are
-read as the engine reads them, by 'entropy' or, on a GPU, 'paper'. What follows a prompt (a second turn, tokens that are written) is attended to densely; `CompressedCache` keeps of it what an
-answer looks at. Refused, with what was found: training, attention that is not causal or leaves something out (encoders, windows
+read as the engine reads them, by 'entropy' or, on a GPU, 'paper'. What follows a prompt (a second turn, tokens that are
+written) is attended to densely; `CompressedCache` keeps of it what an answer looks at. Refused, with what was found: training, attention that is not causal or leaves something out (encoders, windows
 and chunks shorter than the text, sequences packed into a row, masks of one's own), caps of logits, padding between tokens, caches
 of a fixed size.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -57,7 +58,7 @@ _spans = _Spans()
 
 
 def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-              scaling: float | None = None, dropout: float = 0.0, **kwargs) -> tuple[torch.Tensor, None]:
+              scaling: float | None = None, dropout: float = 0.0, **kwargs: Any) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [batch, heads, m, d], key and value [batch, kv_heads, n, d], of which the
     queries are the last; attention_mask None or bool [batch, n], False for padding. Returns [batch, m, heads, d]."""
     _check(module, query, key, value, attention_mask, dropout, kwargs)
@@ -117,7 +118,7 @@ def _read(reading: Reading, module: torch.nn.Module, i: int, q: torch.Tensor, k:
 
 
 def _check(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-           dropout: float, kwargs: dict) -> None:
+           dropout: float, kwargs: dict[str, Any]) -> None:
     if query.requires_grad and torch.is_grad_enabled():
         raise RuntimeError('the attention "entropyinfer" has no gradients: call the model under torch.inference_mode()')
     if dropout:
@@ -152,14 +153,17 @@ def _span(row: torch.Tensor) -> tuple[int, int]:
     return begin, end
 
 
-def _mask(*, kv_length: int, mask_function: Callable = causal_mask_function, attention_mask: torch.Tensor | None = None, q_length: int = 0,
-          q_offset: int = 0, cache_position: torch.Tensor | None = None, use_vmap: bool = False, **kwargs) -> torch.Tensor | None:
+def _mask(*, kv_length: int, mask_function: Callable[..., torch.Tensor] = causal_mask_function,
+          attention_mask: torch.Tensor | None = None, q_length: int = 0, q_offset: int = 0,
+          cache_position: torch.Tensor | None = None, use_vmap: bool = False, batch_size: int = 1,
+          device: torch.device | str | None = None, **kwargs: Any) -> torch.Tensor | None:
     """Which tokens are no padding, or None. cache_position: of the queries, where transformers before 5.3 says it so."""
     n = q_offset + q_length if cache_position is None else int(cache_position[-1]) + 1
+    if use_vmap and mask_function is not causal_mask_function:
+        raise ValueError('the model adds a rule of its own to the causal mask, expected none')
     if mask_function is not causal_mask_function:
-        if use_vmap:
-            raise ValueError('the model adds a rule of its own to the causal mask, expected none')
-        _check_mask(mask_function, n, attention_mask)
+        tokens = torch.ones(batch_size, n, dtype=torch.bool, device=device) if attention_mask is None else attention_mask[:, -n:].bool()
+        _check_mask(mask_function, tokens)
     if kv_length > n:
         raise ValueError(f'the cache has room for {kv_length} tokens of which {n} are there, expected one that grows')
     if attention_mask is None or attention_mask[:, -kv_length:].all():
@@ -167,17 +171,17 @@ def _mask(*, kv_length: int, mask_function: Callable = causal_mask_function, att
     return attention_mask[:, -kv_length:]
 
 
-def _check_mask(mask_function: Callable, n: int, attention_mask: torch.Tensor | None) -> None:
-    """Of transformers' rules (windows, chunks, packed sequences, blocks that see all of themselves) none is the causal one if
-    every token is blind to the next and the last one sees all of n."""
-    tokens = torch.ones(1, n, dtype=torch.bool) if attention_mask is None else attention_mask[:, -n:].bool()
-    row, at = torch.arange(tokens.shape[0], device=tokens.device)[:, None], torch.arange(n, device=tokens.device)[None]
-    if n > 1 and torch.as_tensor(mask_function(row, 0, at[:, :-1], at[:, 1:])).any():
+def _check_mask(mask_function: Callable[..., torch.Tensor], tokens: torch.Tensor) -> None:
+    """tokens: bool [batch, n], False for padding. Of transformers' rules (windows, chunks, packed sequences, blocks that see all
+    of themselves) none is the causal one if every token is blind to the next and the last one sees all."""
+    (batch, n), device = tokens.shape, tokens.device
+    row, at = torch.arange(batch, device=device)[:, None], torch.arange(n, device=device)[None]
+    if torch.as_tensor(mask_function(row, 0, at[:, :-1], at[:, 1:])).any():
         raise ValueError(f'the model {_NOT_CAUSAL}')
     seen = mask_function(row, 0, at[:, -1:], at) | ~tokens
     if not seen.all():
-        raise ValueError(f'the last of {n} tokens sees {int((seen & tokens).sum(1).min())} of them, expected all: no window or chunk that is '
-                         'shorter than the text, no packed sequences')
+        raise ValueError(f'the last of {n} tokens sees {int((seen & tokens).sum(1).min())} of them, expected all: no window or chunk '
+                         'that is shorter than the text, no packed sequences')
 
 
 AttentionInterface.register('entropyinfer', attention)
