@@ -120,6 +120,7 @@ Profile profile(Engine& engine, const Request& request, const Callbacks& callbac
   });
   Batch(e, 1).run(sequence, cancel, [&] {
     if (callbacks.on_prefill) callbacks.on_prefill(sequence.n_read(), sequence.n_prompt(), 0);
+    if (callbacks.on_step) callbacks.on_step();
   });
   out.generation = sequence.result();
   for (auto& layer : out.heads)

@@ -243,6 +243,9 @@ void Remote::explain(const Response& response, const std::string& url) const {
   const std::string what = !response.failure.empty()
                                ? response.failure
                                : fmt::format("it answered with status {}", response.status);
+  if (url.find("/api/models/") != std::string::npos)
+    fail("{}: {} (there is no path {} here, so the hub was asked for a model of this name)", url,
+         what, name_.repo);
   fail("{}: {}; what has come is kept, and the same command goes on from there", url, what);
 }
 

@@ -29,6 +29,23 @@ SamplingParams sampling_of(const GenerationConfig& config) {
   return params;
 }
 
+// A directory of a checkpoint, or what was given instead of one.
+void check_directory(const std::filesystem::path& dir) {
+  namespace fs = std::filesystem;
+  constexpr const char* kWhat =
+      "a Hugging Face model directory (config.json, *.safetensors, tokenizer.json or "
+      "tokenizer.model) or a .gguf file";
+  if (!fs::is_directory(dir))
+    fail("{}: {}; give {}", dir.string(),
+         fs::exists(dir) ? "a file, not a directory" : "there is no such file or directory", kWhat);
+  if (fs::exists(dir / "config.json")) return;
+  for (const auto& entry : fs::directory_iterator(dir))
+    if (entry.path().extension() == ".gguf")
+      fail("{}: has GGUF files but no config.json; give one of the files, as {}", dir.string(),
+           entry.path().string());
+  fail("{}: has no config.json; give {}", dir.string(), kWhat);
+}
+
 // Ids without text, for weights that have learnt none.
 class NoTokenizer final : public Tokenizer {
  public:
@@ -109,10 +126,7 @@ void Engine::Impl::load(const std::filesystem::path& path) {
 }
 
 void Engine::Impl::load_directory(const std::filesystem::path& dir) {
-  require(std::filesystem::is_directory(dir),
-          "{}: not a directory; give a Hugging Face model directory (config.json, *.safetensors, "
-          "tokenizer.json or tokenizer.model) or a .gguf file",
-          dir.string());
+  check_directory(dir);
   tokenizer = load_tokenizer(dir);
   model = std::make_unique<Model>(Model::load(*backend, dir, options.weights, options.on_load));
   chat = ChatTemplate::load(dir, *tokenizer);

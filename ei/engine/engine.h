@@ -120,8 +120,8 @@ struct Callbacks {
   std::function<void(int64_t done, int64_t total, int64_t cached)> on_prefill;
   // Of score() alone: the model's logits [vocab_size] for the token at `position`.
   std::function<void(int64_t position, std::span<const float> logits)> on_logits;
-  // Of score() alone, at its end: of the prompt.
-  std::function<void(const SparsityStats&)> on_sparsity;
+  std::function<void(const SparsityStats&)> on_sparsity;  // of score() alone, of its prompt
+  std::function<void()> on_step;  // after every chunk and token: to see whether to stop
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };

@@ -141,6 +141,7 @@ Generation Session::Impl::generate(const Request& request, const Callbacks& call
     n_read = sequence.n_read();
     const Delta delta = sequence.take_delta();
     if (!delta.text.empty() && callbacks.on_text) callbacks.on_text(delta.text);
+    if (callbacks.on_step) callbacks.on_step();
   });
   text = context.tokens();
   return sequence.result();
@@ -212,6 +213,7 @@ std::vector<TokenScore> Session::Impl::score(std::span<const int32_t> tokens,
     if (sequence.n_read() > n_read && callbacks.on_prefill)
       callbacks.on_prefill(sequence.n_read(), n_prefill, 0);
     n_read = sequence.n_read();
+    if (callbacks.on_step) callbacks.on_step();
   });
   scores.resize(static_cast<size_t>(n_read) + sequence.result().tokens.size());
   if (sequence.result().read_tokens == n_prefill && callbacks.on_sparsity)

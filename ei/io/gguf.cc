@@ -381,13 +381,20 @@ GgufPart parse_gguf(std::span<const std::byte> file, std::string_view where) {
 GgufFile::GgufFile(const std::filesystem::path& path) {
   const std::string name = path.filename().string();
   const SplitName split(name);
-  require(split.part == 1 && split.count >= 1 && split.count <= kMaxParts,
-          "{}: part {} of {}; give the first of at most {} parts", path.string(), split.part,
-          split.count, kMaxParts);
-  open(path);
   const std::string stem = name.substr(0, name.size() - std::min(name.size(), SplitName::kSuffix));
-  for (int64_t i = 2; i <= split.count; ++i)
-    open(path.parent_path() / fmt::format("{}-{:05}-of-{:05}.gguf", stem, i, split.count));
+  const auto part = [&](int64_t i) {
+    return path.parent_path() / fmt::format("{}-{:05}-of-{:05}.gguf", stem, i, split.count);
+  };
+  require(split.count >= 1 && split.count <= kMaxParts, "{}: of {} parts, expected 1 to {}",
+          path.string(), split.count, kMaxParts);
+  require(split.part == 1, "{}: part {} of {}; give the first, {}", path.string(), split.part,
+          split.count, part(1).string());
+  open(path);
+  for (int64_t i = 2; i <= split.count; ++i) {
+    require(file_exists(part(i)), "{}: part {} of {} is missing: {}", path.string(), i, split.count,
+            part(i).string());
+    open(part(i));
+  }
 
   size_t n_tensors = 0;
   for (size_t i = 0; i < files_.size(); ++i) {

@@ -145,13 +145,29 @@ std::string safetensors_header(std::span<const std::pair<std::string, TensorInfo
   return std::string(reinterpret_cast<const char*>(&n_bytes), sizeof n_bytes) + text;
 }
 
+namespace {
+
+// What older checkpoints have, and what to do with it.
+std::string instead_of_safetensors(const std::filesystem::path& dir) {
+  if (!std::filesystem::is_directory(dir)) return "";
+  for (const auto& entry : std::filesystem::directory_iterator(dir))
+    for (const char* extension : {".bin", ".pth", ".pt"})
+      if (entry.path().extension() == extension)
+        return "; " + entry.path().filename().string() +
+               " is a pickle, which may run code and is not read: save the model as safetensors "
+               "with transformers (from_pretrained, save_pretrained)";
+  return "";
+}
+
+}  // namespace
+
 Checkpoint::Checkpoint(const std::filesystem::path& dir) {
   const auto single = dir / "model.safetensors";
   const auto index = dir / "model.safetensors.index.json";
   if (file_exists(single) || !file_exists(index)) {
-    require(file_exists(single),
-            "{}: neither model.safetensors nor model.safetensors.index.json is there",
-            dir.string());
+    if (!file_exists(single))
+      fail("{}: neither model.safetensors nor model.safetensors.index.json is there{}",
+           dir.string(), instead_of_safetensors(dir));
     path_ = single.string();
     const SafetensorsFile& file = files_.emplace_back(single);
     for (const auto& [name, tensor] : file.tensors())

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -14,14 +15,21 @@ from entropyinfer._core import Policy
 class CompressedLayer(DynamicLayer):
     """Keys and values of one layer. `settings` are those of a `Policy`."""
 
-    def __init__(self, settings: dict):
+    def __init__(self, settings: dict[str, Any]):
         super().__init__()
         self._settings = settings
+        self._forget()
+
+    def _forget(self) -> None:
         self._queries: torch.Tensor | None = None  # the newest, [heads, window, head_dim]
         self._n_prompt = self._n_tokens = 0
         self.compressed = False
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if key_states.shape[0] != 1:
             raise ValueError(f'a compressed cache holds one sequence, found a batch of {key_states.shape[0]}')
         n = key_states.shape[2]
@@ -43,8 +51,10 @@ class CompressedLayer(DynamicLayer):
         return self._n_tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        rows = self.keys.shape[2] if self.is_initialized else 0
-        return rows + query_length, 0
+        return self._rows() + query_length, 0
+
+    def _rows(self) -> int:
+        return self.keys.shape[2] if self.is_initialized else 0
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ValueError('a compressed cache cannot take tokens back')
@@ -53,10 +63,12 @@ class CompressedLayer(DynamicLayer):
         budget, gap, regrow = (self._settings[name] for name in ('budget', 'decode_gap', 'regrow'))
         if not self.compressed and self._n_prompt > budget:
             return self._n_tokens - self._n_prompt >= max(0, gap)
-        return 0 < regrow <= self.keys.shape[2] - budget
+        return 0 < regrow <= self._rows() - budget
 
     def _compress(self) -> None:
         budget, window = self._settings['budget'], self._settings['window']
+        if self._queries is None:
+            raise ValueError('a compressed cache has not seen the queries, expected a model with attn_implementation="entropyinfer"')
         votes = ops.vote(self._queries, self.keys[0], self._settings['reduce'])
         votes = ops.pool_votes(votes, self._settings['pooling'], self._settings['kernel'])
         rows = ops.keep_top(votes, budget - window, window).long()[None, :, :, None].expand(-1, -1, -1, self.keys.shape[3])
@@ -72,7 +84,7 @@ class CompressedCache(Cache):
         model.generate(**inputs, cache=CompressedCache('entropy+latent', budget=512))
     """
 
-    def __init__(self, policy: Policy | str = 'entropy+latent', **settings):
+    def __init__(self, policy: Policy | str = 'entropy+latent', **settings: Any):
         policy = policy if isinstance(policy, Policy) else Policy(policy, **settings)
         settings = policy.settings
         for name, only in {'voter': 'window', 'split': 'even', 'kv_scope': 'kv', 'off_by_one': False}.items():

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import math
+import operator
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from entropyinfer import _core
 from entropyinfer._core import Generation, ModelInfo, Policy
@@ -17,7 +19,7 @@ from entropyinfer._policy import current
 if TYPE_CHECKING:
     import numpy as np
 
-Prompt: TypeAlias = 'str | Sequence[Mapping] | Sequence[int] | np.ndarray'
+Prompt: TypeAlias = 'str | Sequence[Mapping[str, Any]] | Sequence[int] | np.ndarray'
 """A text as it is; a conversation, as OpenAI's API has it, which the chat template writes; or token ids."""
 
 
@@ -83,18 +85,38 @@ class Engine:
     def __init__(self, model: str, *, device: str = 'auto', threads: int = 0, kv_type: str = 'bf16', math: str = 'bf16',
                  weights: str | None = None, prefix_bytes: int = 0):
         self._model = _core.Model(str(model), device, threads, kv_type, math, weights, prefix_bytes)
+        self._lock, self._caller = threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One caller after the other; those that wait can be interrupted."""
+        self._check_caller()
+        with self._lock:
+            self._caller = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._caller = 0
+
+    def _check_caller(self) -> None:
+        if self._caller == threading.get_ident():
+            raise RuntimeError('an engine was called from a function that it called')
 
     @property
     def info(self) -> ModelInfo:
         return self._model.info()
 
-    def tokenize(self, prompt: Prompt, *, template: Mapping | None = None) -> np.ndarray:
+    def tokenize(self, prompt: Prompt, *, template: Mapping[str, Any] | None = None) -> np.ndarray:
         """Token ids, int32 [n]. `template`: what the chat template sees beside the messages, such as
         {'enable_thinking': False} or {'tools': [...]}."""
         import numpy as np  # as late as it can be: it takes longer than all else of an import
 
         if isinstance(prompt, str):
-            ids = self._model.encode(prompt)
+            try:
+                ids = self._model.encode(prompt)
+            except TypeError:
+                prompt.encode()  # says where it is no Unicode
+                raise
         elif isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping):
             ids = self._model.encode_chat(json.dumps(list(prompt)), json.dumps(dict(template or {})))
         else:
@@ -114,7 +136,7 @@ class Engine:
     def generate(self, prompt: Prompt, policy: Policy | str | None = None, *, max_tokens: int = 512, stop: str | Sequence[str] = (),
                  ignore_eos: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
                  min_p: float | None = None, repetition_penalty: float | None = None, presence_penalty: float | None = None,
-                 frequency_penalty: float | None = None, seed: int | None = None, template: Mapping | None = None,
+                 frequency_penalty: float | None = None, seed: int | None = None, template: Mapping[str, Any] | None = None,
                  on_text: Callable[[str], object] | None = None, on_prefill: Callable[[int, int], object] | None = None) -> Generation:
         """Reads the prompt and writes the answer.
 
@@ -137,15 +159,20 @@ class Engine:
                 expected = {'top_k': 'a whole number', 'seed': 'a whole number from 0 on'}.get(name, 'a number')
                 raise TypeError(f'{name} is {value!r}, expected {expected}') from None
         stops = [stop] if isinstance(stop, str) else list(stop)
-        return self._model.generate(self.tokenize(prompt, template=template), _policy(policy), max_tokens, stops, ignore_eos, sampling,
-                                    on_text, on_prefill)
+        if not all(isinstance(text, str) for text in stops):
+            raise TypeError(f'stop is {stop!r}, expected a string or several')
+        tokens = self.tokenize(prompt, template=template)
+        with self._turn():
+            return self._model.generate(tokens, _policy(policy), _count('max_tokens', max_tokens), stops, ignore_eos, sampling, on_text,
+                                        on_prefill)
 
-    def stream(self, prompt: Prompt, policy: Policy | str | None = None, **options) -> Iterator[str]:
+    def stream(self, prompt: Prompt, policy: Policy | str | None = None, **options: Any) -> Generator[str, None, Generation]:
         """The answer in pieces, as they are written; `options` are those of `generate`. Leaving the loop ends it; the
         generator's value is the `Generation`."""
         pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         outcome: list = []
         closed = threading.Event()
+        self._check_caller()
         tokens, policy = self.tokenize(prompt, template=options.pop('template', None)), _policy(policy)
 
         def report(call, *values):
@@ -179,28 +206,47 @@ class Engine:
             raise outcome[0]
         return outcome[0]
 
-    def score(self, prompt: Prompt, policy: Policy | str | None = None, *, n_prefill: int = -1, template: Mapping | None = None,
+    def score(self, prompt: Prompt, policy: Policy | str | None = None, *, n_prefill: int = -1, template: Mapping[str, Any] | None = None,
               on_logits: Callable[[int, np.ndarray], object] | None = None,
               on_prefill: Callable[[int, int], object] | None = None) -> Score:
         """How likely the model holds each token of a text, the first n_prefill (-1: all) read as a prompt and the others
         written one by one. on_logits gets (position, float32 [vocab_size]): the model's logits for the token there."""
-        return Score(*self._model.score(self.tokenize(prompt, template=template), _policy(policy), n_prefill, on_logits, on_prefill))
+        tokens = self.tokenize(prompt, template=template)
+        n_prefill = len(tokens) if n_prefill == -1 else _count('n_prefill', n_prefill)
+        with self._turn():
+            return Score(*self._model.score(tokens, _policy(policy), n_prefill, on_logits, on_prefill))
 
-    def profile(self, prompt: Prompt, policy: Policy | str | None = None, *, template: Mapping | None = None,
+    def profile(self, prompt: Prompt, policy: Policy | str | None = None, *, template: Mapping[str, Any] | None = None,
                 on_prefill: Callable[[int, int], object] | None = None) -> Profile:
         """What every layer, head and segment attended to while the prompt was read, and which parts of it the first tokens
         of an answer look at."""
-        arrays, generation = _core.profile(self._model, self.tokenize(prompt, template=template), _policy(policy), on_prefill)
+        tokens = self.tokenize(prompt, template=template)
+        with self._turn():
+            arrays, generation = _core.profile(self._model, tokens, _policy(policy), on_prefill)
         arrays['dense'] = arrays['dense'].view(bool)
         return Profile(**arrays, generation=generation)
 
     def clear(self) -> None:
         """Forgets the conversation and frees its memory."""
-        self._model.clear()
+        with self._turn():
+            self._model.clear()
 
 
 def _policy(policy: Policy | str | None) -> Policy | None:
     if policy is None:
         reading = current.get()
         return None if reading is None else reading.policy
+    if not isinstance(policy, Policy | str):
+        raise TypeError(f'policy is {policy!r}, expected a name or a Policy')
     return policy if isinstance(policy, Policy) else Policy(policy)
+
+
+def _count(name: str, value: int) -> int:
+    """A number that fits the engine's 64 bits."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f'{name} is {value!r}, expected a whole number') from None
+    if count < 0:
+        raise ValueError(f'{name} is {value}, expected 0 or more')
+    return min(count, 2**62)

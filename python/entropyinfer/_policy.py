@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entropyinfer._core import Policy
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     import torch
 
     from entropyinfer.ops import Reader, Selection
+
+
+class _Prompt(threading.local):
+    """What each thread is about to read."""
+
+    def __init__(self):
+        self.layers: list[list[Selection]] = []
+        self.readers: dict[tuple[int, torch.device], Reader] = {}  # of each sequence, where its layers are
+        self.shape: tuple = ()
 
 
 class Reading:
@@ -25,8 +35,7 @@ class Reading:
                  select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None):
         self.policy, self.blocks, self.select = policy, blocks, select
         self.layers: list[list[Selection]] = []
-        self._readers: dict[tuple[int, torch.device], Reader] = {}  # of each sequence, where its layers are
-        self._shape: tuple = ()
+        self._here = _Prompt()
 
     @property
     def density(self) -> float:
@@ -40,11 +49,12 @@ current: contextvars.ContextVar[Reading | None] = contextvars.ContextVar('entrop
 
 @contextlib.contextmanager
 def policy(name: str | Policy, *, blocks: bool = False,
-           select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None, **settings) -> Iterator[Reading]:
+           select: Callable[[torch.Tensor, torch.Tensor, int], Selection] | None = None, **settings: Any) -> Iterator[Reading]:
     """In the block, engines and models with our attention read and write by this policy.
 
     `name` and `settings` are those of `Policy`. select(q, k, layer), with q [heads, n, d] and k [kv_heads, n, d], replaces
-    our choice of blocks by one's own. Yields what becomes known of the prompts that are read.
+    our choice of blocks by one's own. Yields what becomes known of the prompts that are read. Like torch.inference_mode, it
+    holds for its own thread; `contextvars.copy_context().run` and `asyncio.to_thread` take it along to another.
 
         with entropyinfer.policy('paper', base_budget=1024) as reading:
             model.generate(**inputs)

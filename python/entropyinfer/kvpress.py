@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from kvpress import ScorerPress
@@ -32,7 +33,7 @@ class LatentPress(ScorerPress):
     kernel: int = 21
 
     def score(self, module: torch.nn.Module, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-              attentions: torch.Tensor | None, kwargs: dict) -> torch.Tensor:
+              attentions: torch.Tensor | None, kwargs: dict[str, Any]) -> torch.Tensor:
         """[batch, kv_heads, n] float32: votes, those of the window above all others."""
         n = hidden_states.shape[1]
         if n <= self.window:

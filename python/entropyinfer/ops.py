@@ -124,8 +124,9 @@ def sparse_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selectio
 class Reader:
     """Reads a prompt of n tokens under a policy, layer by layer: chooses blocks and attends to them, as the engine does.
 
-    For one thread at a time: what layers need beside their results is asked of the system once. One difference: the policy 'entropy' goes by the principal directions of the prompt's own keys (1,024 of them, spread
-    over it) instead of those of a text that the engine has built in.
+    For one thread at a time: what layers need beside their results is asked of the system once. One difference: the policy
+    'entropy' goes by the principal directions of the prompt's own keys (1,024 of them, spread over it) instead of those of a
+    text that the engine has built in.
     """
 
     def __init__(self, policy: Policy | str, n_layers: int, heads: int, kv_heads: int, head_dim: int, n: int, dtype: torch.dtype,

@@ -34,6 +34,7 @@ void load(Model* self, const std::string& model, const std::string& device, int 
   options.device = choose<Device>(
       "device", device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}});
   options.threads = threads;
+  require(prefix_bytes >= 0, "prefix_bytes is {}, expected 0 or more", prefix_bytes);
   options.kv_type = choose<DType>(
       "kv_type", kv_type,
       {{"bf16", DType::kBF16}, {"f32", DType::kF32}, {"q8_0", DType::kQ8}, {"fp8", DType::kFP8}});
@@ -52,6 +53,7 @@ void load(Model* self, const std::string& model, const std::string& device, int 
 std::vector<int32_t> encode_chat(Model& self, const std::string& messages,
                                  const std::string& variables) {
   ChatOptions options;
+  const nb::gil_scoped_release free;
   options.variables = parse_ordered_json(variables, "the chat template's variables");
   return self.engine().chat_template().encode(parse_ordered_json(messages, "messages"), options);
 }
@@ -182,7 +184,8 @@ void bind_results(nb::module_& m) {
 Model::Model(const std::string& model, const EngineOptions& options, int64_t prefix_bytes)
     : device_(options.device),
       engine_(hub::resolve(hub::Hub::from_environment(), model, reporter()), options),
-      session_(engine_, prefix_bytes) {}
+      session_(engine_, prefix_bytes),
+      vocab_size_(engine_.info().vocab_size) {}
 
 Request Model::request(const Tokens& tokens, const Policy* policy) const {
   Request request;
@@ -209,10 +212,17 @@ void bind_engine(nb::module_& m) {
            nb::arg("kv_type"), nb::arg("math"), nb::arg("weights").none(), nb::arg("prefix_bytes"))
       .def("info", [](Model& self) { return self.engine().info(); })
       .def("encode",
-           [](Model& self, const std::string& text) { return self.engine().tokenize(text); })
+           [](Model& self, const std::string& text) {
+             const nb::gil_scoped_release free;
+             return self.engine().tokenize(text);
+           })
       .def("encode_chat", &encode_chat, nb::arg("messages"), nb::arg("variables"))
       .def("decode",
            [](Model& self, const Tokens& tokens) {
+             const nb::gil_scoped_release free;
+             for (const int32_t id : std::span(tokens.data(), tokens.size()))
+               require(id >= 0 && id < self.vocab_size(),
+                       "token id {} is not in the vocabulary (0 to {})", id, self.vocab_size() - 1);
              return self.engine().detokenize({tokens.data(), tokens.size()});
            })
       .def("generate", &generate, nb::arg("tokens"), nb::arg("policy").none(),

@@ -16,6 +16,7 @@ class Model {
 
   Engine& engine() { return engine_; }
   Session& session() { return session_; }
+  int64_t vocab_size() const { return vocab_size_; }
   // With these policies; none: the program's default.
   Request request(const Array<const int32_t, 1>& tokens, const Policy* policy) const;
 
@@ -23,6 +24,7 @@ class Model {
   Device device_;
   Engine engine_;
   Session session_;
+  int64_t vocab_size_;
 };
 
 }  // namespace ei::python

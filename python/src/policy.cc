@@ -52,13 +52,15 @@ void bind_policy(nb::module_& m) {
           [](Policy* self, std::string name, const nb::kwargs& settings) {
             new (self) Policy(std::move(name), settings);
           },
-          nb::arg("name"), nb::arg("settings"))
+          nb::arg("name"), nb::arg("settings"),
+          nb::sig("def __init__(self, name: str, **settings: typing.Any) -> None"))
       .def_prop_ro("name", &Policy::name, "PREFILL+DECODE:SETTING=VALUE")
       .def_prop_ro(
           "settings",
           [](const Policy& self) {
             return nb::cast<nb::dict>(nb::module_::import_("json").attr("loads")(self.describe()));
           },
+          nb::sig("def settings(self) -> dict[str, typing.Any]"),
           "Every setting that matters, by name.")
       .def("__repr__", [](const Policy& self) { return "Policy('" + self.name() + "')"; });
   m.def(

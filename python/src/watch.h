@@ -1,7 +1,6 @@
 #pragma once
 
 #include <exception>
-#include <stdexcept>
 #include <stop_token>
 
 #include "ei/engine/engine.h"
@@ -13,29 +12,24 @@ namespace ei::python {
 // signals are looked at (Ctrl-C) and the caller's functions called; the first exception stops it
 // and is thrown once it has stopped, so that the conversation stays as it was.
 class Watch {
-  // The engine's mutex is held: one that calls it from a function of its own would wait for itself.
-  static inline thread_local bool running = false;
-
  public:
   // Runs work(watch, callbacks, cancel). on_text(str) and on_prefill(int done, int total) may be
   // None.
   template <class Work>
   static auto run(const nb::object& on_text, const nb::object& on_prefill, const Work& work) {
-    if (running) throw std::runtime_error("an engine was called from a function that it called");
-    running = true;
-    const struct Reset {
-      ~Reset() { running = false; }
-    } reset;
     Watch watch;
     Callbacks callbacks;
-    callbacks.on_text = [&](std::string_view text) {
-      watch.call([&] {
-        if (!on_text.is_none()) on_text(nb::str(text.data(), text.size()));
-      });
-    };
-    callbacks.on_prefill = [&](int64_t done, int64_t total, int64_t) {
-      watch.call([&] {
-        if (!on_prefill.is_none()) on_prefill(done, total);
+    if (!on_text.is_none())
+      callbacks.on_text = [&](std::string_view text) {
+        watch.call([&] { on_text(nb::str(text.data(), text.size())); });
+      };
+    if (!on_prefill.is_none())
+      callbacks.on_prefill = [&](int64_t done, int64_t total, int64_t) {
+        watch.call([&] { on_prefill(done, total); });
+      };
+    callbacks.on_step = [&] {
+      watch.call([] {
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
       });
     };
     auto result = [&] {
@@ -52,7 +46,6 @@ class Watch {
     if (error_) return;
     const nb::gil_scoped_acquire lock;
     try {
-      if (PyErr_CheckSignals() != 0) throw nb::python_error();
       function();
     } catch (...) {
       error_ = std::current_exception();

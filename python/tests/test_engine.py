@@ -1,6 +1,9 @@
 """The engine in Python: the same answers however they are asked for, and nothing that dangles, hangs or is lost."""
+import ast
 import gc
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -105,30 +108,67 @@ def test_what_a_call_back_raises_ends_the_answer(engine):
             list(engine.stream(QUESTION, max_tokens=8, **calls))
     with pytest.raises(LookupError):
         engine.score(QUESTION, on_logits=fail)
-    with pytest.raises(RuntimeError, match='from a function that it called'):
-        engine.generate(QUESTION, max_tokens=8, on_text=lambda _: engine.score(QUESTION))
+    for again in engine.score, lambda _: list(engine.stream(QUESTION)), lambda _: engine.clear():
+        with pytest.raises(RuntimeError, match='from a function that it called'):
+            engine.generate(QUESTION, max_tokens=8, on_text=again)
     assert engine.generate(QUESTION, max_tokens=8).finish_reason in ('stop', 'length')
+
+
+def kill():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def interrupted(call):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_ctrl_c_ends_a_prompt_within_a_chunk(model_dir):
     engine = Engine(model_dir, device='cpu')
     read, before = [], []
 
-    def kill():  # when a busy machine has time for it
+    def signal_it():  # when a busy machine has time for it
         before.append(len(read))
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        kill()
 
     def interrupt(done, total):  # by another thread, while the engine has the lock released
         read.append((done, total))
         if len(read) == 1:
-            threading.Thread(target=kill).start()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            engine.generate(tokens_of(16 * 2048), 'dense+full', max_tokens=4, on_prefill=interrupt)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+            threading.Thread(target=signal_it).start()
+    interrupted(lambda: engine.generate(tokens_of(16 * 2048), 'dense+full', max_tokens=4, on_prefill=interrupt))
     assert len(read) <= before[0] + 1 and read[-1][0] < read[-1][1]
+
+
+def test_ctrl_c_ends_what_is_scored_token_by_token(engine):
+    seen = {}  # by a function of C, which itself looks for no signals
+    interrupted(lambda: engine.score(tokens_of(2000), 'dense+full', n_prefill=8, on_logits=seen.setdefault,
+                                     on_prefill=lambda *_: threading.Thread(target=kill).start()))
+    assert len(seen) < 1000
+
+
+def test_ctrl_c_ends_the_wait_for_ones_turn(engine):
+    writes, waits = threading.Event(), threading.Event()
+
+    def write(_):
+        writes.set()
+        waits.wait(60)
+    other = threading.Thread(target=lambda: engine.generate(QUESTION, max_tokens=2, ignore_eos=True, on_text=write))
+    other.start()
+    assert writes.wait(60)
+    threading.Timer(.1, kill).start()  # whether it waits yet or not
+    interrupted(lambda: engine.generate(QUESTION, max_tokens=2))
+    assert other.is_alive()
+    waits.set()
+    other.join()
+
+
+def test_engines_do_not_know_each_other(engine, model_dir):
+    other = Engine(model_dir, device='cpu')
+    assert engine.generate(QUESTION, max_tokens=2, ignore_eos=True, on_text=lambda _: other.generate(QUESTION, max_tokens=1)).tokens
 
 
 def test_threads_take_turns(engine):
@@ -188,6 +228,14 @@ def test_a_profile_has_every_head_and_segment(engine):
     (TypeError, 'seed is -1, expected a whole number from 0 on', lambda e: e.generate('x', seed=-1)),
     (TypeError, "top_p is '1', expected a number", lambda e: e.generate('x', top_p='1')),
     (ValueError, '4096', lambda e: e.generate([5000])),
+    (ValueError, r'token id 5000 is not in the vocabulary \(0 to 4095\)', lambda e: e.detokenize([5000])),
+    (UnicodeEncodeError, 'surrogates not allowed', lambda e: e.tokenize('\ud800')),
+    (ValueError, 'max_tokens is -1, expected 0 or more', lambda e: e.generate('x', max_tokens=-1)),
+    (TypeError, 'max_tokens is 2.5, expected a whole number', lambda e: e.generate('x', max_tokens=2.5)),
+    (ValueError, 'n_prefill is -2, expected 0 or more', lambda e: e.score('x', n_prefill=-2)),
+    (TypeError, r'stop is \[1\], expected a string or several', lambda e: e.generate('x', stop=[1])),
+    (TypeError, 'policy is 5, expected a name or a Policy', lambda e: e.generate('x', 5)),
+    (ValueError, 'prefix_bytes is -5', lambda e: Engine('x', prefix_bytes=-5)),
     (ValueError, 'expected 0 to 4095', lambda e: e.generate([2**40])),
     (ValueError, 'empty', lambda e: e.generate([])),
     (ValueError, '131072', lambda e: e.generate(np.ones(140000, np.int32))),
@@ -202,6 +250,19 @@ def test_what_is_wrong_is_said(engine, error, message, call):
     with pytest.raises(error, match=message):
         call(engine)
     assert issubclass(entropyinfer.Error, ValueError)
+
+
+def test_everything_has_types():
+    """What a user's mypy or pyright sees: no parameter without a type, no dict of who knows what."""
+    package = pathlib.Path(entropyinfer.__path__[0])
+    for file in [*package.glob('*.py'), package / '_core.pyi']:
+        tree = ast.parse(file.read_text(encoding='utf-8'))
+        for scope in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+            for function in (node for node in scope.body if isinstance(node, ast.FunctionDef) and not node.name.startswith('__')):
+                for argument in (node for node in ast.walk(function.args) if isinstance(node, ast.arg) and node.arg != 'self'):
+                    where = f'{file.name}: {function.name}: {argument.arg}'
+                    assert argument.annotation, where
+                    assert not re.search(r'\b(dict|Mapping|Callable)\b(?![\[(])', ast.unparse(argument.annotation)), where
 
 
 def test_an_end_of_the_process_while_it_writes(model_dir):

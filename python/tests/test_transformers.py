@@ -1,4 +1,7 @@
 """Models of transformers with our attention: dense it is SDPA's, sparse it attends to what the engine selects."""
+import concurrent.futures
+import contextvars
+
 import numpy as np
 import pytest
 
@@ -237,12 +240,94 @@ def test_a_stage_of_ones_own():
     assert (windowed[:, -1] - whole[:, -1]).abs().max() > 1e-3
 
 
+def written(model, cache, ids, **options):
+    model.set_attn_implementation('entropyinfer')
+    with torch.inference_mode(), entropyinfer.policy('dense'):
+        return model.generate(ids, cache=cache, max_new_tokens=40, min_new_tokens=40, do_sample=False, **options)
+
+
+def test_a_compressed_cache_begins_again():
+    model, ids = tiny(CONFIGS['llama']()), tokens_of(200)
+    cache = entropyinfer.transformers.CompressedCache('dense+latent', budget=64)
+    first = written(model, cache, ids)
+    cache.reset()
+    assert (written(model, cache, ids) == first).all() and cache.get_seq_length() == 239 and cache.layers[0].keys.shape[2] < 100
+    assert written(model, entropyinfer.transformers.CompressedCache(), ids[:, :1]).shape == (1, 41)
+
+
+def test_what_a_compressed_cache_cannot_do_is_said():
+    model, ids = tiny(CONFIGS['llama']()), tokens_of(200)
+    cache = entropyinfer.transformers.CompressedCache('dense+latent', budget=64)
+    mask = torch.ones_like(ids)
+    mask[:, :9] = 0
+    with pytest.raises(ValueError, match='has padding, expected none'):
+        written(model, cache, ids, attention_mask=mask)
+    cache.reset()
+    with pytest.raises(ValueError, match='cannot take tokens back'):
+        written(model, cache, ids, prompt_lookup_num_tokens=3)
+    cache.reset()
+    model.set_attn_implementation('sdpa')
+    with pytest.raises(ValueError, match='has not seen the queries'):
+        model.generate(ids, cache=cache, max_new_tokens=40, min_new_tokens=40)
+
+
+def test_layers_without_attention_stand_between():
+    config = transformers.Lfm2Config(**{**SIZES, 'num_hidden_layers': 4}, layer_types=['conv', 'full_attention'] * 2)
+    model = tiny(config)
+    with entropyinfer.policy(PAPER) as reading:
+        for n in 300, 200:  # a prompt after the other
+            logits(model, 'entropyinfer', input_ids=tokens_of(n))
+            assert [[selection.n for selection in layer] for layer in reading.layers] == [[], [n], [], [n]]
+
+
+def test_threads_of_one_context_read_their_own():
+    """asyncio.to_thread, for one, takes the context along."""
+    model = tiny(CONFIGS['llama']())
+    lengths = 300, 400
+
+    def read(n):
+        return logits(model, 'entropyinfer', input_ids=tokens_of(n))
+    with entropyinfer.policy(PAPER):
+        expected = {n: read(n) for n in lengths}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            got = [(n, pool.submit(contextvars.copy_context().run, read, n)) for n in lengths * 10]
+    for n, logit in got:
+        torch.testing.assert_close(logit.result(), expected[n], rtol=1e-4, atol=1e-4)
+
+
+CHUNKED = dict(head_dim=16, intermediate_size_mlp=96, num_local_experts=2, attention_chunk_size=64)
+
+
+@pytest.mark.parametrize('message, config, change', [
+    ('see later ones', lambda: transformers.BertConfig(**SIZES), {}),
+    ('sees 36 of them', lambda: transformers.Llama4TextConfig(**SIZES, **CHUNKED), {}),
+    ('sees 16 of them', lambda: transformers.MistralConfig(**SIZES, sliding_window=16), {}),
+    ('sees 40 of them', CONFIGS['llama'], {'position_ids': torch.arange(100)[None] % 60, 'use_cache': False}),
+    (r'is \[1, 1, 100, 100\], expected \[batch, tokens\]', CONFIGS['llama'], {'attention_mask': torch.ones(1, 1, 100, 100, dtype=torch.bool).tril()}),
+])
+def test_attention_that_is_not_causal_is_refused(message, config, change):
+    model = transformers.AutoModel.from_config(config(), attn_implementation='entropyinfer').eval()
+    with torch.inference_mode(), pytest.raises(ValueError, match=message):
+        model(input_ids=tokens_of(100), **change)
+
+
+def test_a_chunk_that_holds_the_text_is_causal():
+    model = tiny(transformers.Llama4TextConfig(**SIZES, **CHUNKED))
+    ids, mask = tokens_of(60, batch=2), torch.ones(2, 60, dtype=torch.long)
+    mask[1, :20] = 0
+    expected = logits(model, 'sdpa', input_ids=ids, attention_mask=mask)
+    with entropyinfer.policy('dense'):
+        got = logits(model, 'entropyinfer', input_ids=ids, attention_mask=mask)
+    torch.testing.assert_close(got[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('error, message, change', [
     (RuntimeError, 'no gradients', {'grad': True}),
     (ValueError, 'window of 16 tokens, expected none or at least the 40', {'sliding_window': 16}),
     (ValueError, 'no padding between tokens', {'mask': [1] * 10 + [0] + [1] * 29}),
     (ValueError, 'softcap', {'softcap': 30.}),
     (ValueError, 'dropout is 0.1', {'dropout': .1}),
+    (ValueError, 'LlamaAttention lets tokens see later ones', {'is_causal': False}),
 ])
 def test_what_is_not_computed_is_refused(error, message, change):
     module = tiny(CONFIGS['llama']()).model.layers[0].self_attn

@@ -6,6 +6,7 @@
 
 #include "ei/engine/engine.h"
 #include "ei/io/safetensors.h"
+#include "ei/policy/named.h"
 #include "tests/support/files.h"
 
 namespace ei {
@@ -31,12 +32,14 @@ class Damaged {
   }
 
   std::string error_of_answer() const {
-    Engine engine(dir_.path(), {.device = Device::kCpu, .threads = 1});
-    Session session(engine);
     Request request;
     request.max_tokens = 2;
     request.tokens = std::vector<int32_t>(520, 75);  // two segments
-    return test::error_of([&] { session.generate(request); });
+    return error_of_answer(request);
+  }
+  std::string error_of_answer(const Request& request) const {
+    Engine engine(dir_.path(), {.device = Device::kCpu, .threads = 1, .chunk = 512});
+    return test::error_of([&] { Session(engine).generate(request); });
   }
   std::string error_of_score() const {
     Engine engine(dir_.path(), {.device = Device::kCpu, .threads = 1, .chunk = 512});
@@ -70,6 +73,39 @@ TEST(DamagedTest, TheFirstLayerThatIsNotFiniteIsNamed) {
 TEST(DamagedTest, OneLogitIsEnough) {
   const Damaged model("model.embed_tokens.weight", kNan, /*at=*/256 * 3000);
   EXPECT_THAT(model.error_of_answer(), HasSubstr("the output matrix"));
+}
+
+// Whatever blocks and entries are chosen by, scores that are no numbers end in the same error, not
+// in a choice beyond what there is, or none that ends: of one token in 600, and of a whole layer.
+TEST(DamagedTest, NothingIsChosenByWhatIsNoNumber) {
+  std::vector<Request> requests;
+  for (const auto& [name, policy] : prefill_policies()) {
+    Request& request = requests.emplace_back();
+    request.prefill = policy;
+    request.prefill.threshold_len = request.prefill.dense_layers = request.prefill.dense_tail = 0;
+    request.prefill.budget.base = 128;
+    request.prefill.sink = request.prefill.local = 0;
+    request.prefill.segment = std::min<int64_t>(policy.segment, 256);
+  }
+  for (const auto& [name, policy] : decode_policies()) {
+    Request& request = requests.emplace_back();
+    request.decode = policy;
+    request.decode.budget = 64;
+    request.decode.gap = -1;
+  }
+  for (const auto& [tensor, at] :
+       std::vector<std::pair<std::string, size_t>>{{"model.embed_tokens.weight", 256 * 3000},
+                                                   {"model.layers.1.self_attn.k_proj.weight", 7}})
+    for (const uint16_t value : {kNan, kInf}) {
+      const Damaged model(tensor, value, at);
+      for (Request& request : requests) {
+        request.max_tokens = 2;
+        for (int32_t i = 0; i < 600; ++i) request.tokens.push_back(i == 300 ? 3000 : 10 + i % 500);
+        EXPECT_THAT(model.error_of_answer(request), HasSubstr("first in layer"))
+            << tensor << " " << name_of(request.prefill) << "+" << name_of(request.decode);
+        request.tokens.clear();
+      }
+    }
 }
 
 TEST(DamagedTest, EndsOutsideTheVocabularyAreIgnoredAndSaid) {

@@ -309,7 +309,9 @@ TEST_F(SessionTest, ScoresAgreeWithGreedyText) {
   all.insert(all.end(), got.tokens.begin(), got.tokens.end());
   Session session(engine());
   const auto prefilled = session.score(all, dense());
-  const auto decoded = session.score(all, dense(), n_prompt);
+  int64_t n_steps = 0;  // of the prompt's chunk and every token but the last, which none follows
+  const auto decoded = session.score(all, dense(), n_prompt, {.on_step = [&] { ++n_steps; }});
+  EXPECT_EQ(n_steps, std::ssize(got.tokens));
   ASSERT_EQ(prefilled.size(), all.size());
   ASSERT_EQ(decoded.size(), all.size());
   for (size_t i = size_t(n_prompt); i < all.size(); ++i) {

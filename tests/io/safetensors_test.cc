@@ -12,6 +12,7 @@ namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 TensorMap parse(const std::string& bytes) {
   return parse_safetensors(std::as_bytes(std::span(bytes)), "f.safetensors");
@@ -231,7 +232,9 @@ TEST_F(CheckpointTest, TakesWhatTheIndexNamesAndNothingElse) {
 }
 
 TEST_F(CheckpointTest, RefusesABrokenIndexOrNone) {
-  EXPECT_THAT(error(), HasSubstr("neither model.safetensors nor"));
+  EXPECT_THAT(error(), AllOf(HasSubstr("neither model.safetensors nor"), Not(HasSubstr("pickle"))));
+  write_file(dir_ / "pytorch_model-00001-of-00002.bin", "PK");
+  EXPECT_THAT(error(), HasSubstr("pytorch_model-00001-of-00002.bin is a pickle"));
   write_file(dir_ / "model.safetensors.index.json", "{}");
   EXPECT_THAT(error(), HasSubstr("\"weight_map\" is missing"));
   index(Json::array({"a"}));
