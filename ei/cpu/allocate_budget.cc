@@ -40,7 +40,8 @@ void CpuBackend::run(const AllocateBudget& op) {
   for (int64_t i = 0; i < n_segments; ++i) {
     const int64_t s = op.first_segment + i;
     for (int64_t h = 0; h < n_heads; ++h) {
-      const int64_t wanted = static_cast<int64_t>(op.tokens[h][i]) / op.block;
+      const float tokens = op.tokens[h][i];
+      const int64_t wanted = tokens > 0 ? static_cast<int64_t>(tokens) / op.block : 0;  // NaN is 0
       const bool dense = s < op.dense_before || s >= op.dense_from;
       op.blocks[h][i] =
           dense ? kAllBlocks : static_cast<int32_t>(std::min(wanted, s * op.segment / op.block));
