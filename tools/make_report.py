@@ -60,20 +60,17 @@ WRITING = {
     'average, kernel 5 (line 9)': COMPACT + ':pooling=avg:kernel=5',
     'all three, as released': COMPACT + ':kv-scope=query:off-by-one:pooling=avg:kernel=5:regrow=0',
     'average, kernel 21': COMPACT + ':pooling=avg',
+    'maximum, kernel 21': COMPACT + ':kernel=21:pooling=max',
     'maximum over query heads': COMPACT + ':reduce=max',
 }
 
 
 def pooled(method, kernel):
-    if (method, kernel) == ('latent', 21):  # the default
-        return COMPACT
-    return f'dense+{method}@256:kernel={kernel}'
+    return f'dense+{method}@256:kernel={kernel}' + (':pooling=max' if method == 'latent' else '')
 
 
 def after_gap(kernel, gap):
-    if gap == '16':  # the default
-        return pooled('latent', kernel)
-    return f'dense+latent@256:kernel={kernel}:decode-gap={gap}'
+    return pooled('latent', kernel) + ('' if gap == '16' else f':decode-gap={gap}')  # the default
 
 
 def of_base(method, base):

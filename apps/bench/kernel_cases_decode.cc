@@ -113,7 +113,7 @@ void bench_votes(Backend& backend, KernelBench& bench) {
                   [&] {
                     backend.run(PoolVotes{.votes = votes.view(),
                                           .n_votes = n_votes.view(),
-                                          .pooling = Pooling::kMax,
+                                          .pooling = Pooling::kBoth,
                                           .kernel = 21,
                                           .out = pooled.view()});
                   });

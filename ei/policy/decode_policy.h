@@ -36,8 +36,8 @@ struct DecodePolicy {
                         // are measured; kRepeat: tokens repeated at a time
   int64_t gap = 16;     // tokens decoded before compressing; -1: right after the prompt (SnapKV);
                         // kAutoGap: up to a window of them
-  Pooling pooling = Pooling::kMax;
-  int64_t kernel = 21;    // width of the pool, odd
+  Pooling pooling = Pooling::kBoth;
+  int64_t kernel = 21;    // width of the pool, odd; kBoth: of the wide one
   int64_t regrow = 1024;  // compress again when so many rows past the budget; 0: never
   GroupReduce reduce = GroupReduce::kMean;
   KvScope scope = KvScope::kKvHead;
@@ -72,6 +72,7 @@ struct DecodePolicy {
   static DecodePolicy adakv() {
     DecodePolicy policy;
     policy.gap = -1;
+    policy.pooling = Pooling::kMax;
     policy.kernel = 7;
     policy.split = Split::kAdaptive;
     return policy;
@@ -105,6 +106,7 @@ struct DecodePolicy {
     policy.voter = Voter::kRepeat;
     policy.window = 512;
     policy.gap = -1;
+    policy.pooling = Pooling::kMax;
     policy.kernel = 5;  // the authors' has no pool: a number of many tokens loses some
     policy.regrow = 0;
     policy.reduce = GroupReduce::kMax;

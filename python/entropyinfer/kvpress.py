@@ -29,7 +29,7 @@ class LatentPress(ScorerPress):
     keys by a pool. The window's own keys stay. compression_ratio: the share of keys that goes, in [0, 1)."""
     compression_ratio: float = 0.0
     window: int = 32
-    pooling: str = 'max'  # or avg, both: ops.pool_votes
+    pooling: str = 'both'  # or avg, max: ops.pool_votes
     kernel: int = 21
 
     def score(self, module: torch.nn.Module, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,

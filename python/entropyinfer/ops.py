@@ -255,7 +255,7 @@ def vote(q: torch.Tensor, k: torch.Tensor, reduce: str = 'mean', scale: float | 
         return votes
 
 
-def pool_votes(votes: torch.Tensor, pooling: str = 'max', kernel: int = 21) -> torch.Tensor:
+def pool_votes(votes: torch.Tensor, pooling: str = 'both', kernel: int = 21) -> torch.Tensor:
     """Votes smoothed along the keys: their maximum or mean ('avg', zeros beyond the ends) over `kernel`, odd; 'both': the mean
     of 5 or half of the highest such mean, whichever is more. [kv_heads, n]"""
     votes = _votes(votes)

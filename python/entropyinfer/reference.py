@@ -138,7 +138,7 @@ def vote(q: torch.Tensor, k: torch.Tensor, reduce: str = 'mean', scale: float | 
     return votes.mean(1) if reduce == 'mean' else votes.amax(1)
 
 
-def pool_votes(votes: torch.Tensor, pooling: str = 'max', kernel: int = 21) -> torch.Tensor:
+def pool_votes(votes: torch.Tensor, pooling: str = 'both', kernel: int = 21) -> torch.Tensor:
     if pooling == 'none':
         return votes
     if pooling == 'both':

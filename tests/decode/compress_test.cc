@@ -174,6 +174,7 @@ TEST(CompressTest, AnAutomaticGapNeedsVotes) {
 TEST(CompressTest, KeepsTheRowsTheWindowVotesFor) {
   for (const bool off_by_one : {false, true}) {
     DecodePolicy policy = small_policy();
+    policy.kernel = 9;
     policy.off_by_one = off_by_one;
     Sequence s(policy);
     s.feed(400);
@@ -202,10 +203,19 @@ TEST(CompressTest, KeepsTheRowsTheWindowVotesFor) {
           }
           for (int64_t j = 0; j < n - w; ++j) vote[size_t(j)] += e[size_t(j)] / z;
         }
-      std::vector<double> pooled(vote.size());
+      // The mean of 5, or half of the highest such mean in the pool.
+      const auto around = [&](int64_t j, int64_t reach, auto&& take) {
+        for (int64_t c = std::max<int64_t>(0, j - reach); c <= std::min(n - w - 1, j + reach); ++c)
+          take(size_t(c));
+      };
+      std::vector<double> mean(vote.size()), pooled(vote.size());
       for (int64_t j = 0; j < n - w; ++j)
-        for (int64_t c = std::max<int64_t>(0, j - 2); c <= std::min(n - w - 1, j + 2); ++c)
-          pooled[size_t(j)] = std::max(pooled[size_t(j)], vote[size_t(c)]);
+        around(j, 2, [&](size_t c) { mean[size_t(j)] += vote[c] / 5; });
+      for (int64_t j = 0; j < n - w; ++j) {
+        pooled[size_t(j)] = mean[size_t(j)];
+        around(j, policy.kernel / 2,
+               [&](size_t c) { pooled[size_t(j)] = std::max(pooled[size_t(j)], mean[c] / 2); });
+      }
       std::vector<int64_t> order(vote.size());
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(),

@@ -48,7 +48,7 @@ std::vector<std::vector<float>> votes_of(const Sequence& s, int layer, const Dec
 }
 
 TEST(SplitTest, EvenKeepsTheHighestVotesUnderEveryPoolAndScope) {
-  for (const Pooling pooling : {Pooling::kNone, Pooling::kAvg, Pooling::kMax})
+  for (const Pooling pooling : {Pooling::kNone, Pooling::kAvg, Pooling::kMax, Pooling::kBoth})
     for (const KvScope scope : {KvScope::kKvHead, KvScope::kQueryHead})
       for (const GroupReduce reduce : {GroupReduce::kMean, GroupReduce::kMax}) {
         SCOPED_TRACE(testing::Message() << int(pooling) << int(scope) << int(reduce));
