@@ -82,7 +82,8 @@ int32_t select(const SelectMass& op, int64_t past_tokens, const float* mass, flo
     if (enough({})) break;
   }
   const int32_t least = last < past ? bits(last) : 0;
-  return keep([&](int64_t b) { return (bits(b) > least) | ((bits(b) == least) & (b <= last)); });
+  // More than the least, or as much and no later: in one comparison.
+  return keep([&](int64_t b) { return bits(b) + (b <= last ? 1 : 0) > least; });
 }
 
 }  // namespace
