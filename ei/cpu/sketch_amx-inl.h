@@ -45,7 +45,7 @@ void highest_by_tiles(int64_t n, const uint8_t* keys, int64_t w, const StripQuer
   constexpr int64_t kBlocks = 4;
   alignas(64) int32_t sums[kBlocks][kSums];
   const auto step = [&]<int kC>(std::integral_constant<int, kC>, int64_t b) HWY_ATTR {
-    int32_t* const to = sums[(b - 2) % kBlocks];
+    int32_t* const to = sums[(b + kBlocks - 2) % kBlocks];  // of block b - 2
     if (b < n) Unit::template load<4>(keys + b * kAmxRows * w, w);
     if (b >= 2) Unit::template store<kC>(to, kStride);
     if (b < n) {
