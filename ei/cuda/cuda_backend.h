@@ -78,7 +78,8 @@ class CudaBackend final : public Backend {
   Act rounded(const Act& x);
   void multiply_unpacked(const Act& x, const MatMul::Part& part);
   Weight place_e4m3(const Weight& host, bool by_block);
-  // Rows of a weight of the host's, as bf16.
+  // Rows of a weight of the host's, integers in tiles, or as bf16.
+  void copy_in_tiles(const Weight& host, int64_t first, int64_t count, void* to);
   void copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to);
   // By cuBLASLt; its bias is of the type of the output. x is in e4m3 if the weight is, its scales
   // behind it.

@@ -111,10 +111,6 @@ __global__ void __launch_bounds__(kThreads) widen_rows(const uint8_t* weight, co
 constexpr int kE4m3Outputs = 16;  // of a thread block
 constexpr int kWarps = 8, kStages = 4, kStep = 64 * kWarps;
 
-__device__ uint32_t word_of(const uint4& words, int i) {
-  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-}
-
 template <bool kByBlock, int kTiles>
 __global__ void __launch_bounds__(32 * kWarps, kTiles == 1 && !kByBlock ? 3 : 2)
     multiply(const __grid_constant__ FewRows p) {

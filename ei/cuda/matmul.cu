@@ -269,7 +269,7 @@ void CudaBackend::run(const MatMul& op) {
           (other.scale != nullptr) != e4m3 || other.by_block != weight.by_block)
         continue;
       few.add(op.parts[j], e4m3        ? e4m3_outputs(x.rows)
-                           : quantized ? packed_rows(weight.format)
+                           : quantized ? packed_outputs(weight.format, x.rows)
                                        : kRows * kWarps);
       done[j] = true;
     }

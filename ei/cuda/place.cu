@@ -22,12 +22,13 @@ __global__ void narrow(const T* from, bf16* to, int64_t n) {
 
 }  // namespace
 
-// Integers stay as they are, of FP8 scales go apart from numbers, f32 and f16 are rounded to bf16.
+// Integers go into tiles, of FP8 scales go apart from numbers, f32 and f16 are rounded to bf16.
 // Copies are freed with memory_.
 Weight CudaBackend::place(const Weight& host) {
   if (host.format == WeightFormat::kFP8) return place_e4m3(host, true);
   Weight placed = host;
-  if (!is_quantized(host.format)) placed.format = WeightFormat::kBF16;
+  placed.in_tiles = is_integer(host.format);
+  if (!placed.in_tiles) placed.format = WeightFormat::kBF16;
   void* data = memory_.allocate(placed.bytes());
   placed.data = data;
   if (host.order != nullptr) {
@@ -36,7 +37,9 @@ Weight CudaBackend::place(const Weight& host) {
     copy_in(order, host.order, bytes);
     placed.order = static_cast<const int32_t*>(order);
   }
-  if (host.format == placed.format) {
+  if (placed.in_tiles) {
+    copy_in_tiles(host, 0, host.rows, data);
+  } else if (host.format == placed.format) {
     copy_in(data, host.data, host.bytes());
   } else {
     copy_in_bf16(host, 0, host.rows, data);
@@ -81,15 +84,29 @@ Weight CudaBackend::place_e4m3(const Weight& host, bool by_block) {
   return placed;
 }
 
+void CudaBackend::copy_in_tiles(const Weight& host, int64_t first, int64_t count, void* to) {
+  Weight placed = host;
+  placed.in_tiles = true;
+  const int64_t step = std::max<int64_t>(1, kPieceBytes / host.row_bytes() / 16) * 16;
+  for (int64_t i = 0; i < count; i += step) {
+    const int64_t n = std::min(step, count - i), bytes = n * host.row_bytes();
+    void* blocks = scratch(bytes);
+    copy_in(blocks, host.row(first + i), bytes);
+    pack(blocks, host.format, n, host.cols, static_cast<char*>(to) + i * placed.row_bytes(),
+         stream_);
+  }
+}
+
 void CudaBackend::copy_in_bf16(const Weight& host, int64_t first, int64_t count, void* to) {
   const auto* from = host.row(first);
   const int64_t bytes = count * row_bytes(host.format, host.cols);
   if (host.format == WeightFormat::kBF16) return copy_in(to, from, bytes);
   if (is_quantized(host.format)) {
-    Weight rows = host;
-    void* blocks = scratch(bytes);
-    copy_in(blocks, from, bytes);
-    rows.data = blocks;
+    Weight rows = host.slice(first, count);
+    rows.in_tiles = true;
+    void* tiles = reserve(rows_, rows.bytes());
+    copy_in_tiles(host, first, count, tiles);
+    rows.data = tiles;
     return unpack(rows, nullptr, count, to, stream_);
   }
   const int64_t width = row_bytes(host.format, 1), step = kPieceBytes / width;

@@ -43,11 +43,19 @@ struct Weight {
   // device's.
   const float* scale = nullptr;
   bool by_block = false;
+  // The device's own order of integers: tiles of 16 rows by 256 columns, filled up with zeros.
+  bool in_tiles = false;
 
   int64_t n_scales() const { return scale == nullptr ? 0 : by_block ? cols / 32 : 1; }
-  int64_t bytes() const { return rows * (row_bytes() + n_scales() * int64_t{sizeof(float)}); }
-  // Of a row, without its scales.
-  int64_t row_bytes() const { return scale != nullptr ? cols : ei::row_bytes(format, cols); }
+  int64_t bytes() const {
+    const int64_t stored = in_tiles ? (rows + 15) / 16 * 16 : rows;
+    return stored * (row_bytes() + n_scales() * int64_t{sizeof(float)});
+  }
+  // Of a row, without its scales; in tiles, a sixteenth of 16 rows.
+  int64_t row_bytes() const {
+    if (scale != nullptr) return cols;
+    return ei::row_bytes(format, in_tiles ? (cols + 255) / 256 * 256 : cols);
+  }
   const char* row(int64_t i) const { return static_cast<const char*>(data) + i * row_bytes(); }
   Weight slice(int64_t begin, int64_t count) const {
     assert(begin >= 0 && count >= 0 && begin + count <= rows);

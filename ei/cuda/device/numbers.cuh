@@ -99,6 +99,10 @@ struct Numbers {
   }
 };
 
+__device__ inline uint32_t word_of(const uint4& words, int i) {
+  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
 // f of two pairs of numbers that lie in words.
 template <class Pair, class F>
 __device__ inline uint32_t of_pairs(uint32_t x, uint32_t y, const F& f) {

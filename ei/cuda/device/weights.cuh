@@ -43,13 +43,12 @@ __device__ inline uint32_t look_up(uint32_t numbers) {
   return __byte_perm(low, high, 0x3210 | (packed & 0x8888) >> 1);
 }
 
-// Numbers column + more to column + more + 3 of a block, one a byte. 16 divides column, which
-// compilers know, so that they see which words are the same; more is 0, 4, 8 or 12.
+// Numbers column to column + 3 of a block as they lie in memory, one a byte. 4 divides column.
 template <WeightFormat kFormat>
-__device__ uint32_t numbers_at(const uint8_t* block, int column, int more) {
+__device__ uint32_t numbers_at(const uint8_t* block, int column) {
   using enum WeightFormat;
   const int in_32 = column % 32;
-  const auto word = [&](int at) { return word_at<kFormat>(block + more + at); };
+  const auto word = [&](int at) { return word_at<kFormat>(block + at); };
   if constexpr (kFormat == kQ8_0 || kFormat == kINT8) {
     return word((kFormat == kQ8_0 ? 2 : 4) + column);
   } else if constexpr (kFormat == kQ2_K || kFormat == kQ3_K) {
@@ -73,10 +72,10 @@ __device__ uint32_t numbers_at(const uint8_t* block, int column, int more) {
                         : kFormat == kQ4_1                     ? 4
                         : kFormat == kIQ4_XS                   ? 8
                                                                : kBits + 4;
-    const uint32_t low = word(kAt + column / 32 * 16) >> in_32 / 16 * 4 & 0x0F0F0F0Fu;
-    if constexpr (kFormat == kIQ4_NL || kFormat == kIQ4_XS) return look_up(low);
-    if constexpr (kFormat == kQ4_0 || kFormat == kQ4_1) return low;
-    const uint32_t fifth = word_at<kFormat>(block + kBits) >> (in_32 + more) & 15;
+    const uint32_t low =
+        word(kAt + column / 32 * 16 + in_32 % 16) >> in_32 / 16 * 4 & 0x0F0F0F0Fu;
+    if constexpr (kFormat != kQ5_0 && kFormat != kQ5_1) return low;
+    const uint32_t fifth = word_at<kFormat>(block + kBits) >> in_32 & 15;
     return low | (fifth * 0x00204081u & 0x01010101u) << 4;  // spread over four bytes
   }
 }
@@ -92,36 +91,13 @@ template <WeightFormat kFormat>
 __device__ uint2 bf16_pairs(uint32_t bytes) {
   if constexpr (kFormat == WeightFormat::kFP8) {
     return e4m3_pairs(bytes, kE4m3Power);
+  } else if constexpr (kFormat == WeightFormat::kIQ4_NL || kFormat == WeightFormat::kIQ4_XS) {
+    return signed_pairs(look_up(bytes));
   } else if constexpr (is_signed(kFormat)) {
     return signed_pairs(bytes);
   } else {
     return {__byte_perm(bytes, 0x43434343u, 0x4140), __byte_perm(bytes, 0x43434343u, 0x4342)};
   }
 }
-
-// How the pairs above become weights:  scale * pair - offset,  a line for each group.
-template <WeightFormat kFormat>
-struct Lines {
-  static constexpr int kSize = static_cast<int>(block_of(kFormat).weights);
-  static constexpr int kGroup = static_cast<int>(group_of(kFormat));
-  static constexpr int kGroups = kSize / kGroup;
-  static constexpr bool kOffsets = kSurplus<kFormat> != 0;
-
-  float2 line[kGroups];  // scale, offset
-
-  __device__ explicit Lines(const uint8_t* block) {
-    float scale[kGroups], offset[kGroups];
-    if constexpr (kFormat == WeightFormat::kQ4_K || kFormat == WeightFormat::kQ5_K) {
-      const auto* words = reinterpret_cast<const uint32_t*>(block);  // four loads, not sixteen
-      const uint32_t head[4] = {words[0], words[1], words[2], words[3]};
-      unpack_scales<kFormat>(reinterpret_cast<const uint8_t*>(head), scale, offset);
-    } else {
-      unpack_scales<kFormat>(block, scale, offset);
-    }
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g)
-      line[g] = {scale[g], (has_offset(kFormat) ? offset[g] : 0) + scale[g] * kSurplus<kFormat>};
-  }
-};
 
 }  // namespace ei::cuda
