@@ -247,7 +247,8 @@ void CudaBackend::run(const MatMul& op) {
     if (weight.data == nullptr || done[i]) continue;
     const bool e4m3 = weight.scale != nullptr, in_e4m3 = e4m3 && !weight.by_block;
     const bool quantized = is_quantized(weight.format);
-    if (!quantized && weight.format != WeightFormat::kBF16)
+    if (is_integer(weight.format) ? !weight.in_tiles
+                                  : !quantized && weight.format != WeightFormat::kBF16)
       throw Error("MatMul: a weight has not been placed");
     Act x = op.x;
     if (weight.order != nullptr) {

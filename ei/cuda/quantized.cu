@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ei/cuda/device/ptx.cuh"
 #include "ei/cuda/device/reduce.cuh"
 #include "ei/cuda/device/weight_tiles.cuh"
@@ -35,19 +37,23 @@ __device__ void add_up(float (&sum)[4], const uint2& b) {
 
 // One row of x: the 8 columns of a product are x in 8 groups of the tile's columns. By the weights
 // of a group only one of them is wanted, which a lane of four has, that scales it. The warps of a
-// block share out the columns of 16 outputs.
+// block share out the columns of 16 outputs; there are so many at a time that no load need be ahead
+// of its use.
+constexpr int kMaxWarpsOfOne = 12;
+
 template <WeightFormat kFormat>
-__global__ void __launch_bounds__(32 * kWarps, Tile<kFormat>::kVectors < 8 ? 4 : 3)
+__global__ void __launch_bounds__(32 * kMaxWarpsOfOne, 2)
     multiply_one(const __grid_constant__ FewRows p) {
   using T = Tile<kFormat>;
-  __shared__ float totals[kWarps][kTileRows];
+  __shared__ float totals[kMaxWarpsOfOne][kTileRows];
   const int which = p.part_of(static_cast<int>(blockIdx.x));
   const FewRows::Part& part = p.parts[which];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int n_warps = static_cast<int>(blockDim.x) / 32;
   const int quad = lane / 4, in_quad = lane % 4;
   const int row = static_cast<int>(blockIdx.x) - p.first_block[which];  // of tiles
-  const uint8_t* tile = static_cast<const uint8_t*>(part.weight) +
-                        (int64_t{row} * n_chunks(p.k) + warp) * T::kBytes;
+  const uint8_t* tile =
+      static_cast<const uint8_t*>(part.weight) + (int64_t{row} * n_chunks(p.k) + warp) * T::kBytes;
   const uint8_t* numbers = tile + 16 * lane;
   const uint8_t* heads = tile + T::kHeadsAt + quad * T::kHeadBytes;
   // What a lane has of x: steps of group `quad`, 8 times so many columns apart.
@@ -55,15 +61,14 @@ __global__ void __launch_bounds__(32 * kWarps, Tile<kFormat>::kVectors < 8 ? 4 :
   int column = warp * kTileColumns + T::kGroup * quad + 4 * in_quad;
 
   float total[2] = {};
-  for (int chunk = warp; chunk < n_chunks(p.k); chunk += kWarps) {
+  for (int chunk = warp; chunk < n_chunks(p.k); chunk += n_warps) {
     uint4 held[T::kVectors];
     load_tile<kFormat>(held, numbers);
-    uint2 x[kEights][kSteps];
+    uint2 x[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int at = column + (kEights == 2 ? 128 : 16) * i;
-      x[i / kSteps][i % kSteps] =
-          at < p.k ? __ldg(reinterpret_cast<const uint2*>(p.x + at)) : uint2{};
+      x[i] = at < p.k ? __ldg(reinterpret_cast<const uint2*>(p.x + at)) : uint2{};
     }
     LinePair<kFormat> lines[kEights][2];
 #pragma unroll
@@ -79,13 +84,13 @@ __global__ void __launch_bounds__(32 * kWarps, Tile<kFormat>::kVectors < 8 ? 4 :
         for (int i = 0; i < kSteps; ++i) {
           uint32_t a[4];
           operand<kFormat>(a, held, (8 * eight + g) * kSteps + i);
-          mma_16816(of_group, a, x[eight][i].x, x[eight][i].y);
+          mma_16816(of_group, a, x[eight + i].x, x[eight + i].y);
         }
         if (in_quad == g / 2) sum[g % 2] = of_group[g % 2], sum[2 + g % 2] = of_group[2 + g % 2];
       }
       if constexpr (T::kOffsets) {
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) add_up(sum_x, x[eight][i]);
+        for (int i = 0; i < kSteps; ++i) add_up(sum_x, x[eight + i]);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
@@ -94,9 +99,9 @@ __global__ void __launch_bounds__(32 * kWarps, Tile<kFormat>::kVectors < 8 ? 4 :
         if constexpr (T::kOffsets) total[e / 2] = fmaf(-line.y, sum_x[e % 2], total[e / 2]);
       }
     }
-    column += kWarps * kTileColumns;
-    numbers += kWarps * T::kBytes;
-    heads += kWarps * T::kBytes;
+    column += n_warps * kTileColumns;
+    numbers += n_warps * T::kBytes;
+    heads += n_warps * T::kBytes;
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -109,7 +114,7 @@ __global__ void __launch_bounds__(32 * kWarps, Tile<kFormat>::kVectors < 8 ? 4 :
   if (thread >= kTileRows || at >= part.m) return;
   float y = part.bias == nullptr ? 0.0f : part.bias[at];
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) y += totals[w][thread];
+  for (int w = 0; w < kMaxWarpsOfOne; ++w) y += w < n_warps ? totals[w][thread] : 0;
   part.store(at, y);
 }
 
@@ -345,6 +350,14 @@ __global__ void permute_columns(const bf16* x, const int32_t* order, bf16* to, i
     to[row + j] = x[row + order[j]];
 }
 
+// Warps that share out the columns of a row of tiles: so many that all warps that fit, 24 on each
+// of 132 multiprocessors, have work, and all of a block as much.
+unsigned warps_of_one(const FewRows& product) {
+  const int64_t n_tiles = product.n_blocks(), n_chunks = blocks_for(product.k, kTileColumns);
+  const int64_t most = std::clamp<int64_t>(24 * 132 / n_tiles, 4, kMaxWarpsOfOne);
+  return blocks_for(n_chunks, blocks_for(n_chunks, most));
+}
+
 dim3 grid_of_tiles(int64_t rows_of_tiles, int64_t cols) {
   return {static_cast<unsigned>(rows_of_tiles), blocks_for(cols, kTileColumns * kWarps)};
 }
@@ -359,9 +372,9 @@ int64_t packed_outputs(WeightFormat format, int64_t n) {
 
 void multiply_packed(const FewRows& product, WeightFormat format, Stream& stream) {
   with_integers(format, [&]<WeightFormat kFormat>() {
-    if (product.n > 1)
-      return launch_multiply<kFormat, kMaxPackedRows / 8>(product, stream);
-    launch("MatMul", multiply_one<kFormat>, product.n_blocks(), 32 * kWarps, 0, stream, product);
+    if (product.n > 1) return launch_multiply<kFormat, kMaxPackedRows / 8>(product, stream);
+    launch("MatMul", multiply_one<kFormat>, product.n_blocks(), 32 * warps_of_one(product), 0,
+           stream, product);
   });
 }
 
@@ -379,9 +392,8 @@ void unpack(const Weight& weight, const int32_t* tokens, int64_t n, void* to, St
   const dim3 grid = grid_of_tiles(tokens == nullptr ? blocks_for(n, kTileRows) : n, weight.cols);
   with_integers(weight.format, [&]<WeightFormat kFormat>() {
     void (*kernel)(const uint8_t*, const int32_t*, bf16*, int, int) = unpack<kFormat>;
-    launch("unpack", kernel, grid, 32 * kWarps, 0, stream,
-           static_cast<const uint8_t*>(weight.data), tokens, static_cast<bf16*>(to),
-           static_cast<int>(n), static_cast<int>(weight.cols));
+    launch("unpack", kernel, grid, 32 * kWarps, 0, stream, static_cast<const uint8_t*>(weight.data),
+           tokens, static_cast<bf16*>(to), static_cast<int>(n), static_cast<int>(weight.cols));
   });
 }
 

@@ -39,12 +39,12 @@ constexpr int64_t group_of(WeightFormat format) {
 // Plain loops over bytes, inlined for compilers to turn into whatever instructions the caller may
 // use.
 
-[[gnu::always_inline]] EI_HOST_DEVICE inline float float_at(const uint8_t* at) {
+[[gnu::always_inline]] inline float float_at(const uint8_t* at) {
   float value;
   std::memcpy(&value, at, sizeof value);
   return value;
 }
-[[gnu::always_inline]] EI_HOST_DEVICE inline float half_at(const uint8_t* at) {
+[[gnu::always_inline]] inline float half_at(const uint8_t* at) {
   uint16_t bits;
   std::memcpy(&bits, at, sizeof bits);
   return from_f16(bits);
@@ -129,9 +129,8 @@ template <WeightFormat kFormat>
 
 // Scales of a block's groups, and offsets if the format has them.
 template <WeightFormat kFormat>
-[[gnu::always_inline]] EI_HOST_DEVICE inline void unpack_scales(const uint8_t* block,
-                                                                float* __restrict scale,
-                                                                float* __restrict offset) {
+[[gnu::always_inline]] inline void unpack_scales(const uint8_t* block, float* __restrict scale,
+                                                 float* __restrict offset) {
   using enum WeightFormat;
   if constexpr (kFormat == kINT8) {
     scale[0] = float_at(block);

@@ -67,8 +67,8 @@ double square(const Matrix& a) {
 }
 
 // Sizes around every tile: on the CPU of 8 rows that go straight from the blocks, 6 and 24 beyond,
-// of 16, 32 and 64 outputs, of 256 columns; on CUDA of 8, 16 and 32 rows that do, of 16 and 32
-// outputs, of 256 columns by 8 warps that have two at a time.
+// of 16, 32 and 64 outputs, of 256 columns; on CUDA of 1, 8, 16 and 32 rows that do, of 16 and 32
+// outputs, of 256 columns by 8 warps.
 TEST_P(MatMulTest, MultipliesQuantizedWeights) {
   struct Shape {
     int64_t rows, k, m;
@@ -76,6 +76,7 @@ TEST_P(MatMulTest, MultipliesQuantizedWeights) {
   for (const WeightFormat format : quantized_formats())
     for (auto [rows, k, m] : {Shape{1, 32, 7},
                               {1, 576, 130},
+                              {1, 6176, 35},
                               {2, 288, 17},
                               {3, 64, 5},
                               {4, 96, 9},

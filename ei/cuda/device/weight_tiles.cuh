@@ -19,11 +19,10 @@ struct Tile {
   static constexpr int kBits = kFormat == kQ8_0 || kFormat == kINT8   ? 8
                                : kFormat == kQ2_K || kFormat == kQ3_K ? 2
                                                                       : 4;
-  static constexpr int kMoreBits = kFormat == kQ6_K ? 2
-                                   : kFormat == kQ5_0 || kFormat == kQ5_1 || kFormat == kQ5_K ||
-                                           kFormat == kQ3_K
-                                       ? 1
-                                       : 0;
+  static constexpr int kMoreBits =
+      kFormat == kQ6_K                                                               ? 2
+      : kFormat == kQ5_0 || kFormat == kQ5_1 || kFormat == kQ5_K || kFormat == kQ3_K ? 1
+                                                                                     : 0;
   // Of 16 bytes, that a lane has; a plane has as many as bits.
   static constexpr int kVectors = kBits + kMoreBits;
   static constexpr int kHeadsAt = kVectors * 32 * 16;
@@ -141,15 +140,16 @@ struct LinePair {
       const uint32_t high = two_bytes(head + 8 + 2 * (i % 2)) >> i / 2 * 2;
 #pragma unroll
       for (int e = 0; e < 2; ++e)
-        scale[e] = d * static_cast<float>(static_cast<int>(
-                           (low >> 8 * e & 15) | (high >> 8 * e & 3) << 4) - 32);
+        scale[e] = d * static_cast<float>(
+                           static_cast<int>((low >> 8 * e & 15) | (high >> 8 * e & 3) << 4) - 32);
     } else {
       static_assert(kFormat == kIQ4_XS);
       const uint2 all = *reinterpret_cast<const uint2*>(head);
       const float d = halves(all.x).x;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const uint32_t low = all.y >> (8 * i + 4 * e) & 15, high = all.x >> (16 + 4 * i + 2 * e) & 3;
+        const uint32_t low = all.y >> (8 * i + 4 * e) & 15,
+                       high = all.x >> (16 + 4 * i + 2 * e) & 3;
         scale[e] = d * static_cast<float>(static_cast<int>(low | high << 4) - 32);
       }
     }

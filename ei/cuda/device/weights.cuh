@@ -72,8 +72,7 @@ __device__ uint32_t numbers_at(const uint8_t* block, int column) {
                         : kFormat == kQ4_1                     ? 4
                         : kFormat == kIQ4_XS                   ? 8
                                                                : kBits + 4;
-    const uint32_t low =
-        word(kAt + column / 32 * 16 + in_32 % 16) >> in_32 / 16 * 4 & 0x0F0F0F0Fu;
+    const uint32_t low = word(kAt + column / 32 * 16 + in_32 % 16) >> in_32 / 16 * 4 & 0x0F0F0F0Fu;
     if constexpr (kFormat != kQ5_0 && kFormat != kQ5_1) return low;
     const uint32_t fifth = word_at<kFormat>(block + kBits) >> in_32 & 15;
     return low | (fifth * 0x00204081u & 0x01010101u) << 4;  // spread over four bytes
