@@ -59,6 +59,7 @@ struct Weight {
   const char* row(int64_t i) const { return static_cast<const char*>(data) + i * row_bytes(); }
   Weight slice(int64_t begin, int64_t count) const {
     assert(begin >= 0 && count >= 0 && begin + count <= rows);
+    assert(!in_tiles || begin % 16 == 0);
     Weight part = *this;
     part.data = row(begin);
     if (scale != nullptr) part.scale = scale + begin * n_scales();
