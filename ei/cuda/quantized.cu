@@ -350,11 +350,11 @@ __global__ void permute_columns(const bf16* x, const int32_t* order, bf16* to, i
     to[row + j] = x[row + order[j]];
 }
 
-// Warps that share out the columns of a row of tiles: so many that all warps that fit, 24 on each
-// of 132 multiprocessors, have work, and all of a block as much.
+// Warps that share out the columns of a row of tiles, all of them as many: more than 8 where that
+// leaves warps without work that would fit, 24 on each of 132 multiprocessors.
 unsigned warps_of_one(const FewRows& product) {
-  const int64_t n_tiles = product.n_blocks(), n_chunks = blocks_for(product.k, kTileColumns);
-  const int64_t most = std::clamp<int64_t>(24 * 132 / n_tiles, 4, kMaxWarpsOfOne);
+  const int64_t n_chunks = blocks_for(product.k, kTileColumns);
+  const int64_t most = std::clamp<int64_t>(24 * 132 / product.n_blocks(), 8, kMaxWarpsOfOne);
   return blocks_for(n_chunks, blocks_for(n_chunks, most));
 }
 
