@@ -243,7 +243,8 @@ PolicyOptions::PolicyOptions(CLI::App& command, const Device& device, bool with_
            "them, by the EntropyInfer paper or its released code, or a method to compare with");
     policy(
         "--decode", decode_, names(decode_policies()),
-        "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming|expected|kvzip [latent]",
+        "latent|full|snapkv|adakv|latent-adakv|pyramidkv|streaming|expected|kvzip|kvzip-plus "
+        "[latent]",
         "The cache of the answer: what the first generated tokens vote for, all of it, or a method "
         "to compare with");
   }
@@ -370,6 +371,11 @@ void PolicyOptions::add_decode_settings() {
       kLoop, "--reduce", [](P& p) -> GroupReduce& { return p.decode.reduce; },
       {{"mean", GroupReduce::kMean}, {"max", GroupReduce::kMax}},
       "How the query heads of a KV head vote together");
+  choice<bool>(
+      kLoop, "--votes", [](P& p) -> bool& { return p.decode.by_output; },
+      {{"attention", false}, {"output", true}},
+      "What of a token counts as the prompt is repeated: attention, or what that adds to the "
+      "layer's output, of the length of what it is added to");
   choice<KvScope>(
       kLoop, "--kv-scope", [](P& p) -> KvScope& { return p.decode.scope; },
       {{"kv", KvScope::kKvHead}, {"query", KvScope::kQueryHead}},

@@ -13,27 +13,43 @@ size_t width(const std::string& text) {
 
 }  // namespace
 
-std::string Table::str() const {
-  std::vector<size_t> widths(rows_.front().size(), 3);
-  for (const auto& row : rows_)
-    for (size_t c = 0; c < widths.size() && c < row.size(); ++c)
-      widths[c] = std::max(widths[c], width(row[c]));
+Table::Table(std::vector<std::string> header, std::vector<size_t> widths)
+    : widths_(std::move(widths)), header_(std::move(header)) {
+  widths_.resize(header_.size(), 3);
+  widen(header_);
+}
 
+void Table::widen(const std::vector<std::string>& row) {
+  for (size_t c = 0; c < widths_.size() && c < row.size(); ++c)
+    widths_[c] = std::max(widths_[c], width(row[c]));
+}
+
+void Table::add(std::vector<std::string> row) {
+  widen(row);
+  rows_.push_back(std::move(row));
+}
+
+std::string Table::head() const {
+  std::string out = line(header_);
+  for (size_t c = 0; c < widths_.size(); ++c)
+    out += c == 0 ? "|" + std::string(widths_[c] + 2, '-')
+                  : "|" + std::string(widths_[c] + 1, '-') + ":";
+  return out + "|\n";
+}
+
+std::string Table::line(const std::vector<std::string>& row) const {
   std::string out;
-  const auto line = [&](const std::vector<std::string>& row) {
-    for (size_t c = 0; c < widths.size(); ++c) {
-      const std::string cell = c < row.size() ? row[c] : "";
-      const std::string space(widths[c] - width(cell), ' ');
-      out += "| " + (c == 0 ? cell + space : space + cell) + " ";
-    }
-    out += "|\n";
-  };
-  line(rows_.front());
-  for (size_t c = 0; c < widths.size(); ++c)
-    out += c == 0 ? "|" + std::string(widths[c] + 2, '-')
-                  : "|" + std::string(widths[c] + 1, '-') + ":";
-  out += "|\n";
-  for (size_t r = 1; r < rows_.size(); ++r) line(rows_[r]);
+  for (size_t c = 0; c < widths_.size(); ++c) {
+    const std::string cell = c < row.size() ? row[c] : "";
+    const std::string space(widths_[c] - std::min(widths_[c], width(cell)), ' ');
+    out += "| " + (c == 0 ? cell + space : space + cell) + " ";
+  }
+  return out + "|\n";
+}
+
+std::string Table::str() const {
+  std::string out = head();
+  for (const auto& row : rows_) out += line(row);
   return out;
 }
 

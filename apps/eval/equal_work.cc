@@ -44,14 +44,21 @@ struct Reading {
   double density = 0, ms = 0;
 };
 
+// What was read of a policy on the way to its settings.
+struct Search {
+  Effort effort;
+  std::vector<double> places;
+  std::vector<Reading> readings;
+};
+
 struct Row {
   std::string policy;
-  std::optional<double> wanted;  // none for a policy that cannot read more or less
-  std::string setting;
-  double value = 0;
   PrefillPolicy prefill;
-  Reading reading;
-  std::vector<DivergenceMeter> texts, echoes;  // of each text
+  std::shared_ptr<Search> search;  // of all rows of the policy; null: it cannot read more or less
+  double wanted = 0;
+  double value = 0;                            // of the setting, once it is found
+  std::optional<Reading> reading;              // with it
+  std::vector<DivergenceMeter> texts, echoes;  // of each text that was judged
 };
 
 DivergenceMeter all(const std::vector<DivergenceMeter>& texts) {
@@ -97,11 +104,19 @@ class EqualWork {
     std::vector<Row> rows;
     for (const std::string& name : policies_) {
       const size_t colon = std::min(name.find(':'), name.size());
-      rows.push_back({.policy = name});
-      rows.back().prefill =
-          parse_policies(name.substr(0, colon) + "+full" + name.substr(colon), policy_)
-              .policies.prefill;
-      if (!rows.back().prefill.is_dense()) rows.back().prefill.threshold_len = kDense;
+      Row row = {.policy = name};
+      row.prefill = parse_policies(name.substr(0, colon) + "+full" + name.substr(colon), policy_)
+                        .policies.prefill;
+      if (row.prefill.is_dense()) {
+        rows.push_back(row);
+        continue;
+      }
+      row.prefill.threshold_len = kDense;
+      row.search = std::make_shared<Search>(Search{Effort(row.prefill), {}, {}});
+      for (const double wanted : times_.empty() ? densities_ : times_) {
+        rows.push_back(row);
+        rows.back().wanted = wanted;
+      }
     }
     for (const std::string& file : files_) cli::check_readable(file);
     Engine engine = model_.load();
@@ -113,19 +128,13 @@ class EqualWork {
     session_ = &session;
     progress_ = &progress;
     cancel_ = scope.token();
-    rows = find(rows);
-    for (size_t i = 0; i < texts_.size(); ++i) {
-      judge(texts_[i], rows, &Row::texts);
-      if (echo_) judge(texts_[i].echo(), rows, &Row::echoes);
-    }
+    measure(rows);
     progress.clear();
-    if (scope.interrupted()) return cli::kExitInterrupted;  // half of a comparison is none
-    if (json_) {
-      cli::print_json(json(rows));
-    } else {
-      cli::print(table(rows));
-    }
-    return cli::kExitOk;
+    if (scope.interrupted())
+      for (const Row& row : rows)
+        if (row.reading && !is_done(row)) print(row);
+    if (json_) cli::print_json(json(rows));
+    return scope.interrupted() ? cli::kExitInterrupted : cli::kExitOk;
   }
 
  private:
@@ -141,8 +150,20 @@ class EqualWork {
     texts_.push_back(std::move(text));
   }
 
-  // The density and time of reading the texts under a policy.
-  Reading measure(const PrefillPolicy& prefill) {
+  // Fills in the rows and prints each as soon as it is known: on the last text, the one after the
+  // other, when a row's setting is looked for on the first.
+  void measure(std::vector<Row>& rows) {
+    for (const Text& text : texts_) n_tokens_of_all_ += std::ssize(text.tokens);
+    n_searches_ = std::ranges::count_if(rows, [](const Row& row) { return row.search != nullptr; });
+    n_judged_ = n_tokens_of_all_ * (1 + n_searches_) * (echo_ ? 2 : 1);
+    for (const Text& text : texts_) {
+      judge(text, rows, &Row::texts);
+      if (echo_) judge(text.echo(), rows, &Row::echoes);
+    }
+  }
+
+  // The density and time of reading the texts under a policy; nothing when it was interrupted.
+  std::optional<Reading> read_all(const PrefillPolicy& prefill) {
     Reading mean;
     for (const Text& text : texts_) {
       Request request;
@@ -159,6 +180,7 @@ class EqualWork {
                               .on_logits = {},
                               .on_sparsity = {}},
                              cancel_);
+      if (cancel_.stop_requested()) return std::nullopt;
       mean.density += read.sparsity.density / double(texts_.size());
       mean.ms += read.timings.prefill_ms / double(texts_.size());
       n_done_ += std::ssize(text.tokens);
@@ -166,66 +188,50 @@ class EqualWork {
     return mean;
   }
 
-  // For every policy, the settings that come nearest to what is wanted.
-  std::vector<Row> find(const std::vector<Row>& policies) {
-    int64_t n_tokens = 0;
-    for (const Text& text : texts_) n_tokens += std::ssize(text.tokens);
-    const auto n_wanted = std::ssize(times_.empty() ? densities_ : times_);
-    int64_t n_searches = 0;
-    for (const Row& row : policies) n_searches += row.prefill.is_dense() ? 0 : n_wanted;
-    const int64_t n_judged = n_tokens * (1 + n_searches) * (echo_ ? 2 : 1);
-    const auto expect = [&](int64_t n_tries) {
-      n_expected_ = n_done_ + n_tokens * (n_tries + kTries * n_searches) + n_judged;
-    };
-    expect(1);
-    std::optional<Reading> dense;
-    const auto of_dense = [&]() -> const Reading& {
-      if (!dense) dense = measure(PrefillPolicy::dense());
-      return *dense;
-    };
-    std::vector<Row> rows;
-    for (const Row& policy : policies) {
-      if (policy.prefill.is_dense()) {
-        rows.push_back(policy);
-        rows.back().reading = of_dense();
-        continue;
-      }
-      const Effort effort(policy.prefill);
-      std::vector<double> places;
-      std::vector<Reading> readings;
-      for (const double wanted : times_.empty() ? densities_ : times_) {
-        const double goal = times_.empty() ? wanted : wanted * of_dense().ms;
-        std::vector<Try> tries;
-        --n_searches;
-        for (int n = 0; !cancel_.stop_requested(); ++n) {
-          tries.clear();
-          for (size_t i = 0; i < places.size(); ++i)
-            tries.push_back({places[i], times_.empty() ? readings[i].density : readings[i].ms});
-          const std::optional<double> at = next_try(tries, goal, effort);
-          if (!at || n == kMostTries) break;
-          expect(std::max(1, kTries - n));
-          places.push_back(*at);
-          readings.push_back(measure(effort.policy(*at)));
-        }
-        if (cancel_.stop_requested()) return rows;
-        const size_t best = nearest(tries, goal);
-        rows.push_back(policy);
-        rows.back().wanted = wanted;
-        rows.back().setting = effort.setting();
-        rows.back().value = effort.value(places[best]);
-        rows.back().prefill = effort.policy(places[best]);
-        rows.back().reading = readings[best];
-      }
+  // So many more readings for the row at hand.
+  void expect(int64_t n_tries) {
+    n_expected_ = n_done_ + n_tokens_of_all_ * (n_tries + kTries * n_searches_) + n_judged_;
+  }
+
+  // Looks for the setting of a row that comes nearest to what is wanted. Without an answer it was
+  // interrupted.
+  void find(Row& row) {
+    if ((!row.search || !times_.empty()) && !dense_) {
+      expect(1);
+      dense_ = read_all(PrefillPolicy::dense());
+      if (!dense_) return;
+    }
+    if (!row.search) {
+      row.reading = dense_;
+      return;
+    }
+    --n_searches_;
+    auto& [effort, places, readings] = *row.search;
+    const double goal = times_.empty() ? row.wanted : row.wanted * dense_->ms;
+    std::vector<Try> tries;
+    for (int n = 0;; ++n) {
+      tries.clear();
+      for (size_t i = 0; i < places.size(); ++i)
+        tries.push_back({places[i], times_.empty() ? readings[i].density : readings[i].ms});
+      const std::optional<double> at = next_try(tries, goal, effort);
+      if (!at || n == kMostTries) break;
+      expect(std::max(1, kTries - n));
+      const std::optional<Reading> reading = read_all(effort.policy(*at));
+      if (!reading) return;
+      places.push_back(*at);
+      readings.push_back(*reading);
     }
     expect(0);
-    return rows;
+    const size_t best = nearest(tries, goal);
+    row.value = effort.value(places[best]);
+    row.prefill = effort.policy(places[best]);
+    row.reading = readings[best];
   }
 
   // How far every row is from dense attention on a text: a meter for each.
   void judge(const Text& text, std::vector<Row>& rows, std::vector<DivergenceMeter> Row::*meters) {
     const auto n = std::ssize(text.tokens);
     const auto score = [&](const PrefillPolicy& prefill, auto&& take) {
-      if (cancel_.stop_requested()) return;
       Request request;
       request.prefill = prefill;
       request.decode = DecodePolicy::full();
@@ -239,23 +245,36 @@ class EqualWork {
                        .on_sparsity = {}},
                       cancel_);
       n_done_ += n;
+      n_judged_ -= n;
     };
-    for (Row& row : rows) (row.*meters).emplace_back();
     std::vector<PackedLogits> base(text.tokens.size());
-    const auto compare = [&](Row& row, int64_t at, std::span<const float> logits) {
+    DivergenceMeter unchanged;
+    const auto compare = [&](DivergenceMeter& meter, int64_t at, std::span<const float> logits) {
       const auto i = static_cast<size_t>(at);
-      if (!base[i].empty()) (row.*meters).back().add(base[i], logits, text.tokens[i]);
+      if (!base[i].empty()) meter.add(base[i], logits, text.tokens[i]);
     };
-    score(PrefillPolicy::dense(), [&](int64_t at, std::span<const float> logits) {
-      if (at % places_apart(n - text.first, std::ssize(logits)) == 0)
-        base[static_cast<size_t>(at)] = pack(logits);
-      for (Row& row : rows)
-        if (row.prefill.is_dense()) compare(row, at, logits);
-    });
-    for (Row& row : rows)
-      if (!row.prefill.is_dense())
+    expect(0);
+    if (!cancel_.stop_requested())
+      score(PrefillPolicy::dense(), [&](int64_t at, std::span<const float> logits) {
+        if (at % places_apart(n - text.first, std::ssize(logits)) == 0)
+          base[static_cast<size_t>(at)] = pack(logits);
+        compare(unchanged, at, logits);
+      });
+    for (Row& row : rows) {
+      if (!cancel_.stop_requested() && !row.reading) find(row);
+      if (cancel_.stop_requested()) return;
+      DivergenceMeter meter = row.search ? DivergenceMeter() : unchanged;
+      if (row.search)
         score(row.prefill,
-              [&](int64_t at, std::span<const float> logits) { compare(row, at, logits); });
+              [&](int64_t at, std::span<const float> logits) { compare(meter, at, logits); });
+      if (cancel_.stop_requested()) return;  // half of a comparison is none
+      (row.*meters).push_back(std::move(meter));
+      if (is_done(row)) print(row);
+    }
+  }
+
+  bool is_done(const Row& row) const {
+    return row.texts.size() == texts_.size() && row.echoes.size() == (echo_ ? texts_.size() : 0);
   }
 
   void show(int64_t done) { progress_->update(n_done_ + done, n_expected_); }
@@ -268,60 +287,96 @@ class EqualWork {
       out["texts"].push_back({{"file", text.file},
                               {"tokens", text.tokens.size()},
                               {"compared", {text.first, std::ssize(text.tokens) - kApart}}});
+    if (cancel_.stop_requested()) out["interrupted"] = true;
+    out["rows"] = nlohmann::ordered_json::array();
     for (const Row& row : rows) {
+      if (!row.reading) continue;
       nlohmann::ordered_json r = {{"policy", row.policy}};
-      if (row.wanted) {
-        r[wanted()] = *row.wanted;
-        r[row.setting] = row.value;
+      if (row.search) {
+        r[wanted()] = row.wanted;
+        r[row.search->effort.setting()] = row.value;
       }
-      const Divergence d = all(row.texts).result();
-      r.update({{"density", row.reading.density},
-                {"kl", d.kld.value},
-                {"kl_se", d.kld.error},
-                {"same_top", d.same_top.value},
-                {"nll_delta", d.nll_change.value},
-                {"nll_delta_se", d.nll_change.error},
-                {"prefill_ms", row.reading.ms}});
+      r["density"] = row.reading->density;
+      if (!row.texts.empty()) {
+        const Divergence d = all(row.texts).result();
+        r.update({{"kl", d.kld.value},
+                  {"kl_se", d.kld.error},
+                  {"same_top", d.same_top.value},
+                  {"nll_delta", d.nll_change.value},
+                  {"nll_delta_se", d.nll_change.error}});
+      }
+      r["prefill_ms"] = row.reading->ms;
       const auto of_text = [](const DivergenceMeter& meter) {
         const Estimate kld = meter.result().kld;
         return nlohmann::ordered_json{{"kl", kld.value}, {"kl_se", kld.error}};
       };
-      if (echo_) r["echo"] = of_text(all(row.echoes));
-      for (size_t i = 0; i < texts_.size(); ++i) {
+      if (!row.echoes.empty()) r["echo"] = of_text(all(row.echoes));
+      for (size_t i = 0; i < row.texts.size(); ++i) {
         r["texts"].push_back(of_text(row.texts[i]));
-        if (echo_) r["texts"].back()["echo"] = of_text(row.echoes[i]);
+        if (i < row.echoes.size()) r["texts"].back()["echo"] = of_text(row.echoes[i]);
       }
       out["rows"].push_back(r);
     }
     return out;
   }
 
-  std::string table(const std::vector<Row>& rows) const {
+  // A line of the table, below its head if it is the first: on stdout if the table is what is
+  // wanted, beside the progress otherwise. Of a row that is not done, what there is.
+  void print(const Row& row) {
+    progress_->clear();
+    const std::string line = table_ ? table_->line(cells(row)) : [&] {
+      make_table();
+      return table_->head() + table_->line(cells(row));
+    }();
+    if (json_) {
+      fmt::print(stderr, "{}", line);
+    } else {
+      cli::print(line);
+    }
+  }
+
+  void make_table() {
+    size_t longest = 0;
+    for (const std::string& policy : policies_) longest = std::max(longest, policy.size());
+    const size_t of_texts = texts_.size() > 1 ? std::string_view(" (1 of 2 texts)").size() : 0;
     std::vector<std::string> header = {
         "policy",   times_.empty() ? "wanted density" : "wanted time",
         "setting",  "density",
         "KL ± SE",  "same top, %",
         "NLL ± SE", "prefill ms"};
-    if (echo_) header.insert(header.begin() + 5, "KL in echo");
-    cli::Table table(header);
+    std::vector<size_t> widths = {longest + of_texts, 5, 18, 5, 15, 5, 16, 7};
+    if (echo_) {
+      header.insert(header.begin() + 5, "KL in echo");
+      widths.insert(widths.begin() + 5, widths[4]);
+    }
+    table_.emplace(std::move(header), std::move(widths));
+  }
+
+  std::vector<std::string> cells(const Row& row) const {
     const auto with_error = [](const Estimate& e) {
       return fmt::format("{:.4f} ± {:.4f}", e.value, e.error);
     };
-    for (const Row& row : rows) {
+    const std::string judged =
+        is_done(row) ? "" : fmt::format(" ({} of {} texts)", row.texts.size(), texts_.size());
+    std::vector<std::string> cells = {
+        row.policy + judged,
+        row.search ? fmt::format("{:.3f}", row.wanted) : "",
+        row.search ? fmt::format("{} {:.4g}", row.search->effort.setting(), row.value) : "",
+        fmt::format("{:.3f}", row.reading->density),
+        "",
+        "",
+        "",
+        fmt::format("{:.0f}", row.reading->ms)};
+    if (!row.texts.empty()) {
       const Divergence d = all(row.texts).result();
-      std::vector<std::string> cells = {
-          row.policy,
-          row.wanted ? fmt::format("{:.3f}", *row.wanted) : "",
-          row.wanted ? fmt::format("{} {:.4g}", row.setting, row.value) : "",
-          fmt::format("{:.3f}", row.reading.density),
-          with_error(d.kld),
-          fmt::format("{:.1f}", 100 * d.same_top.value),
-          with_error(d.nll_change),
-          fmt::format("{:.0f}", row.reading.ms)};
-      if (echo_) cells.insert(cells.begin() + 5, with_error(all(row.echoes).result().kld));
-      table.add(cells);
+      cells[4] = with_error(d.kld);
+      cells[5] = fmt::format("{:.1f}", 100 * d.same_top.value);
+      cells[6] = with_error(d.nll_change);
     }
-    return table.str();
+    if (echo_)
+      cells.insert(cells.begin() + 5,
+                   row.echoes.empty() ? "" : with_error(all(row.echoes).result().kld));
+    return cells;
   }
 
   cli::Interrupts& interrupts_;
@@ -337,7 +392,11 @@ class EqualWork {
   Session* session_ = nullptr;
   cli::ProgressBar* progress_ = nullptr;
   std::stop_token cancel_;
-  int64_t n_done_ = 0, n_expected_ = 0;  // tokens
+  std::optional<cli::Table> table_;  // once there is a row
+  std::optional<Reading> dense_;
+  int64_t n_searches_ = 0;  // that are still to be made
+  // Tokens: of a reading of all texts, read so far, still to be read to judge, and expected in all.
+  int64_t n_tokens_of_all_ = 0, n_done_ = 0, n_judged_ = 0, n_expected_ = 0;
 };
 
 }  // namespace

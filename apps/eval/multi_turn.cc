@@ -51,6 +51,7 @@ class MultiTurn {
         ->transform(cli::count(1, 100000))
         ->option_text("N [5]");
     command.add_option("--seed", seed_, "Another seed, other documents")->option_text("N [1]");
+    command.add_flag("--once", once_, "Leave out caches that are compressed anew");
     command
         .add_option("--policies", policies_,
                     "What to compare: PREFILL+DECODE by their names, each with @N for its budget "
@@ -95,7 +96,7 @@ class MultiTurn {
           }
         };
         ask(0, kQuestions - 1, right[p][0]);
-        for (size_t q = 0; q < kQuestions && !request.decode.is_full(); ++q) ask(q, q, right[p][1]);
+        for (size_t q = 0; q < kQuestions && has_anew(compared[p]); ++q) ask(q, q, right[p][1]);
         if (scope.interrupted()) return cli::kExitInterrupted;
         progress.update((i * std::ssize(compared) + static_cast<int64_t>(p) + 1) * length_,
                         n_steps * length_);
@@ -107,7 +108,7 @@ class MultiTurn {
     for (size_t p = 0; p < compared.size(); ++p)
       for (const size_t kept : {0, 1}) {
         const bool full = compared[p].policies.decode.is_full();
-        if (full && kept == 1) continue;
+        if (kept == 1 && !has_anew(compared[p])) continue;
         std::vector<std::string> row = {compared[p].name, full   ? "full"
                                                           : kept ? "compressed anew"
                                                                  : "compressed once"};
@@ -126,10 +127,13 @@ class MultiTurn {
   }
 
  private:
+  bool has_anew(const NamedPolicies& of) const { return !once_ && !of.policies.decode.is_full(); }
+
   cli::Interrupts& interrupts_;
   cli::ModelOptions model_;
   int64_t length_ = 4096, n_samples_ = 5;
   uint64_t seed_ = 1;
+  bool once_ = false;
   std::vector<std::string> policies_ = {"dense+full", "entropy+latent", "dense+snapkv"};
   cli::PolicyOptions policy_;
 };

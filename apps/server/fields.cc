@@ -183,7 +183,7 @@ constexpr FieldRule kRules[] = {
     {"prefill", kEveryAnswer | kEmbeddings, kObeyed, R"("dense")", "",
      "how the prompt is read: a name of run --prefill"},
     {"decode", kEveryAnswer, kObeyed, R"("snapkv")", "",
-     "how its cache is kept: a name of run --decode, but for kvzip"},
+     "how its cache is kept: a name of run --decode, but for kvzip and kvzip-plus"},
     {"base_budget", kEveryAnswer | kEmbeddings, kObeyed, "256", "", "not with prefill dense"},
     {"budget", kEveryAnswer, kObeyed, "256", "", "not with decode full"},
     {"timeout_ms", kEveryAnswer | kEmbeddings, kObeyed, "60000", "", ""},

@@ -204,8 +204,9 @@ void read_policy(const OrderedFields& fields, bool on_gpu, Request& request) {
   read_named(fields, "decode", find_decode, decode_policies(), request.decode);
   if (request.decode.voter == Voter::kRepeat)
     bad("decode",
-        "'decode' is 'kvzip', for which a prompt is read twice at once, and other answers "
-        "would wait for it; use it in the program's run and eval.");
+        fmt::format("'decode' is '{}', for which a prompt is read twice at once, and other answers "
+                    "would wait for it; use it in the program's run and eval.",
+                    name_of(request.decode)));
   exclude("base_budget", fields.has("base_budget") && request.prefill.is_dense(),
           "is of no use where 'prefill' is dense");
   exclude("budget", fields.has("budget") && request.decode.is_full(),

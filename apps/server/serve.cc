@@ -19,6 +19,7 @@
 #include "apps/server/http.h"
 #include "apps/server/log.h"
 #include "ei/engine/make_backend.h"
+#include "ei/policy/named.h"
 
 namespace ei::cli {
 namespace {
@@ -175,8 +176,9 @@ class Serve {
     if (policies.decode.voter == Voter::kRepeat)
       throw CLI::ValidationError(
           "--decode",
-          "kvzip reads a prompt twice at once, for which other answers would wait; use "
-          "it with run and eval");
+          fmt::format("{} reads a prompt twice at once, for which other answers would wait; use "
+                      "it with run and eval",
+                      name_of(policies.decode)));
     if (key_file_)
       for (std::string& key : read_keys(*key_file_)) api_.api_keys.push_back(std::move(key));
     if (api_.model_name.empty()) api_.model_name = model_.model().name();

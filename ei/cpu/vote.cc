@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "ei/cpu/amx.h"
 #include "ei/cpu/cpu_backend.h"
@@ -152,43 +153,76 @@ void add_tile(VoteTile& tile, int64_t n, int64_t n_votes, const float* HWY_RESTR
   }
 }
 
-int64_t expect_scratch(int64_t d) { return kTileKeys * d + full_panels(d) * (kTileKeys + d) + 64; }
+// x^T M x of the rows x of a cache, a tile of them at a time, for a symmetric M [d, d].
+class QuadraticForms {
+ public:
+  static int64_t scratch(int64_t d) { return kTileKeys * d + full_panels(d) * (kTileKeys + d); }
+
+  QuadraticForms(const View<const float, 2>& matrix, float* memory)
+      : d_(matrix.dim(0)),
+        columns_(full_panels(d_)),
+        rows_(memory),
+        moved_(rows_ + kTileKeys * d_),
+        panels_(moved_ + kTileKeys * columns_) {
+    for (int64_t c = 0; c < d_; c += kTileKeys) {
+      const char* rows[kTileKeys];
+      const int64_t n = std::min(kTileKeys, d_ - c);
+      for (int64_t i = 0; i < n; ++i) rows[i] = reinterpret_cast<const char*>(matrix[c + i].data);
+      pack_columns(n, d_, DType::kF32, rows, panels_ + c * d_);
+    }
+  }
+
+  // Of n <= kTileKeys rows, row u at at(u).
+  template <class At>
+  void of(int64_t n, DType type, const At& at, float* out) {
+    for (int64_t u = 0; u < n; ++u) widen(at(u), type, 0, d_, rows_ + u * d_);
+    product<false>(n, columns_, d_, rows_, d_, panels_, d_, moved_, columns_);
+    for (int64_t u = 0; u < n; ++u)
+      out[u] = std::inner_product(row(u), row(u) + d_, moved_ + u * columns_, 0.0f);
+  }
+  const float* row(int64_t u) const { return rows_ + u * d_; }  // as floats
+
+ private:
+  int64_t d_, columns_;
+  float *rows_, *moved_;  // [kTileKeys, d]; times M: [kTileKeys, columns]
+  float* panels_;         // M
+};
+
+int64_t forms_scratch(int64_t d) { return QuadraticForms::scratch(d) + 64; }
 
 // Probabilities of the rows of one query head's KV head that are no sinks.
 void expect_head(const ExpectVotes& op, int64_t head, float* HWY_RESTRICT p,
                  float* HWY_RESTRICT scratch) {
   const KvLayer& kv = op.kv;
-  const int64_t d = kv.layout.head_dim, columns = full_panels(d);
+  const int64_t d = kv.layout.head_dim;
   const int64_t kv_head = head / (op.mean.dim(0) / kv.n_kv_heads()), n_rows = kv.n_rows[kv_head];
-  float *keys = scratch, *moved = keys + kTileKeys * d;  // by the covariance: [kTileKeys, columns]
-  float* covariance = moved + kTileKeys * columns;       // in panels
-  for (int64_t c = 0; c < d; c += kTileKeys) {
-    const char* rows[kTileKeys];
-    const int64_t n = std::min(kTileKeys, d - c);
-    for (int64_t i = 0; i < n; ++i)
-      rows[i] = reinterpret_cast<const char*>(op.covariance[head][c + i].data);
-    pack_columns(n, d, DType::kF32, rows, covariance + c * d);
-  }
+  QuadraticForms forms(op.covariance[head], scratch);
   const float* mean = op.mean[head].data;
   for (int64_t j = op.sinks; j < n_rows; j += kTileKeys) {
     const int64_t n = std::min(kTileKeys, n_rows - j);
+    forms.of(
+        n, kv.layout.dtype, [&](int64_t u) { return key_at(kv, kv_head, j + u); }, p + j);
     for (int64_t u = 0; u < n; ++u)
-      widen(key_at(kv, kv_head, j + u), kv.layout.dtype, 0, d, keys + u * d);
-    product<false>(n, columns, d, keys, d, covariance, d, moved, columns);
-    for (int64_t u = 0; u < n; ++u) {
-      float linear = 0, quadratic = 0;
-      for (int64_t c = 0; c < d; ++c) {
-        linear += mean[c] * keys[u * d + c];
-        quadratic += moved[u * columns + c] * keys[u * d + c];
-      }
-      p[j + u] = op.scale * linear + op.scale * op.scale / 2 * quadratic;
-    }
+      p[j + u] = op.scale * std::inner_product(mean, mean + d, forms.row(u), 0.0f) +
+                 op.scale * op.scale / 2 * p[j + u];
   }
   if (op.sinks >= n_rows) return;
   const float top = *std::max_element(p + op.sinks, p + n_rows);
   double sum = 0;
   for (int64_t j = op.sinks; j < n_rows; ++j) sum += p[j] = std::exp(p[j] - top);
   for (int64_t j = op.sinks; j < n_rows; ++j) p[j] = static_cast<float>(p[j] / sum);
+}
+
+void value_norms_of_head(const ValueNorms& op, int64_t head, float* HWY_RESTRICT scratch) {
+  const KvLayer& kv = op.kv;
+  const int64_t kv_head = head / (op.gram.dim(0) / kv.n_kv_heads()), n_rows = kv.n_rows[kv_head];
+  QuadraticForms forms(op.gram[head], scratch);
+  float* norms = op.norms[head].data;
+  for (int64_t j = 0; j < n_rows; j += kTileKeys)
+    forms.of(
+        std::min(kTileKeys, n_rows - j), kv.layout.dtype,
+        [&](int64_t u) { return value_at(kv, kv_head, j + u); }, norms + j);
+  for (int64_t j = 0; j < n_rows; ++j) norms[j] = std::sqrt(std::max(0.0f, norms[j]));
 }
 
 }  // namespace ei::cpu::HWY_NAMESPACE
@@ -202,8 +236,9 @@ HWY_EXPORT(split_queries);
 HWY_EXPORT(multiply_tile);
 HWY_EXPORT(merge_tiles);
 HWY_EXPORT(add_tile);
-HWY_EXPORT(expect_scratch);
+HWY_EXPORT(forms_scratch);
 HWY_EXPORT(expect_head);
+HWY_EXPORT(value_norms_of_head);
 
 float norm_of_value(const KvLayer& kv, int64_t head, int64_t row) {
   const char* value = value_at(kv, head, row);
@@ -259,6 +294,8 @@ void CpuBackend::run(const Vote& op) {
         (tiles_, op, h / group, queries, t * kTileKeys, panels + thread * per_thread, tiles[t]);
       });
       HWY_DYNAMIC_DISPATCH(merge_tiles)(tiles, n_tiles, n, top, inverse);
+      if (op.query_weights.data != nullptr)
+        for (int64_t i = 0; i < n; ++i) inverse[i] *= op.query_weights[first + i];
       parallel_for(n_threads_, (n_votes + kTileKeys - 1) / kTileKeys, [&](int64_t t) {
         const int64_t key = t * kTileKeys, n_here = std::min(kTileKeys, n_votes - key);
         HWY_DYNAMIC_DISPATCH(add_tile)(tiles[t], n, n_here, top, inverse, highest, votes + key);
@@ -269,7 +306,8 @@ void CpuBackend::run(const Vote& op) {
     const float share =
         1 / (static_cast<float>(highest ? 1 : w) * static_cast<float>(takes_highest ? 1 : per_row));
     for (int64_t j = 0; j < n_votes; ++j) {
-      const float before = is_first ? 0 : out[j], vote = share * votes[j];
+      const float weight = op.row_weights.data == nullptr ? 1 : op.row_weights[h][j];
+      const float before = is_first ? 0 : out[j], vote = share * weight * votes[j];
       out[j] = takes_highest ? std::max(before, vote) : before + vote;
     }
   }
@@ -280,7 +318,7 @@ void CpuBackend::run(const ExpectVotes& op) {
   const KvLayer& kv = op.kv;
   const int64_t n_heads = op.mean.dim(0), group = n_heads / kv.n_kv_heads();
   const int64_t longest = kv.rows_bound;
-  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(expect_scratch)(kv.layout.head_dim);
+  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(forms_scratch)(kv.layout.head_dim);
   float* p = scratch_.get<float>(n_heads * longest + n_threads_ * per_thread);  // by query head
   float* scratch = p + n_heads * longest;
   parallel_for(n_threads_, n_heads, [&](int64_t h, int thread) {
@@ -297,6 +335,15 @@ void CpuBackend::run(const ExpectVotes& op) {
       highest = std::max(highest, votes[j]);
     }
     std::fill_n(votes, sinks, highest);
+  });
+}
+
+void CpuBackend::run(const ValueNorms& op) {
+  check(op);
+  const int64_t per_thread = HWY_DYNAMIC_DISPATCH(forms_scratch)(op.kv.layout.head_dim);
+  auto* scratch = scratch_.get<float>(n_threads_ * per_thread);
+  parallel_for(n_threads_, op.gram.dim(0), [&](int64_t h, int thread) {
+    HWY_DYNAMIC_DISPATCH(value_norms_of_head)(op, h, scratch + thread * per_thread);
   });
 }
 

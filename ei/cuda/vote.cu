@@ -399,10 +399,11 @@ void CudaBackend::run(const Vote& op) {
   const int64_t kv_heads = op.kv.n_kv_heads(), d = op.kv.layout.head_dim,
                 n_heads = op.window.cols / d;
   if (d > kMaxDim) throw Error("Vote: CUDA takes heads of at most 256 numbers");
-  if (op.over_queries != GroupReduce::kMean)
+  if (op.over_queries != GroupReduce::kMean || op.query_weights.data != nullptr ||
+      op.row_weights.data != nullptr)
     throw Error(
-        "CUDA: there are no votes by the highest of many queries; keep the cache by another "
-        "policy than kvzip, or run on the CPU (--device cpu)");
+        "CUDA: there are no votes by the highest of many queries, and none with weights; keep the "
+        "cache by another policy than kvzip, or run on the CPU (--device cpu)");
   Params p{};
   p.window = static_cast<const bf16*>(op.window.data);
   p.cols = op.window.cols;
@@ -455,6 +456,12 @@ void CudaBackend::run(const ExpectVotes&) {
   throw Error(
       "CUDA: there are no votes of expected queries; keep the cache by another policy than "
       "expected, or run on the CPU (--device cpu)");
+}
+
+void CudaBackend::run(const ValueNorms&) {
+  throw Error(
+      "CUDA: values are not measured after a matrix; keep the cache by another policy than "
+      "kvzip-plus, or run on the CPU (--device cpu)");
 }
 
 void CudaBackend::run(const PoolVotes& op) {

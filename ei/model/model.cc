@@ -1,10 +1,12 @@
 #include "ei/model/model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "ei/base/communicator.h"
 #include "ei/base/fail.h"
+#include "ei/base/half.h"
 #include "ei/model/weight_source.h"
 
 namespace ei {
@@ -136,11 +138,19 @@ void Model::embed(Activations& act, std::span<const int32_t> tokens,
                            .sin = act.sin_.view().slice(0, n)});
 }
 
+Act Model::input(int layer, Activations& act) const {
+  const Act h = act.act(act.h_, config_.hidden);
+  backend_->run(RmsNorm{.x = residual(act),
+                        .weight = layers_[static_cast<size_t>(layer)].attention_norm.view(),
+                        .eps = config_.rms_norm_eps,
+                        .out = h});
+  return h;
+}
+
 Qkv Model::project(int layer, Activations& act) const {
   const Layer& w = layers_[static_cast<size_t>(layer)];
   const int64_t d = config_.head_dim;
-  const Act x = act.act(act.x_, config_.hidden);
-  const Act h = act.act(act.h_, config_.hidden);
+  const Act h = input(layer, act);
   const Qkv qkv{.q = act.act(act.q_, config_.n_heads * d),
                 .k = act.act(act.k_, config_.n_kv_heads * d),
                 .v = act.act(act.v_, config_.n_kv_heads * d)};
@@ -148,7 +158,6 @@ Qkv Model::project(int layer, Activations& act) const {
     backend_->run(
         RmsNorm{.x = in, .weight = weight.view(), .eps = config_.rms_norm_eps, .out = out});
   };
-  norm(x, w.attention_norm, h);
   backend_->run(MatMul{.x = h,
                        .parts = {{{.weight = w.q, .bias = w.q_bias.view(), .out = qkv.q},
                                   {.weight = w.k, .bias = w.k_bias.view(), .out = qkv.k},
@@ -166,6 +175,24 @@ Qkv Model::project(int layer, Activations& act) const {
 
 Act Model::context(Activations& act) const {
   return act.act(act.context_, config_.n_heads * config_.head_dim);
+}
+
+void Model::output_columns(int layer, int64_t head, const Act& out) const {
+  const int64_t d = config_.head_dim, width = config_.n_heads * d;
+  // Products with unit vectors: weights may be in any format and any order.
+  std::vector<char> unit(static_cast<size_t>(d * width * backend_->act_bytes()), 0);
+  for (int64_t c = 0; c < d; ++c) {
+    char* const at = unit.data() + (c * width + head * d + c) * backend_->act_bytes();
+    const float one = 1;
+    const uint16_t one_bf16 = to_bf16(one);
+    backend_->act_bytes() == sizeof one ? std::memcpy(at, &one, sizeof one)
+                                        : std::memcpy(at, &one_bf16, sizeof one_bf16);
+  }
+  const Buffer rows(*backend_, std::ssize(unit));
+  backend_->copy_in(rows.data(), unit.data(), std::ssize(unit));
+  backend_->run(MatMul{
+      .x = {rows.data(), d, width, backend_->act_bytes()},
+      .parts = {{{.weight = layers_[static_cast<size_t>(layer)].o, .bias = {}, .out = out}}}});
 }
 
 Act Model::residual(Activations& act) const { return act.act(act.x_, config_.hidden); }

@@ -103,12 +103,18 @@ class Model {
   // their numbers differ.
   void embed(Activations& act, std::span<const int32_t> tokens,
              std::span<const int32_t> positions) const;
-  // Norm, projections and biases, qk-norm, RoPE. Valid until the next project().
+  // [n, hidden]: what a layer's queries, keys and values are projected from, the norm of what the
+  // last call left. Valid until the next call of any piece.
+  Act input(int layer, Activations& act) const;
+  // The same, projections and biases, qk-norm, RoPE. Valid until the next project().
   Qkv project(int layer, Activations& act) const;
   // [n, n_heads * d]: where attention writes for finish() to read.
   Act context(Activations& act) const;
   // x += context Wo + bo;  x += mlp(norm(x)).
   void finish(int layer, Activations& act) const;
+  // The columns of Wo that multiply the values of one of this rank's query heads, as rows: out
+  // [head_dim, hidden].
+  void output_columns(int layer, int64_t head, const Act& out) const;
   // [n, hidden]: what the last call left for the next layer to read.
   Act residual(Activations& act) const;
   // Final norm of rows [first_row, first_row + n_rows) of the chunk: [n_rows, hidden], valid until

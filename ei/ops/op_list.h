@@ -46,6 +46,7 @@
   X(TokenScores)     \
   X(Sample)          \
   X(ExpectVotes)     \
+  X(ValueNorms)      \
   X(AllReduce)       \
   X(AllGather)
 

@@ -17,7 +17,24 @@ void check(const Vote& op) {
           "Vote: votes has {} rows, expected {} or {}", op.votes.dim(0), kv_heads, heads);
   require(op.scale > 0, "Vote: scale is {}, expected more than 0", op.scale);
   expect_at_least(kOp, "rows_bound", op.kv.rows_bound, op.n_queries);
-  expect_at_least(kOp, "votes.dim(1)", op.votes.dim(1), op.kv.rows_bound - op.n_queries);
+  const int64_t n_votes = op.kv.rows_bound - op.n_queries;
+  expect_at_least(kOp, "votes.dim(1)", op.votes.dim(1), n_votes);
+  if (op.query_weights.data != nullptr)
+    expect_dims(kOp, "query_weights", op.query_weights, {op.n_queries});
+  if (op.row_weights.data != nullptr) {
+    expect_dim(kOp, "row_weights.dim(0)", op.row_weights.dim(0), heads);
+    expect_at_least(kOp, "row_weights.dim(1)", op.row_weights.dim(1), n_votes);
+  }
+}
+
+void check(const ValueNorms& op) {
+  constexpr const char* kOp = "ValueNorms";
+  check(kOp, op.kv);
+  const int64_t heads = op.gram.dim(0), d = op.kv.layout.head_dim;
+  expect_multiple(kOp, "gram.dim(0)", heads, op.kv.n_kv_heads());
+  expect_dims(kOp, "gram", op.gram, {heads, d, d});
+  expect_dim(kOp, "norms.dim(0)", op.norms.dim(0), heads);
+  expect_at_least(kOp, "norms.dim(1)", op.norms.dim(1), op.kv.rows_bound);
 }
 
 void check(const ExpectVotes& op) {

@@ -9,7 +9,7 @@ namespace ei {
 // Which cached rows the newest queries look at (METHOD.md 2.2). Query i of w is ring row
 // (first + i) % window.rows, and sees what the i-th of the last w rows may see:
 //   a[i,j]    = softmax over rows j <= n_rows - w + i of scale q_i . k_j
-//   vote[h,j] = mean over i of a[i,j], for rows j < n_rows - w
+//   vote[h,j] = r[h,j] times the mean over i of s[i] a[i,j], for rows j < n_rows - w
 // or their maximum, reduced (mean or max) over the G query heads of a KV head, or not at all:
 // `votes` has n_kv_heads or n_heads rows and that decides. Numerics: float sums; NMSE 1e-8.
 struct Vote {
@@ -20,9 +20,22 @@ struct Vote {
   float scale = 1;        // 1 / sqrt(d), above 0
   GroupReduce reduce = GroupReduce::kMean;
   GroupReduce over_queries = GroupReduce::kMean;
-  View<float, 2> votes;  // out: [n_kv_heads or n_heads, >= rows_bound - w]
+  View<const float, 1> query_weights;  // s [w], at least 0; empty: 1
+  View<const float, 2> row_weights;    // r [n_heads, >= rows_bound - w]; empty: 1
+  View<float, 2> votes;                // out: [n_kv_heads or n_heads, >= rows_bound - w]
 };
 void check(const Vote& op);
+
+// How long each cached value is after a matrix W of its query head's, of which the op has G = W^T
+// W:
+//   norms[h,j] = |W_h v_j| = sqrt(v_j^T G_h v_j)
+// Numerics: float products; NMSE 1e-8.
+struct ValueNorms {
+  View<const float, 3> gram;  // G [n_heads, d, d], symmetric
+  KvLayer kv;
+  View<float, 2> norms;  // out: [n_heads, >= rows_bound]
+};
+void check(const ValueNorms& op);
 
 // How much queries to come are expected to take of each cached row (METHOD.md section 4; Expected
 // Attention). The queries of head h have a mean m and a covariance C, RoPE averaged in:

@@ -40,6 +40,9 @@ struct DecodePolicy {
   int64_t kernel = 21;    // width of the pool, odd; kBoth: of the wide one
   int64_t regrow = 1024;  // compress again when so many rows past the budget; 0: never
   GroupReduce reduce = GroupReduce::kMean;
+  // kRepeat: a vote is not the attention that a row gets but how much it moves the hidden state by
+  // it (KVzip+).
+  bool by_output = false;
   KvScope scope = KvScope::kKvHead;
   Split split = Split::kEven;
   float floor = 0.2f;         // kAdaptive, kGlobal: share of an even budget every head is sure of
@@ -112,6 +115,11 @@ struct DecodePolicy {
     policy.reduce = GroupReduce::kMax;
     policy.split = Split::kGlobal;
     policy.floor = 0;
+    return policy;
+  }
+  static DecodePolicy kvzip_plus() {
+    DecodePolicy policy = kvzip();
+    policy.by_output = true;
     return policy;
   }
   bool is_full() const { return budget == INT64_MAX; }

@@ -32,7 +32,8 @@ std::span<const Named<DecodePolicy>> decode_policies() {
                                               {"pyramidkv", DecodePolicy::pyramidkv()},
                                               {"streaming", DecodePolicy::streaming()},
                                               {"expected", DecodePolicy::expected()},
-                                              {"kvzip", DecodePolicy::kvzip()}};
+                                              {"kvzip", DecodePolicy::kvzip()},
+                                              {"kvzip-plus", DecodePolicy::kvzip_plus()}};
   return named;
 }
 
@@ -65,7 +66,7 @@ std::string_view name_of(const PrefillPolicy& policy) {
 std::string_view name_of(const DecodePolicy& policy) {
   if (policy.is_full()) return "full";
   if (policy.voter == Voter::kExpected) return "expected";
-  if (policy.voter == Voter::kRepeat) return "kvzip";
+  if (policy.voter == Voter::kRepeat) return policy.by_output ? "kvzip-plus" : "kvzip";
   switch (policy.split) {
     case Split::kStreaming:
       return "streaming";

@@ -169,10 +169,47 @@ TEST_F(EvalTest, EqualWork) {
   EXPECT_EQ(rows[1]["density"], 1.0);
   EXPECT_EQ(rows[1]["kl"], 0.0);
   EXPECT_EQ(rows[1]["same_top"], 1.0);
+  const Finished table = run_program(work + "md --densities .7");
+  ASSERT_EQ(table.exit_code, 0) << table.err;
+  const std::vector<std::string> lines = lines_of(table.out);
+  ASSERT_EQ(lines.size(), 2 + 2u) << table.out;
+  EXPECT_THAT(lines[2], HasSubstr("| paper:segment=64 |"));
+  EXPECT_THAT(lines[3], HasSubstr("| dense            |"));
+  EXPECT_EQ(without_times(got.err), without_times(table.out));  // beside the progress
   const Finished short_text = run_program(work + "md --echo");
   EXPECT_EQ(short_text.exit_code, 1);
   EXPECT_THAT(short_text.err, HasSubstr("give a longer text or more --tokens"));
   EXPECT_EQ(run_program(work + "md --densities .6 --times .9").exit_code, 2);
+}
+
+// What was measured is told: rows that are done, and of the others how far they are.
+TEST_F(EvalTest, EqualWorkThatIsInterrupted) {
+  std::string text;
+  for (int i = 0; i < 400; ++i)
+    text += "The " + std::to_string(i) + " of them came to the harbor. ";
+  for (const char* name : {"a", "b"}) test::write_file(dir_ / name, text);
+  for (const bool json : {false, true}) {
+    OnTerminal work({"eval", "equal-work", test::kNeedle, "-t", "1", "--file",
+                     in("a") + "," + in("b"), "--tokens", "1600", "--policies",
+                     "dense,paper:segment=64,paper:segment=64:block=16", "--densities", ".8", "-o",
+                     json ? "json" : "md"});
+    work.wait_for("| dense");  // the first row that is done, as soon as the second text is begun
+    work.type("\x03");
+    if (json) {
+      work.wait_for("{\"model\"");
+      const Json found = parse_json("{\"model\"" + work.wait_for("}\r\n"), "stdout");
+      EXPECT_EQ(found["interrupted"], true);
+      const Json& rows = found["rows"];
+      ASSERT_EQ(rows.size(), 3u);
+      EXPECT_EQ(rows[0]["texts"].size(), 2u);
+      EXPECT_EQ(rows[2]["texts"].size(), 1u);
+      EXPECT_EQ(rows[2]["kl"], rows[2]["texts"][0]["kl"]);
+      EXPECT_NEAR(rows[2]["density"].get<double>(), 0.8, 0.017);
+    } else {
+      work.wait_for("| paper:segment=64:block=16 (1 of 2 texts)");
+    }
+    EXPECT_EQ(work.wait_for_exit(), 130);
+  }
 }
 
 }  // namespace

@@ -126,6 +126,7 @@ TEST(PolicyOptionsTest, EverySettingIsReachable) {
                                                            {"budget", "512"},
                                                            {"decode-gap", "-1"},
                                                            {"voter", "expected"},
+                                                           {"votes", "output"},
                                                            {"window", "16"},
                                                            {"pooling", "avg"},
                                                            {"kernel", "7"},

@@ -359,6 +359,12 @@ TEST_F(ProgramTest, EvalMultiTurnShowsWhatIsLost) {
                           "compressed anew \\| +1.00 \\| 1.00 \\| 1.00 \\| 1.00 \\| 1.00",
                           "compressed once \\| +1.00 \\| ....? \\| 0.00 \\| 0.00 \\| 0.00"})
     EXPECT_THAT(got.out, testing::ContainsRegex(row)) << got.out;
+  const Finished once =
+      run_program("eval multi-turn " + test::kNeedle +
+                  " -t 1 --length 1k --samples 1 --policies dense+latent@128 --once");
+  ASSERT_EQ(once.exit_code, 0) << once.err;
+  EXPECT_THAT(once.out, HasSubstr("compressed once"));
+  EXPECT_THAT(once.out, Not(HasSubstr("compressed anew")));
 }
 
 // needle-8m makes nothing of a question in the same message, but it does so every time.

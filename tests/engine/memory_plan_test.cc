@@ -117,7 +117,8 @@ TEST_F(MemoryPlanTest, IsWhatIsAllocated) {
         {"pyramidkv", small({}), few(DecodePolicy::pyramidkv()), 0.3},
         {"streaming", small({}), few(DecodePolicy::streaming()), 0.05},
         {"expected", small({}), few(DecodePolicy::expected()), 0.2},
-        {"kvzip", small({}), few(DecodePolicy::kvzip()), 0.5}})
+        {"kvzip", small({}), few(DecodePolicy::kvzip()), 0.5},
+        {"kvzip-plus", small({}), few(DecodePolicy::kvzip_plus()), 0.5}})
     for (const auto& [n_prompt, n_answer] : {std::pair<int64_t, int64_t>{40, 9},
                                              {130, 200},  // no longer than the budget
                                              {900, 10},   // too short for a gap

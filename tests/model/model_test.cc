@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <optional>
 
+#include "ei/ops/weight_blocks.h"
 #include "tests/support/backend_fixture.h"
 #include "tests/support/files.h"
 #include "tests/support/numbers.h"
@@ -120,6 +123,55 @@ TEST_P(ModelTest, LogitsOfSomeRowsAreThoseOfAll) {
   }
   EXPECT_THAT(error_of([&] { model.logits(act, 4, 2); }), HasSubstr("5 rows"));
   EXPECT_THAT(error_of([&] { model.logits(act, -1, 1); }), HasSubstr("5 rows"));
+}
+
+TEST_P(ModelTest, WhatALayerReadsAndWrites) {
+  const SafetensorsFile file(kTiny / "llama2/model.safetensors");
+  const auto numbers = [&](int layer, const std::string& name) {
+    const auto& data =
+        file.tensors().at("model.layers." + std::to_string(layer) + "." + name + ".weight").data;
+    std::vector<double> out;
+    for (size_t i = 0; i < data.size() / 2; ++i)
+      out.push_back(decode(reinterpret_cast<const char*>(data.data()) + 2 * i, DType::kF16));
+    return out;
+  };
+  for (const auto format : {std::optional<WeightFormat>(), std::optional(WeightFormat::kQ8_0)}) {
+    const Model model = Model::load(backend(), kTiny / "llama2", format);
+    Activations act(backend(), model.config(), 3, 1);
+    model.embed(act, std::vector<int32_t>{1, 77, 5}, std::vector<int32_t>{0, 1, 2});
+    const DeviceAct columns = poisoned(16, 64);
+    for (int l = 0; l < 2; ++l) {
+      // Wo [64, 4 * 16].
+      const std::vector<double> wo = numbers(l, "self_attn.o_proj");
+      for (int64_t head = 0; head < 4; ++head) {
+        Matrix want({16, 64});
+        for (int64_t i = 0; i < 64; ++i) {
+          std::vector<float> row(wo.begin() + i * 64, wo.begin() + (i + 1) * 64);
+          if (format) {
+            std::vector<char> blocks(size_t(row_bytes(*format, 64)));
+            quantize(*format, row.data(), 64, blocks.data());
+            dequantize(*format, blocks.data(), 64, row.data());
+          }
+          for (int64_t c = 0; c < 16; ++c) want[c][i] = double(row[size_t(head * 16 + c)]);
+        }
+        model.output_columns(l, head, columns);
+        EXPECT_LE(nmse(columns.values().v, want.v), tolerance(1e-9)) << l << " " << head;
+      }
+      const std::vector<double> weight = numbers(l, "input_layernorm");
+      Matrix want = values(model.residual(act));
+      for (int64_t i = 0; i < 3; ++i) {
+        double* x = want[i].data;
+        const double square = std::inner_product(x, x + 64, x, 0.0) / 64;
+        for (int64_t c = 0; c < 64; ++c)
+          x[c] *= weight[size_t(c)] / std::sqrt(square + double(model.config().rms_norm_eps));
+      }
+      EXPECT_LE(nmse(values(model.input(l, act)).v, want.v), tolerance(1e-9)) << l;
+      model.project(l, act);
+      const std::vector<char> zeros(size_t(3 * 64 * backend().act_bytes()));
+      backend().copy_in(model.context(act).data, zeros.data(), std::ssize(zeros));
+      model.finish(l, act);
+    }
+  }
 }
 
 TEST_P(ModelTest, EmbedRefusesForeignIds) {

@@ -1,23 +1,28 @@
 // What policies choose of queries and keys in a file, for policies_test.py to compare with plain
-// statements of their rules: choices POLICIES N HEADS KV_HEADS HEAD_DIM LAYERS FILE. POLICIES are
-// PREFILL+DECODE with settings, as evaluations take them. FILE has floats: of each layer q
-// [N, HEADS * HEAD_DIM], k and v [N, KV_HEADS * HEAD_DIM], RoPE applied; the first of a value is
-// the position. The directions of a sketch are those of these keys. Of a policy whose prompt votes
-// by being repeated, the last `window` tokens are what is read to repeat those before. Prints
-// {"blocks": [layer][KV head][segment] past blocks or null for all, "rows": [layer][KV head]}.
+// statements of their rules: choices POLICIES N HEADS KV_HEADS HEAD_DIM LAYERS HIDDEN FILE.
+// POLICIES are PREFILL+DECODE with settings, as evaluations take them. FILE has floats: of each
+// layer q [N, HEADS * HEAD_DIM], k and v [N, KV_HEADS * HEAD_DIM], RoPE applied; the first of a
+// value is the position; what they are projected from, [N, HIDDEN]; and the columns of the output
+// matrix, [HEADS * HEAD_DIM, HIDDEN]. The directions of a sketch are those of these keys. Of a
+// policy whose prompt votes by being repeated, the last `window` tokens are what is read to repeat
+// those before. Prints {"blocks": [layer][KV head][segment] past blocks or null for all, "rows":
+// [layer][KV head]}.
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "apps/eval/policies.h"
 #include "ei/base/fail.h"
 #include "ei/decode/compress.h"
 #include "ei/decode/expected.h"
+#include "ei/decode/output_norms.h"
 #include "ei/engine/make_backend.h"
 #include "ei/prefill/plan.h"
 
@@ -27,16 +32,26 @@ namespace {
 using Json = nlohmann::json;
 
 struct Tokens {
-  int64_t n, n_heads, n_kv_heads, d, n_layers;
+  int64_t n, n_heads, n_kv_heads, d, n_layers, n_hidden;
   std::vector<float> values;
 
+  int64_t layer_size() const {
+    return n * d * (n_heads + 2 * n_kv_heads) + (n + n_heads * d) * n_hidden;
+  }
   Act rows(int layer, int64_t at, int64_t heads) {
-    const int64_t size = n * d * (n_heads + 2 * n_kv_heads);
-    return {values.data() + layer * size + at * n * d, n, heads * d, sizeof(float)};
+    return {values.data() + layer * layer_size() + at * n * d, n, heads * d, sizeof(float)};
   }
   Act q(int layer) { return rows(layer, 0, n_heads); }
   Act k(int layer) { return rows(layer, n_heads, n_kv_heads); }
   Act v(int layer) { return rows(layer, n_heads + n_kv_heads, n_kv_heads); }
+  Act hidden(int layer) {
+    return {values.data() + layer * layer_size() + n * d * (n_heads + 2 * n_kv_heads), n, n_hidden,
+            sizeof(float)};
+  }
+  Act output_columns(int layer, int64_t head) {
+    return {static_cast<float*>(hidden(layer).data) + (n + head * d) * n_hidden, d, n_hidden,
+            sizeof(float)};
+  }
 };
 
 // Keys as measure_sketch() takes them.
@@ -145,6 +160,22 @@ Json choose(const std::string& text, Tokens& tokens) {
     votes = expected_votes(*backend, config, decode, cache, window);
   if (decode.voter == Voter::kRepeat)
     votes = [&](int l, const View<float, 2>& to) {
+      std::vector<float> inverse_norms;
+      DeviceArray<float, 2> norms;
+      if (decode.by_output) {
+        for (int64_t i = tokens.n - n_repeating; i < tokens.n; ++i) {
+          const auto* h = static_cast<const float*>(tokens.hidden(l).slice(i, 1).data);
+          inverse_norms.push_back(static_cast<float>(
+              1 / std::sqrt(std::inner_product(h, h + tokens.n_hidden, h, 0.0))));
+        }
+        norms = output_norms(*backend, cache.layer(l), tokens.n_heads, tokens.n_hidden,
+                             [&](int64_t head, const Act& columns) {
+                               const Act from = tokens.output_columns(l, head);
+                               std::memcpy(columns.data, from.data,
+                                           size_t(from.rows * from.cols * from.elem_bytes));
+                             });
+      }
+      const DeviceArray<float, 1> weights(*backend, inverse_norms);
       backend->run(Vote{.window = window.ring(l),
                         .first = tokens.n % n_repeating,
                         .n_queries = n_repeating,
@@ -152,6 +183,8 @@ Json choose(const std::string& text, Tokens& tokens) {
                         .scale = scale,
                         .reduce = decode.reduce,
                         .over_queries = GroupReduce::kMax,
+                        .query_weights = weights.view(),
+                        .row_weights = norms.view(),
                         .votes = to});
       for (int64_t h = 0; h < to.dim(0); ++h)  // what repeats is no part of the prompt
         std::fill_n(to[h].data + tokens.n - n_repeating, n_repeating, -1.0f);
@@ -166,15 +199,14 @@ Json choose(const std::string& text, Tokens& tokens) {
 }
 
 int run(int argc, char** argv) {
-  require(argc == 8, "choices POLICIES N HEADS KV_HEADS HEAD_DIM LAYERS FILE");
+  require(argc == 9, "choices POLICIES N HEADS KV_HEADS HEAD_DIM LAYERS HIDDEN FILE");
   const auto number = [&](int i) { return int64_t{std::stoll(argv[i])}; };
-  Tokens tokens{number(2), number(3), number(4), number(5), number(6), {}};
-  tokens.values.resize(static_cast<size_t>(tokens.n_layers * tokens.n * tokens.d *
-                                           (tokens.n_heads + 2 * tokens.n_kv_heads)));
-  std::ifstream file(argv[7], std::ios::binary);
+  Tokens tokens{number(2), number(3), number(4), number(5), number(6), number(7), {}};
+  tokens.values.resize(static_cast<size_t>(tokens.n_layers * tokens.layer_size()));
+  std::ifstream file(argv[8], std::ios::binary);
   file.read(reinterpret_cast<char*>(tokens.values.data()),
             std::ssize(tokens.values) * int64_t{sizeof(float)});
-  require(bool(file), "{}: too short", argv[7]);
+  require(bool(file), "{}: too short", argv[8]);
   fmt::print("{}\n", choose(argv[1], tokens).dump());
   return 0;
 }

@@ -15,7 +15,8 @@ torch.set_num_threads(1)
 
 
 class Tokens:
-    """Queries and keys of a few layers: keys drift, some are sought by queries far behind them. q [layer, head, n, d]; k, v per KV head."""
+    """Queries and keys of a few layers: keys drift, some are sought by queries far behind them. q [layer, head, n, d]; k, v per KV head; what
+    they are of, h [layer, n, hidden]; the output matrix's part of each head, o [layer, head, d, hidden]."""
 
     def __init__(self, n, heads, kv_heads, d, layers=2, seed=1):
         self.n, self.heads, self.kv_heads, self.d, self.layers = n, heads, kv_heads, d, layers
@@ -30,13 +31,17 @@ class Tokens:
         self.q = self.q + normal(layers, heads, n, d)
         self.v = normal(layers, kv_heads, n, d)
         self.v[..., 0] = torch.arange(n)
-        self.q, self.k, self.v = (x.float().double() for x in (self.q, self.k, self.v))
+        self.h = normal(layers, n, 48) * torch.linspace(.3, 3, n)[:, None]
+        self.o = normal(layers, heads, d, 48) * torch.linspace(2, .5, heads)[:, None, None]
+        self.o[:, :, 0] /= n  # that says where a value stands
+        self.q, self.k, self.v, self.h, self.o = (x.float().double() for x in (self.q, self.k, self.v, self.h, self.o))
 
     def choices(self, policies, folder):
         rows = lambda x: x.transpose(0, 1).reshape(-1)  # of one layer: [n, heads * d]
         file = folder / 'tokens'
-        np.concatenate([rows(x[l]).numpy() for l in range(self.layers) for x in (self.q, self.k, self.v)]).astype('<f4').tofile(file)
-        numbers = [str(x) for x in (self.n, self.heads, self.kv_heads, self.d, self.layers)]
+        of_layer = lambda l: [rows(x[l]) for x in (self.q, self.k, self.v)] + [self.h[l].flatten(), self.o[l].flatten()]
+        torch.cat([x for l in range(self.layers) for x in of_layer(l)]).numpy().astype('<f4').tofile(file)
+        numbers = [str(x) for x in (self.n, self.heads, self.kv_heads, self.d, self.layers, self.h.shape[-1])]
         done = subprocess.run([os.environ['CHOICES'], policies, *numbers, str(file)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -313,12 +318,18 @@ def test_votes_of_the_window(size, name, settings, how, kernel, tmp_path):
 
 
 @sizes
-def test_kvzip(size, tmp_path):
-    """The highest attention of any query that repeats the prompt; the lowest scores of all layers and heads go."""
+@pytest.mark.parametrize('plus', [False, True])
+def test_kvzip(size, plus, tmp_path):
+    """The highest attention of any query that repeats the prompt; the lowest scores of all layers and heads go. kvpress' KVzipPress,
+    and with kvzip_plus_normalization: attention times the norm of what a value becomes in the layer's output, over the query's input's."""
     tokens = Tokens(*size, layers=3)
     m, budget = 100, 60
-    rows = tokens.choices(f'dense+kvzip@{budget}:window={m}:pooling=none', tmp_path)['rows']
-    score = torch.stack([window_votes(tokens, layer, m).amax(1).view(tokens.kv_heads, -1, tokens.n - m).amax(1) for layer in range(tokens.layers)])
+    rows = tokens.choices(f'dense+kvzip{"-plus" if plus else ""}@{budget}:window={m}:pooling=none', tmp_path)['rows']
+    votes = torch.stack([window_votes(tokens, layer, m) for layer in range(tokens.layers)])
+    if plus:
+        v = tokens.v.repeat_interleave(tokens.heads // tokens.kv_heads, 1)
+        votes = votes * (v @ tokens.o).norm(dim=-1)[:, :, None, :tokens.n - m] / tokens.h.norm(dim=-1)[:, None, tokens.n - m:, None]
+    score = votes.amax(2).view(tokens.layers, tokens.kv_heads, -1, tokens.n - m).amax(2)
     kept = highest(score.flatten(), budget * tokens.layers * tokens.kv_heads).view_as(score)
     assert kept.sum(-1).unique().numel() > 1  # heads share
     compare_rows(rows, kept, score, 1e-6)

@@ -8,7 +8,8 @@
 namespace ei::ref {
 
 std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale,
-                         GroupReduce over_queries) {
+                         GroupReduce over_queries, const std::vector<double>& query_weights,
+                         const std::vector<double>& row_weights) {
   const int64_t w = queries.dim(0), n = k.dim(0), d = k.dim(1);
   std::vector<double> votes(size_t(n - w), 0.0);
   for (int64_t i = 0; i < w; ++i) {
@@ -20,7 +21,9 @@ std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale,
     double sum = 0;
     for (const double s : score) sum += std::exp(s - top);
     for (size_t j = 0; j < votes.size(); ++j) {
-      const double p = std::exp(score[j] - top) / sum;
+      const double p = std::exp(score[j] - top) / sum *
+                       (query_weights.empty() ? 1 : query_weights[size_t(i)]) *
+                       (row_weights.empty() ? 1 : row_weights[j]);
       votes[j] =
           over_queries == GroupReduce::kMax ? std::max(votes[j], p) : votes[j] + p / double(w);
     }

@@ -54,9 +54,12 @@ Rows select_blocks(const std::vector<float>& score, int64_t count, Rank rank, in
 std::vector<double> attend(const double* q, const Matrix& k, const Matrix& v, const Rows& rows,
                            double scale);
 
-// Votes of one query head: `queries` [w, d], oldest first.
+// Votes of one query head: `queries` [w, d], oldest first; weights [w] of them, [n - w] of the
+// rows, or none.
 std::vector<double> vote(const Matrix& queries, const Matrix& k, double scale,
-                         GroupReduce over_queries = GroupReduce::kMean);
+                         GroupReduce over_queries = GroupReduce::kMean,
+                         const std::vector<double>& query_weights = {},
+                         const std::vector<double>& row_weights = {});
 // Of one KV head, by the means and covariances of its query heads.
 std::vector<double> expect_votes(const Matrix& means, const std::vector<Matrix>& covariances,
                                  const Matrix& k, const Matrix& v, double scale, int64_t sinks);

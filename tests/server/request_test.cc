@@ -250,7 +250,7 @@ TEST(Fields, PoliciesGoByTheirNames) {
     EXPECT_EQ(request.request.decode.is_full(), std::string_view(name) == "full");
   }
   OrderedJson request = least(kChat);
-  for (const char* name : {"h2o", "kvzip"}) {
+  for (const char* name : {"h2o", "kvzip", "kvzip-plus"}) {
     request["decode"] = name;
     EXPECT_EQ(refused(kChat, request), "decode") << name;
   }
