@@ -34,7 +34,8 @@ PrefillPolicy default_prefill(Device device);
 
 struct EngineOptions {
   Device device = Device::kAuto;
-  int threads = 0;               // of the CPU; 0: all cores
+  int threads = 0;               // of the CPU; 0: as many as it has, or as `pin`
+  std::string pin;               // each to a CPU of its own: auto, or 0-3,8; "": to none
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16, kF32; on the CPU kQ8, on a GPU kFP8
   Math math = Math::kBF16;       // kF32: on the CPU; kFP8: on a GPU
   std::string cpu;  // of the whole process: amx, avx512, avx2, sse4, scalar; "": as it is
