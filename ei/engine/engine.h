@@ -116,8 +116,7 @@ struct SparsityStats {
 struct Callbacks {
   // A piece of the answer, always whole characters.
   std::function<void(std::string_view text)> on_text;
-  // After every chunk of the prompt: tokens read, tokens in all, of which `cached` were already
-  // there.
+  // After every chunk of the prompt: tokens read, of how many, and those `cached` before.
   std::function<void(int64_t done, int64_t total, int64_t cached)> on_prefill;
   // Of score() alone: the model's logits [vocab_size] for the token at `position`.
   std::function<void(int64_t position, std::span<const float> logits)> on_logits;
