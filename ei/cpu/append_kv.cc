@@ -70,8 +70,6 @@ void widen_outwards(char* lowest, char* highest, const char* key, int64_t d, boo
   }
 }
 
-constexpr int64_t kRowsOfRun = 128;  // of a head, that a thread takes at a time
-
 }  // namespace
 
 void CpuBackend::run(const AppendKv& op) {
@@ -85,27 +83,21 @@ void CpuBackend::run(const AppendKv& op) {
     const PageLayout& layout = kv.layout;
     const int64_t d = layout.head_dim, first = static_cast<int64_t>(s) * share;
     const int64_t copies = kv.n_kv_heads() / (op.k.cols / d);
-    // Runs of rows of a head that no block of bounds lies across.
-    const int64_t block = std::max<int64_t>(1, layout.block);
-    const int64_t step = (kRowsOfRun + block - 1) / block * block;
-    const int64_t n_runs = (step - 1 + share + step - 1) / step;
-    parallel_for(n_threads_, kv.n_kv_heads() * n_runs, [&](int64_t item) {
-      const int64_t h = item / n_runs, begin = kv.n_rows[h], end = begin + share;
-      const int64_t run = (begin / step + item % n_runs) * step;
-      for (int64_t row = std::max(begin, run); row < std::min(end, run + step); ++row) {
-        const int64_t i = first + row - begin, column = h / copies * d;
+    parallel_for(n_threads_, kv.n_kv_heads(), [&](int64_t h) {
+      for (int64_t i = 0; i < share; ++i) {
+        const int64_t row = kv.n_rows[h] + i, column = h / copies * d;
         char* key = key_at(kv, h, row);
-        store_row(key, layout.dtype, k[i].data + column, d);
-        store_row(value_at(kv, h, row), layout.dtype, v[i].data + column, d);
+        store_row(key, layout.dtype, k[first + i].data + column, d);
+        store_row(value_at(kv, h, row), layout.dtype, v[first + i].data + column, d);
         if (layout.block == 0) continue;
+        const int64_t block = row / layout.block;
         const auto widen = layout.dtype == DType::kBF16  ? widen_bounds<uint16_t>
                            : layout.dtype == DType::kF32 ? widen_bounds<float>
                                                          : widen_outwards;
-        widen(lowest_at(kv, h, row / layout.block), highest_at(kv, h, row / layout.block), key, d,
-              row % layout.block == 0);
+        widen(lowest_at(kv, h, block), highest_at(kv, h, block), key, d, row % layout.block == 0);
       }
+      kv.n_rows[h] += static_cast<int32_t>(share);
     });
-    for (int64_t h = 0; h < kv.n_kv_heads(); ++h) kv.n_rows[h] += static_cast<int32_t>(share);
   }
 }
 
