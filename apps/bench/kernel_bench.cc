@@ -1,12 +1,12 @@
 #include "apps/bench/kernel_bench.h"
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <chrono>
 
 #include "apps/bench/kernel_cases.h"
+#include "ei/base/affinity.h"
 #include "ei/engine/make_backend.h"
 
 namespace ei::bench {
@@ -74,7 +74,8 @@ void KernelBench::add(const KernelResult& result) {
 KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgress& progress) {
   const std::unique_ptr<Backend> backend = make_backend(options.hardware);
   KernelBenchOptions used = options;
-  if (used.hardware.threads == 0) used.hardware.threads = omp_get_num_procs();
+  if (used.hardware.threads == 0)
+    used.hardware.threads = default_threads(pinned_cpus(used.hardware.pin));
   if (progress) progress("ceilings", "");
   const bool bf16 = used.hardware.math == Math::kBF16;
   KernelReport report = {
@@ -87,12 +88,14 @@ KernelReport bench_kernels(const KernelBenchOptions& options, const KernelProgre
     KernelBench bench(used, report, [&](const std::string& kernel, const std::string& size) {
       if (progress) progress(fmt::format("round {} of {}, {}", round, used.rounds, kernel), size);
     });
-    bench_matmul(*backend, bench);
-    bench_prefill_attention(*backend, bench);
-    bench_decode_attention(*backend, bench);
-    bench_votes(*backend, bench);
-    bench_elementwise(*backend, bench);
-    bench_steps(*backend, bench);
+    backend->pinned([&] {
+      bench_matmul(*backend, bench);
+      bench_prefill_attention(*backend, bench);
+      bench_decode_attention(*backend, bench);
+      bench_votes(*backend, bench);
+      bench_elementwise(*backend, bench);
+      bench_steps(*backend, bench);
+    });
   }
   return report;
 }

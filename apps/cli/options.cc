@@ -91,9 +91,15 @@ void add_hardware(CLI::App& command, EngineOptions& options, const std::string& 
       [&options](Device value) { options.device = value; },
       "What computes; auto: a GPU if there is one that can be used", "auto")
       ->group(group);
-  command.add_option("-t,--threads", options.threads, "CPU threads; 0: all cores")
+  command.add_option("-t,--threads", options.threads, "CPU threads; 0: one a CPU")
       ->transform(count(0, 4096))
       ->option_text("N [0]")
+      ->group(group);
+  command
+      .add_option("--pin", options.pin,
+                  "Keep each of them on a CPU of its own: of these, in this order (0-3,8,16-30:2), "
+                  "or auto: one of every core, then the cores' second ones")
+      ->option_text("LIST|auto [not pinned]")
       ->group(group);
   add_choice<std::string>(
       command, "--cpu",

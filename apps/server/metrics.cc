@@ -140,7 +140,8 @@ std::string Metrics::render(const SchedulerStats& s) const {
         s.n_waiting_tokens);
   value("kv_cache_usage_ratio", "gauge", "Share of the KV memory that admitted requests may need.",
         s.kv_bytes_max > 0 ? double(s.kv_bytes_planned) / double(s.kv_bytes_max) : 0);
-  print_head("kv_bytes", "gauge", "Bytes of KV cache, by what holds them.", out);
+  print_head("kv_bytes", "gauge",
+             "Bytes of KV cache, by what holds them; of ranks that share a model on each.", out);
   out += fmt::format("entropyinfer:kv_bytes{{{},state=\"used\"}} {}\n", model, s.kv_bytes_used);
   out +=
       fmt::format("entropyinfer:kv_bytes{{{},state=\"planned\"}} {}\n", model, s.kv_bytes_planned);

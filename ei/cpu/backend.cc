@@ -1,6 +1,5 @@
 #include "ei/cpu/backend.h"
 
-#include <omp.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -8,11 +7,13 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "ei/base/affinity.h"
 #include "ei/base/available_memory.h"
 #include "ei/base/communicator.h"
 #include "ei/base/fail.h"
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/targets.h"
+#include "ei/cpu/team.h"
 
 namespace ei {
 namespace cpu {
@@ -40,13 +41,19 @@ void* Scratch::bytes(int64_t n) {
   return data_;
 }
 
-CpuBackend::CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks)
+CpuBackend::CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks,
+                       std::vector<int> cpus)
     : n_threads_(n_threads),
+      cpus_(std::move(cpus)),
       math_(math),
       tiles_(tiles()),
       ranks_(ranks ? std::move(ranks) : std::make_shared<OneRank>()) {
   require(n_threads >= 0, "threads is {}, expected 0 (all cores) or more", n_threads);
-  if (n_threads_ == 0) n_threads_ = omp_get_num_procs();
+  if (n_threads_ == 0) n_threads_ = default_threads(cpus_);
+  require(
+      cpus_.empty() || std::ssize(cpus_) >= n_threads_,
+      "{} threads are to be pinned to {} CPUs ({}); give each a CPU of its own, or fewer threads",
+      n_threads_, cpus_.size(), fmt::join(cpus_, ","));
 }
 
 std::string CpuBackend::name() const {
@@ -102,11 +109,17 @@ Weight CpuBackend::place(const Weight& host) {
   return copy;
 }
 
+void CpuBackend::pinned(const std::function<void()>& ops) {
+  const Pinned here(cpus_);
+  ops();
+}
+
 }  // namespace cpu
 
 std::unique_ptr<Backend> make_cpu_backend(int n_threads, Math math,
-                                          std::shared_ptr<Communicator> ranks) {
-  return std::make_unique<cpu::CpuBackend>(n_threads, math, std::move(ranks));
+                                          std::shared_ptr<Communicator> ranks,
+                                          std::vector<int> cpus) {
+  return std::make_unique<cpu::CpuBackend>(n_threads, math, std::move(ranks), std::move(cpus));
 }
 
 }  // namespace ei

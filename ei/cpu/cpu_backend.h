@@ -38,7 +38,7 @@ class Scratch {
 // Each run() is in the source named after its op.
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks);
+  CpuBackend(int n_threads, Math math, std::shared_ptr<Communicator> ranks, std::vector<int> cpus);
 
   std::string name() const override;
   int64_t act_bytes() const override { return sizeof(float); }
@@ -51,6 +51,7 @@ class CpuBackend final : public Backend {
   void copy_in(void* device, const void* host, int64_t bytes) override;
   void copy_out(void* host, const void* device, int64_t bytes) override;
   Weight place(const Weight& host) override;
+  void pinned(const std::function<void()>& ops) override;
 
   EI_OPS(EI_OVERRIDE_RUN)
 
@@ -68,6 +69,7 @@ class CpuBackend final : public Backend {
                     int64_t most_rows);
 
   int n_threads_;
+  std::vector<int> cpus_;  // that threads are pinned to, or none
   Math math_;
   Tiles tiles_;
   std::shared_ptr<Communicator> ranks_;

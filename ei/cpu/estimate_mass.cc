@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
@@ -371,9 +372,13 @@ HWY_EXPORT(packed_directions);
 HWY_EXPORT(prepare_block);
 HWY_EXPORT(estimate_segment);
 
+// Of keys that are prepared in one call, which takes a microsecond a block.
+constexpr int64_t kBlocksOfRun = 16;
+
 }  // namespace
 
-// Head by head, so that what is made of its keys stays in the cache while its segments read it.
+// What the estimate needs of the keys is made for all heads first: a loop for each of them would
+// have threads wait for each other twice a head.
 void CpuBackend::run(const EstimateMass& op) {
   check(op);
   const int64_t kv_heads = op.kv.n_kv_heads(), d = op.kv.layout.head_dim;
@@ -386,34 +391,47 @@ void CpuBackend::run(const EstimateMass& op) {
       for (int64_t h = 0; h < kv_heads; ++h) op.entropy[first + s][op.layer][h] = 0;
   if (from == to) return;
 
-  MassOfHead at = {.tiles = tiles_,
-                   .group = op.q.cols / d / kv_heads,
-                   .n_blocks = (op.begin + to * op.segment) / op.block};
+  const int64_t group = op.q.cols / d / kv_heads,
+                n_blocks = (op.begin + to * op.segment) / op.block;
   const bool is_sketch = op.estimate == Estimate::kSketch;
+  const auto whole_lines = [](int64_t n) { return (n + 15) / 16 * 16; };
   const int64_t n_directions =
       is_sketch ? HWY_DYNAMIC_DISPATCH(packed_directions)(op.basis, 0, nullptr) : 0;
   const int64_t n_keys =  // and what a register reads behind them
-      is_sketch ? (at.n_blocks * op.block * op.basis.n_directions() + kAmxRowBytes) / 4 : 0;
-  const int64_t n_means = op.estimate == Estimate::kMeanKeys ? at.n_blocks * d : at.n_blocks;
-  const int64_t per_thread =
-      (HWY_DYNAMIC_DISPATCH(mass_scratch)(op, at.group, at.n_blocks) + 15) / 16 * 16;
-  float* const scratch =
-      scratch_.get<float>(n_threads_ * per_thread + n_directions + n_means + n_keys);
-  float* const directions = scratch + n_threads_ * per_thread;
-  at.directions = directions;
-  at.scale = at.means = directions + n_directions;
-  at.keys = reinterpret_cast<uint8_t*>(at.means + n_means);
-  for (at.head = 0; at.head < kv_heads; ++at.head) {
-    if (is_sketch) HWY_DYNAMIC_DISPATCH(packed_directions)(op.basis, at.head, directions);
-    if (op.estimate != Estimate::kAntidiagonals)
-      parallel_for(n_threads_, at.n_blocks, [&](int64_t b, int thread) {
-        HWY_DYNAMIC_DISPATCH(prepare_block)(op, at, b, scratch + thread * per_thread);
-      });
-    // The last first: it is the longest, so that the threads end together.
-    parallel_for(n_threads_, to - from, [&](int64_t i, int thread) {
-      HWY_DYNAMIC_DISPATCH(estimate_segment)(op, at, to - 1 - i, scratch + thread * per_thread);
-    });
+      is_sketch ? (n_blocks * op.block * op.basis.n_directions() + kAmxRowBytes) / 4 : 0;
+  const int64_t n_means = whole_lines(op.estimate == Estimate::kMeanKeys ? n_blocks * d : n_blocks);
+  const int64_t per_thread = whole_lines(HWY_DYNAMIC_DISPATCH(mass_scratch)(op, group, n_blocks));
+  const int64_t per_head = whole_lines(n_directions + n_means + n_keys);
+  float* const scratch = scratch_.get<float>(n_threads_ * per_thread + kv_heads * per_head);
+  std::vector<MassOfHead> heads;
+  for (int64_t h = 0; h < kv_heads; ++h) {
+    float* const directions = scratch + n_threads_ * per_thread + h * per_head;
+    float* const means = directions + n_directions;
+    if (is_sketch) HWY_DYNAMIC_DISPATCH(packed_directions)(op.basis, h, directions);
+    heads.push_back({.tiles = tiles_,
+                     .head = h,
+                     .group = group,
+                     .n_blocks = n_blocks,
+                     .directions = directions,
+                     .keys = reinterpret_cast<uint8_t*>(means + n_means),
+                     .scale = means,
+                     .means = means});
   }
+  const int64_t n_runs = (n_blocks + kBlocksOfRun - 1) / kBlocksOfRun;
+  if (op.estimate != Estimate::kAntidiagonals)
+    parallel_for(n_threads_, kv_heads * n_runs, [&](int64_t i, int thread) {
+      const int64_t begin = i % n_runs * kBlocksOfRun;
+      const MassOfHead& at = heads[static_cast<size_t>(i / n_runs)];
+      for (int64_t b = begin; b < std::min(begin + kBlocksOfRun, n_blocks); ++b)
+        HWY_DYNAMIC_DISPATCH(prepare_block)(op, at, b, scratch + thread * per_thread);
+    });
+  // Head by head, so that what is made of its keys stays in the cache while its segments read it,
+  // and the last first: it is the longest, so that the threads end together.
+  parallel_for(n_threads_, kv_heads * (to - from), [&](int64_t i, int thread) {
+    const MassOfHead& at = heads[static_cast<size_t>(i / (to - from))];
+    const int64_t s = to - 1 - i % (to - from);
+    HWY_DYNAMIC_DISPATCH(estimate_segment)(op, at, s, scratch + thread * per_thread);
+  });
 }
 
 }  // namespace ei::cpu

@@ -54,7 +54,7 @@ HWY_EXPORT(norm_row);
 void CpuBackend::run(const RmsNorm& op) {
   check(op);
   const View<float, 2> x = rows_of(op.x), out = rows_of(op.out);
-  parallel_for(n_threads_, op.x.rows, [&](int64_t i) {
+  parallel_for_short(n_threads_, op.x.rows, [&](int64_t i) {
     HWY_DYNAMIC_DISPATCH(norm_row)(x[i].data, op.weight.data, op.eps, op.x.cols, out[i].data);
   });
 }

@@ -24,7 +24,7 @@ void rotate(float* head, const float* cos, const float* sin, int64_t half) {
 
 void CpuBackend::run(const RopeAngles& op) {
   check(op);
-  parallel_for(n_threads_, op.positions.dim(0), [&](int64_t i) {
+  parallel_for_short(n_threads_, op.positions.dim(0), [&](int64_t i) {
     for (int64_t j = 0; j < op.inv_freq.dim(0); ++j) {
       const float angle = static_cast<float>(op.positions[i]) * op.inv_freq[j];
       op.cos[i][j] = static_cast<float>(std::cos(static_cast<double>(angle)) * op.scale);
@@ -37,7 +37,7 @@ void CpuBackend::run(const Rope& op) {
   check(op);
   const View<float, 2> x = rows_of(op.x);
   const int64_t half = op.cos.dim(1);
-  parallel_for(n_threads_, op.x.rows, [&](int64_t i) {
+  parallel_for_short(n_threads_, op.x.rows, [&](int64_t i) {
     for (float* head = x[i].begin(); head != x[i].end(); head += 2 * half)
       op.interleaved ? rotate<true>(head, op.cos[i].data, op.sin[i].data, half)
                      : rotate<false>(head, op.cos[i].data, op.sin[i].data, half);

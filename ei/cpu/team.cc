@@ -2,6 +2,8 @@
 
 #include <exception>
 
+#include "ei/base/affinity.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -45,10 +47,39 @@ Team::~Team() {
 
 void Team::grow(int n_threads) {
   try {
-    while (std::ssize(threads_) + 1 < n_threads)
-      threads_.emplace_back(&Team::serve, this, static_cast<int>(threads_.size()) + 1);
+    while (std::ssize(threads_) + 1 < n_threads) {
+      const int thread = static_cast<int>(threads_.size()) + 1;
+      threads_.emplace_back(&Team::serve, this, thread);
+      place(thread);
+    }
   } catch (const std::exception&) {  // no memory or no more threads: those there are do it
   }
+}
+
+void Team::place(int thread) {
+  const auto i = static_cast<size_t>(thread);
+  if (i < cpus_.size()) set_cpus(threads_[i - 1].native_handle(), {cpus_[i]});
+}
+
+void Team::pin(const std::vector<int>& cpus) {
+  if (cpus == cpus_) return;
+  cpus_ = cpus;
+  const std::vector<int> allowed = allowed_cpus();
+  for (int i = 1; i <= std::ssize(threads_); ++i) {
+    set_cpus(threads_[static_cast<size_t>(i) - 1].native_handle(), allowed);
+    place(i);
+  }
+}
+
+Pinned::Pinned(const std::vector<int>& cpus) {
+  Team::mine().pin(cpus);
+  if (cpus.empty()) return;
+  before_ = allowed_cpus();
+  set_cpus(pthread_self(), {cpus[0]});
+}
+
+Pinned::~Pinned() {
+  if (!before_.empty()) set_cpus(pthread_self(), before_);
 }
 
 void Team::run(int n_threads, int64_t n, Call call, const void* context) {

@@ -34,6 +34,10 @@ Batch::Batch(Engine::Impl& engine, int64_t n_sequences, int64_t max_rows, int64_
 }
 
 void Batch::execute(const StepPlan& plan) noexcept {
+  engine_.backend->pinned([&] { do_execute(plan); });
+}
+
+void Batch::do_execute(const StepPlan& plan) noexcept {
   for (Sequence* sequence : plan.compress) contained(*sequence, [&] { sequence->compress(); });
   writing_.clear();
   for (Sequence* sequence : plan.write)

@@ -53,6 +53,7 @@ class Batch {
            const std::function<void()>& after_step);
 
  private:
+  void do_execute(const StepPlan& plan) noexcept;
   void read(const StepPlan::Read& plan);
   bool begin_chunk(Sequence& sequence, int64_t max_rows);  // false: pages were loaded instead
   void write(std::span<Sequence* const> sequences) noexcept;

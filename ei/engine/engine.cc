@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
+#include <span>
 
+#include "ei/base/affinity.h"
 #include "ei/base/fail.h"
 #include "ei/engine/engine_impl.h"
 #include "ei/engine/make_backend.h"
@@ -92,14 +93,25 @@ Engine Engine::make(const EngineOptions& options, const std::function<void(Impl&
   require(!options.ranks || options.ranks->size() == 1,
           "tp is {}, but several processes share the model already; start one of the two",
           options.tp);
+  const std::vector<int> cpus = pinned_cpus(options.pin);
+  const int all = options.threads > 0 ? options.threads : default_threads(cpus);
+  const int n_threads = std::max(1, all / options.tp);  // of a rank
+  require(cpus.empty() || std::ssize(cpus) >= int64_t{n_threads} * options.tp,
+          "{} ranks of {} threads are to be pinned to {} CPUs ({}); give each thread a CPU of its "
+          "own, or fewer threads",
+          options.tp, n_threads, cpus.size(), fmt::join(cpus, ","));
   auto threads = std::make_unique<ThreadRanks>(options.tp, options.on_end);
   std::vector<std::optional<Engine>> engines(static_cast<size_t>(options.tp));
   threads->run([&](const std::shared_ptr<Communicator>& rank) {
     EngineOptions own = options;
     own.tp = 1;
     own.ranks = rank;
-    const int all = own.threads > 0 ? own.threads : int(std::thread::hardware_concurrency());
-    own.threads = std::max(1, all / options.tp);
+    own.threads = n_threads;
+    if (!cpus.empty())
+      own.pin = fmt::format(
+          "{}", fmt::join(std::span(cpus).subspan(static_cast<size_t>(rank->rank() * n_threads),
+                                                  static_cast<size_t>(n_threads)),
+                          ","));
     if (rank->rank() > 0) own.on_load = {};
     engines[static_cast<size_t>(rank->rank())] = make_one(own);
   });

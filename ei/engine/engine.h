@@ -34,7 +34,8 @@ PrefillPolicy default_prefill(Device device);
 
 struct EngineOptions {
   Device device = Device::kAuto;
-  int threads = 0;               // of the CPU; 0: all cores
+  int threads = 0;               // of the CPU; 0: as many as it has, or as `pin`
+  std::string pin;               // each to a CPU of its own: auto, or 0-3,8; "": to none
   DType kv_type = DType::kBF16;  // of the KV cache: kBF16, kF32; on the CPU kQ8, on a GPU kFP8
   Math math = Math::kBF16;       // kF32: on the CPU; kFP8: on a GPU
   std::string cpu;  // of the whole process: amx, avx512, avx2, sse4, scalar; "": as it is
@@ -115,8 +116,7 @@ struct SparsityStats {
 struct Callbacks {
   // A piece of the answer, always whole characters.
   std::function<void(std::string_view text)> on_text;
-  // After every chunk of the prompt: tokens read, tokens in all, of which `cached` were already
-  // there.
+  // After every chunk of the prompt: tokens read, of how many, and those `cached` before.
   std::function<void(int64_t done, int64_t total, int64_t cached)> on_prefill;
   // Of score() alone: the model's logits [vocab_size] for the token at `position`.
   std::function<void(int64_t position, std::span<const float> logits)> on_logits;

@@ -50,6 +50,10 @@ class Backend {
   // may hold them back and start them as one.
   virtual void repeat(const std::function<void()>& ops) { ops(); }
 
+  // Runs ops with the threads that compute them where they were asked to be: a processor's on CPUs
+  // of their own, the calling thread among them until this returns.
+  virtual void pinned(const std::function<void()>& ops) { ops(); }
+
 #define EI_RUN(Op) virtual void run(const Op& op) = 0;
   EI_OPS(EI_RUN)
 #undef EI_RUN

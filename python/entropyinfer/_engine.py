@@ -72,7 +72,8 @@ class Engine:
         model: a directory of Hugging Face's format, a .gguf file, or a name on its hub (org/repo, org/repo:Q4_K_M),
             which is fetched if it is not there. Progress is told to the logger 'entropyinfer'.
         device: 'cpu', 'cuda' or 'auto'.
-        threads: of the CPU; 0: all cores.
+        threads: of the CPU; 0: one for each that the process may use, or of `pin`.
+        pin: keep each thread on a CPU of its own while it computes: 'auto', or a list such as '0-3,8'. '': on none.
         kv_type: of the cache of keys and values: 'bf16', 'f32', on the CPU 'q8_0' or, on a GPU, 'fp8'.
         math: 'bf16', where the processor has a unit for it, or 'f32'.
         weights: convert them while loading: 'bf16', 'fp8', 'q8_0' or 'q4_k'.
@@ -82,9 +83,9 @@ class Engine:
     they take turns. Ctrl-C ends them within a chunk of the prompt or a token.
     """
 
-    def __init__(self, model: str, *, device: str = 'auto', threads: int = 0, kv_type: str = 'bf16', math: str = 'bf16',
-                 weights: str | None = None, prefix_bytes: int = 0):
-        self._model = _core.Model(str(model), device, threads, kv_type, math, weights, prefix_bytes)
+    def __init__(self, model: str, *, device: str = 'auto', threads: int = 0, pin: str = '', kv_type: str = 'bf16',
+                 math: str = 'bf16', weights: str | None = None, prefix_bytes: int = 0):
+        self._model = _core.Model(str(model), device, threads, pin, kv_type, math, weights, prefix_bytes)
         self._lock, self._caller = threading.Lock(), 0
 
     @contextlib.contextmanager

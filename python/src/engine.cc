@@ -28,12 +28,13 @@ hub::Reporter reporter() {
 }
 
 void load(Model* self, const std::string& model, const std::string& device, int threads,
-          const std::string& kv_type, const std::string& math,
+          const std::string& pin, const std::string& kv_type, const std::string& math,
           const std::optional<std::string>& weights, int64_t prefix_bytes) {
   EngineOptions options;
   options.device = choose<Device>(
       "device", device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}});
   options.threads = threads;
+  options.pin = pin;
   require(prefix_bytes >= 0, "prefix_bytes is {}, expected 0 or more", prefix_bytes);
   options.kv_type = choose<DType>(
       "kv_type", kv_type,
@@ -209,7 +210,8 @@ void bind_engine(nb::module_& m) {
       .def_rw("seed", &Sampling::seed);
   nb::class_<Model>(m, "Model", "What entropyinfer.Engine calls.")
       .def("__init__", &load, nb::arg("model"), nb::arg("device"), nb::arg("threads"),
-           nb::arg("kv_type"), nb::arg("math"), nb::arg("weights").none(), nb::arg("prefix_bytes"))
+           nb::arg("pin"), nb::arg("kv_type"), nb::arg("math"), nb::arg("weights").none(),
+           nb::arg("prefix_bytes"))
       .def("info", [](Model& self) { return self.engine().info(); })
       .def("encode",
            [](Model& self, const std::string& text) {

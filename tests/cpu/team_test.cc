@@ -5,6 +5,7 @@
 #include <array>
 #include <memory>
 
+#include "ei/base/affinity.h"
 #include "ei/cpu/parallel.h"
 
 namespace ei::cpu {
@@ -80,6 +81,54 @@ TEST(TeamTest, EndsAtOnce) {
     team.run(4, repetition % 3, count, &calls);
     EXPECT_EQ(calls, repetition % 3);
   }
+}
+
+// Where each thread of a loop may run, by its number; each takes a call of its own.
+std::vector<std::vector<int>> places(int n_threads) {
+  std::vector<std::vector<int>> cpus(static_cast<size_t>(n_threads));
+  std::atomic<int> arrived = 0;
+  parallel_for(n_threads, n_threads, [&](int64_t, int thread) {
+    cpus[static_cast<size_t>(thread)] = allowed_cpus();
+    ++arrived;
+    while (arrived < n_threads) std::this_thread::yield();
+  });
+  return cpus;
+}
+
+TEST(TeamTest, PinnedThreadsHaveACpuEach) {
+  const std::vector<int> all = allowed_cpus();
+  if (all.size() < 2) GTEST_SKIP() << "one CPU: there is nowhere else to be pinned to";
+  const int a = all.front(), b = all.back();
+  using Places = std::vector<std::vector<int>>;
+  std::thread([&] {
+    EXPECT_EQ(places(3), Places(3, all));
+    {
+      const Pinned here({b, a});
+      EXPECT_EQ(places(2), (Places{{b}, {a}}));  // one that was there
+    }
+    EXPECT_EQ(allowed_cpus(), all);                 // the caller goes where it was
+    EXPECT_EQ(places(3), (Places{all, {a}, all}));  // and nobody has moved the others
+    {
+      const Pinned elsewhere({a, b});
+      EXPECT_EQ(places(2), (Places{{a}, {b}}));
+    }
+    const Pinned nowhere({});
+    EXPECT_EQ(places(3), Places(3, all));
+  }).join();
+  std::thread([&] {
+    const Pinned here({a, b});
+    EXPECT_EQ(places(2), (Places{{a}, {b}}));  // one that begins now
+  }).join();
+}
+
+// Short calls are handed out in runs: every call once, whatever is left over.
+TEST(TeamTest, MakesEveryShortCallOnce) {
+  for (const int n_threads : {1, 2, 3, 16})
+    for (const int64_t n : {0, 1, 7, 15, 16, 17, 47, 1000, 4099}) {
+      std::vector<int> calls(static_cast<size_t>(n));
+      parallel_for_short(n_threads, n, [&](int64_t i) { ++calls[static_cast<size_t>(i)]; });
+      ASSERT_EQ(calls, std::vector<int>(static_cast<size_t>(n), 1)) << n_threads << ", " << n;
+    }
 }
 
 }  // namespace
