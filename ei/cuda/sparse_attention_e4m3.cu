@@ -472,7 +472,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) attend(const __grid_consta
       mbarrier_init(&shared.v_empty[i], 2);
     }
     for (int i = 0; i < kKeyStages; ++i) {
-      mbarrier_init(&shared.k_full[i], 1 + 32);  // with every lane's copies of scales
+      mbarrier_init(&shared.k_full[i], 1 + 32);  // and every lane, for its shares
       mbarrier_init(&shared.k_empty[i], 4 * kConsumers);
     }
     fence_barrier_init();
