@@ -10,10 +10,11 @@
 // Prefill attention in 8 bits, for a cache of fp8 and heads of 64 or 128: queries are rounded to
 // whole numbers, as keys are, with a scale for each row of a head, and probabilities to e4m3, as
 // values are. The sums are whole numbers and floats. The plan is that of
-// sparse_attention_hopper.cu, but for the values: e4m3 operands have the numbers of a sum side by
-// side, so that two warps transpose every tile of values on its way. In a transposed row keys 2 i,
-// 2 i + 1, 2 i + 8 and 2 i + 9 of sixteen are neighbours: these are what a thread has of the
-// scores, and becomes one word of the probabilities' operand.
+// sparse_attention_hopper.cu, but for two things. Products take half as long, and the tensor cores
+// wait for the softmax: the warpgroups take no turns with them. And e4m3 operands have the numbers
+// of a sum side by side, so that two warps transpose every tile of values on its way. In a
+// transposed row keys 2 i, 2 i + 1, 2 i + 8 and 2 i + 9 of sixteen are neighbours: these are what a
+// thread has of the scores, and becomes one word of the probabilities' operand.
 //
 // With p = 2^(score - top) and the scales v of the values, what is multiplied is 2^8 p v / w, where
 // w is the highest v seen: at most 2^8, and e4m3 holds it down to 2^-9. 2^8 / w goes with the top.
@@ -30,6 +31,19 @@ struct Params : PrefillParams {
   const float* q_scale;  // [n, n_heads]
 };
 
+// Sums of whole numbers begin here, of which the bits are those of the float 1.5 2^23: as floats
+// they are that and what was added, if that is below 2^22, and 127 times 127 times 128 is.
+constexpr uint32_t kZeroBits = 0x4b400000;
+constexpr float kZero = 0x1.8p23f;
+
+// Of a tile the highest scale of keys and that of values count for all; only where there are others
+// as well, numbers are multiplied by their share of it.
+struct TileScale {
+  float key;
+  float log_value, inverse_value;
+  uint32_t mixed;  // 1: keys have others, 2: values have
+};
+
 // Rows of d bytes, in the swizzle of so many.
 template <int kD>
 struct Shared {
@@ -39,7 +53,8 @@ struct Shared {
   alignas(1024) unsigned char v[kValueStages][kTileBytes];      // as it comes
   alignas(1024) unsigned char transposed[kStages][kTileBytes];  // [d][keys]
   alignas(1024) unsigned char out[2 * kTileBytes];              // in bf16
-  alignas(128) float scales[kKeyStages][2][kTileKeys];          // of keys, of values
+  alignas(128) float shares[kKeyStages][2][kTileKeys];          // of keys, of values
+  alignas(16) TileScale scale[kKeyStages];
   alignas(8) uint64_t q_full[kStages], q_empty[kStages];
   alignas(8) uint64_t k_full[kKeyStages], k_empty[kKeyStages];
   alignas(8) uint64_t v_full[kValueStages], v_empty[kValueStages];
@@ -47,23 +62,61 @@ struct Shared {
   Item item[kStages];
 };
 
+// The bits of the highest of a tile's scales, by a whole warp; a lane has four, 0 where there is no
+// key. Positive numbers have the order of their bits, and what is not a number is no highest.
+__device__ inline uint32_t highest(uint4 scales) {
+  constexpr uint32_t kInfinity = 0x7f800000;
+  uint32_t most = 0;
+  for (const uint32_t x : {scales.x, scales.y, scales.z, scales.w})
+    if (x < kInfinity) most = max(most, x);
+  return __reduce_max_sync(kFullWarp, most);
+}
+// 1 / scale, a power of two as well.
+__device__ inline float inverse_of(uint32_t scale) { return __uint_as_float(0x7f000000u - scale); }
+
+// Writes a lane's four shares of the tile's scale if any lane has others; returns whether.
+__device__ inline bool write_shares(uint4 scales, uint32_t most, float* to) {
+  bool has_other = false;
+  for (const uint32_t x : {scales.x, scales.y, scales.z, scales.w})
+    has_other |= x != most && x != 0;
+  if (!__any_sync(kFullWarp, has_other)) return false;
+  const float inverse = inverse_of(most);
+  reinterpret_cast<float4*>(to)[threadIdx.x % 32] =
+      make_float4(__uint_as_float(scales.x) * inverse, __uint_as_float(scales.y) * inverse,
+                  __uint_as_float(scales.z) * inverse, __uint_as_float(scales.w) * inverse);
+  return true;
+}
+
 // Copies K or V tile t of an item's keys, and with K the scales of both, by a whole warp.
 template <int kD>
-__device__ void load_keys(const Params& p, const Item& item, int t, bool is_value,
-                          unsigned char* to, float (*scales)[kTileKeys], uint64_t* full,
-                          uint64_t* empty, uint32_t phase) {
-  const int lane = static_cast<int>(threadIdx.x % 32), kv_head = item.head / p.heads_per_kv;
+__device__ void load_keys(const Params& p, Shared<kD>& shared, const Item& item, int t,
+                          bool is_value, int stage, uint32_t phase) {
+  const int lane = static_cast<int>(threadIdx.x % 32), page_rows = p.rows.page_rows;
   // Lane l finds rows 4 l to 4 l + 3 of the tile, and lane l < 16 so group l.
-  const int j = t * kTileKeys + 4 * lane, page_rows = p.rows.page_rows;
-  const int row = j < item.keys.size ? row_of(p, item, j) : -1;
-  const int first = __shfl_sync(0xffffffffu, row, 2 * lane % 32);
+  const int j = t * kTileKeys + 4 * lane;
   int map_row = -kGroupKeys;  // outside the maps are zeros
-  if (first >= 0) {
-    const auto page = reinterpret_cast<uint64_t>(p.rows.page<void>(kv_head, first / page_rows));
-    map_row = static_cast<int>((page - p.map_base) / kD) + first % page_rows +
+  uint4 scales[2] = {};       // of keys, of values
+  if (j < item.keys.size) {
+    const int row = row_of(p, item, j), i = row / page_rows, in_page = row - i * page_rows;
+    const char* page = p.rows.page<char>(item.head / p.heads_per_kv, i);
+    map_row = static_cast<int>((reinterpret_cast<uint64_t>(page) - p.map_base) / kD) + in_page +
               (is_value ? p.rows.first_value : 0);
+    if (!is_value) {
+      const float* scale = reinterpret_cast<const float*>(page + p.rows.scale_offset) + in_page;
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        uint4& x = scales[which];
+        x = __ldg(reinterpret_cast<const uint4*>(scale + which * page_rows));
+        if (j + 1 >= item.keys.size) x.y = 0;
+        if (j + 2 >= item.keys.size) x.z = 0;
+        if (j + 3 >= item.keys.size) x.w = 0;
+      }
+    }
   }
-  mbarrier_wait(empty, phase ^ 1);
+  map_row = __shfl_sync(kFullWarp, map_row, 2 * lane % 32);
+  unsigned char* to = is_value ? shared.v[stage] : shared.k[stage];
+  uint64_t* full = is_value ? &shared.v_full[stage] : &shared.k_full[stage];
+  mbarrier_wait(is_value ? &shared.v_empty[stage] : &shared.k_empty[stage], phase ^ 1);
   if (lane == 0) mbarrier_arrive_expect(full, Shared<kD>::kTileBytes);
   __syncwarp();
   if (item.keys.is_run(t, page_rows)) {
@@ -72,12 +125,14 @@ __device__ void load_keys(const Params& p, const Item& item, int t, bool is_valu
     tma_load_2d(to + lane * kGroupKeys * kD, &p.groups, full, 0, map_row);
   }
   if (is_value) return;
-  if (row >= 0) {
-    const float* scale = p.rows.scale(kv_head, row);
-    copy_async_16(&scales[0][4 * lane], scale, true);
-    copy_async_16(&scales[1][4 * lane], scale + page_rows, true);
-  }
-  copy_async_arrive(full);
+  const uint32_t key = highest(scales[0]), value = highest(scales[1]);
+  const bool keys_mixed = write_shares(scales[0], key, shared.shares[stage][0]);
+  const bool values_mixed = write_shares(scales[1], value, shared.shares[stage][1]);
+  if (lane == 0)
+    shared.scale[stage] = {__uint_as_float(key),
+                           static_cast<float>(static_cast<int>(value >> 23) - 127),
+                           inverse_of(value), (keys_mixed ? 1u : 0) | (values_mixed ? 2u : 0)};
+  mbarrier_arrive(full);
 }
 
 // Warp 0 takes items and copies Q and K.
@@ -105,8 +160,7 @@ __device__ void produce_keys(const Params& p, Shared<kD>& shared) {
     __syncwarp();
     if (item.head < 0) return;
     for (int t = 0; t < item.keys.n_tiles(); ++t, k.next())
-      load_keys<kD>(p, item, t, false, shared.k[k.stage], shared.scales[k.stage],
-                    &shared.k_full[k.stage], &shared.k_empty[k.stage], k.phase);
+      load_keys<kD>(p, shared, item, t, false, k.stage, k.phase);
   }
 }
 
@@ -130,8 +184,7 @@ __device__ void produce_values(const Params& p, Shared<kD>& shared) {
   Cursor<kValueStages> v;
   for_items(shared, [&](const Item& item) {
     for (int t = 0; t < item.keys.n_tiles(); ++t, v.next())
-      load_keys<kD>(p, item, t, true, shared.v[v.stage], nullptr, &shared.v_full[v.stage],
-                    &shared.v_empty[v.stage], v.phase);
+      load_keys<kD>(p, shared, item, t, true, v.stage, v.phase);
   });
 }
 
@@ -140,27 +193,38 @@ __device__ void produce_values(const Params& p, Shared<kD>& shared) {
 template <int kD>
 __device__ void transpose(const unsigned char* from, unsigned char* to, int n, int which) {
   const int lane = static_cast<int>(threadIdx.x % 32), matrix = lane / 8, row = lane % 8;
+  // Matrices are keys 0 to 7 of sixteen columns, keys 8 to 15, and those of the next columns.
+  from += (matrix % 2 * 8 + row) * kD;
+  const int chunk = matrix / 2 ^ swizzle<kD>(row);
+  // A lane has columns 2 (lane / 4) and the next of them. Of both go to one matrix the first for
+  // the upper half of its rows and the second for the lower, so that its rows lie in banks of their
+  // own, and to the other what is left.
+  const int d = 16 * (matrix / 2) + 2 * row + (matrix + row / 4) % 2;
+  const uint32_t even = lane < 16 ? 0x6420 : 0x7531, odd = lane < 16 ? 0x7531 : 0x6420;
+  to += d * kTileKeys;
   for (int q = which; q < kTileKeys / 16; q += 2) {
-    uint32_t valid = 0xffffffffu;
+    constexpr int kSteps = kD / 32;
+    uint32_t pairs[kSteps][4];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i)
+      ldmatrix_x4_transposed(pairs[i], from + 16 * q * kD + (chunk ^ 2 * i) * 16);
     if (16 * q + 16 > n) {
       const int key = 16 * q + lane % 4 * 2;
-      valid = (key < n ? 0xffu : 0) | (key + 1 < n ? 0xff00u : 0) | (key + 8 < n ? 0xff0000u : 0) |
-              (key + 9 < n ? 0xff000000u : 0);
+      const auto kept = [&](int first) {
+        return (first < n ? 0xffffu : 0) | (first + 1 < n ? 0xffff0000u : 0);
+      };
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) pairs[i][m] &= kept(key + m % 2 * 8);
+      }
     }
 #pragma unroll
-    for (int c = 0; c < kD / 16; c += 2) {
-      // Of sixteen columns c and those of c + 1: keys 0 to 7, then 8 to 15.
-      const int key = 16 * q + matrix % 2 * 8 + row;
-      uint32_t pairs[4];
-      ldmatrix_x4_transposed(
-          pairs, from + key * kD + ((c + matrix / 2) ^ row * kD / 128 % (kD / 16)) * 16);
-      uint32_t words[4];  // of columns 2 (lane / 4), the next, and those of c + 1
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        words[i] = valid & __byte_perm(pairs[i / 2 * 2], pairs[i / 2 * 2 + 1],
-                                       i % 2 == 0 ? 0x6420 : 0x7531);
-      const int d = 16 * (c + matrix / 2) + 2 * row + matrix % 2;
-      stmatrix_x4(to + d * kTileKeys + (q ^ d % 8) * 16, words);
+    for (int i = 0; i < kSteps; ++i) {
+      const uint32_t(&x)[4] = pairs[i];
+      const uint32_t words[4] = {__byte_perm(x[0], x[1], even), __byte_perm(x[0], x[1], odd),
+                                 __byte_perm(x[2], x[3], even), __byte_perm(x[2], x[3], odd)};
+      stmatrix_x4(to + 32 * i * kTileKeys + (q ^ d % 8) * 16, words);
     }
   }
 }
@@ -186,16 +250,21 @@ __device__ void transpose_values(Shared<kD>& shared, int which) {
   });
 }
 
-// Sums of whole numbers begin here, of which the bits are those of the float 1.5 2^23: as floats
-// they are that and what was added, if that is below 2^22, and 127 times 127 times 128 is.
-constexpr uint32_t kZeroBits = 0x4b400000;
-constexpr float kZero = 0x1.8p23f;
-
-// s = kZero + Q K^T of this warpgroup's 64 queries.
-template <int kD>
-__device__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
+__device__ inline void clear_scores(float (&s)[64]) {
 #pragma unroll
   for (float& x : s) x = __uint_as_float(kZeroBits);
+  pin(s);
+}
+
+// The same, of numbers: 0 x + kZero, because constants are moved at half the rate of that.
+__device__ inline void begin_again(float (&s)[64]) {
+#pragma unroll
+  for (float& x : s) asm volatile("fma.rn.f32 %0, %0, 0f00000000, 0f4B400000;" : "+f"(x));
+}
+
+// s += Q K^T of this warpgroup's 64 queries.
+template <int kD>
+__device__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
   pin(s);
   wgmma_fence();
   const uint64_t a = operand_rows<kD>(q), b = operand_rows<kD>(k);
@@ -224,101 +293,80 @@ struct Softmax {
   float top[2];     // the highest score
   float offset[2];  // of the exponents
   float sum[2];
-  float most_scale;  // of the values so far
+  float log_value;  // the logarithm of the values' highest scale so far
 };
 
-// Multiplies what columns are above `zero` by their scales, of which the first n are some: behind
-// is anything. Exact for powers of two.
-__device__ inline void scale_columns(float (&s)[64], const float* scales, int n, float zero) {
+// Multiplies what columns are above `zero` by their shares of the tile's scale.
+__device__ inline void scale_columns(float (&s)[64], const float* shares, float zero) {
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
-    float2 scale = *reinterpret_cast<const float2*>(scales + 8 * j);
-    if (8 * j >= n) scale.x = 0;
-    if (8 * j + 1 >= n) scale.y = 0;
-    s[4 * j] = fmaf(s[4 * j], scale.x, -zero * scale.x);
-    s[4 * j + 1] = fmaf(s[4 * j + 1], scale.y, -zero * scale.y);
-    s[4 * j + 2] = fmaf(s[4 * j + 2], scale.x, -zero * scale.x);
-    s[4 * j + 3] = fmaf(s[4 * j + 3], scale.y, -zero * scale.y);
+    const float2 share = *reinterpret_cast<const float2*>(shares + 8 * j);
+    const float2 rest = {fmaf(-zero, share.x, zero), fmaf(-zero, share.y, zero)};
+    s[4 * j] = fmaf(s[4 * j], share.x, rest.x);
+    s[4 * j + 1] = fmaf(s[4 * j + 1], share.y, rest.y);
+    s[4 * j + 2] = fmaf(s[4 * j + 2], share.x, rest.x);
+    s[4 * j + 3] = fmaf(s[4 * j + 3], share.y, rest.y);
   }
 }
 
-// The logarithm of a scale: of a power of two, or far above all.
-__device__ inline float log_of(float scale) {
-  return static_cast<float>(static_cast<int>(__float_as_uint(scale) >> 23) - 127);
-}
-
-// Turns scores into 2^(score - offset) and returns in `rescale` what earlier sums are to be
-// multiplied by. They are what s is above `zero` times key_scale, or already times that of each
-// key; sum_scale is what their sum is multiplied by.
-__device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)[2], float zero,
-                                    float key_scale, float log_value_scale, float sum_scale,
-                                    bool is_first) {
-  const float log_scale = log_of(x.most_scale) - kLogMost;
+// Turns sums from kZero on into 2^(score - offset), times the tile's scale of values, and returns
+// in `rescale` what earlier sums are to be multiplied by.
+__device__ inline void exponentials(float (&s)[64], Softmax& x, float (&rescale)[2],
+                                    const TileScale& tile, bool is_first) {
+  // Floats from kZero / 2 on and minus infinity have the order of their bits.
+  int most[2] = {__float_as_int(s[0]), __float_as_int(s[2])};
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      most[r] = __vimax3_s32(most[r], __float_as_int(s[4 * j + 2 * r]),
+                             __float_as_int(s[4 * j + 2 * r + 1]));
+  }
+#pragma unroll
+  for (int step = 1; step <= 2; ++step) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) most[r] = max(most[r], __shfl_xor_sync(kFullWarp, most[r], step));
+  }
+  x.log_value = is_first ? tile.log_value : fmaxf(x.log_value, tile.log_value);
+  float scale[2], of_tile[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float scale = x.scale[r] * key_scale;
-    float m = -INFINITY;
-#pragma unroll
-    for (int j = 0; j < 16; ++j) m = fmaxf(m, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    m = (m - zero) * scale;
-    if (!is_first) m = fmaxf(m, x.top[r]);
-    const float offset = m + log_scale;
+    scale[r] = x.scale[r] * tile.key;
+    float top = (__int_as_float(most[r]) - kZero) * scale[r];
+    if (!is_first) top = fmaxf(top, x.top[r]);
+    const float offset = top + x.log_value - kLogMost;
     rescale[r] = is_first ? 0.0f : exp2_approx(x.offset[r] - offset);
-    x.top[r] = m;
+    x.top[r] = top;
     x.offset[r] = offset;
-    const float of_tile = fmaf(zero, scale, offset - log_value_scale);
-    float part = 0;
-#pragma unroll
-    for (int j = 0; j < 16; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float& y = s[4 * j + 2 * r + e];
-        y = exp2_approx(fmaf(y, scale, -of_tile));
-        part += y;
-      }
-    }
-    x.sum[r] = (is_first ? 0.0f : x.sum[r] * rescale[r]) + part * sum_scale;
+    of_tile[r] = fmaf(kZero, scale[r], offset - tile.log_value);
   }
+  float part[2] = {0, 0};
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float& y = s[4 * j + e];
+      y = exp2_approx(fmaf(y, scale[e / 2], -of_tile[e / 2]));
+      part[e / 2] += y;
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    x.sum[r] = (is_first ? 0.0f : x.sum[r] * rescale[r]) + part[r] * tile.inverse_value;
 }
 
-// Turns scores of the first n keys of a list's tile into what is multiplied with the values; what
-// rows may not see is hidden from row limits on. Where all keys of a tile have one scale, or all
-// values, as most have, it is the tile's.
-__device__ void softmax(float (&s)[64], Softmax& x, float (&rescale)[2],
-                        const float (*scales)[kTileKeys], int n, bool is_first, bool is_whole,
+// Turns the sums of a tile into what is multiplied with its values; what rows may not see is hidden
+// from row limits on.
+__device__ void softmax(float (&s)[64], Softmax& x, float (&rescale)[2], const TileScale& tile,
+                        const float (*shares)[kTileKeys], bool is_first, bool is_whole,
                         int first_key, const int (&limit)[2]) {
-  const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
-  const auto of_lane = [&](int which) {
-    return reinterpret_cast<const uint4*>(scales[which])[lane];
-  };
-  const auto is_one = [&](uint4 of, uint32_t first) {
-    return is_whole && __all_sync(kFullWarp, ((of.x ^ first) | (of.y ^ first) | (of.z ^ first) |
-                                              (of.w ^ first)) == 0);
-  };
-  const uint4 of_keys = of_lane(0), of_values = of_lane(1);
-  const uint32_t key = __shfl_sync(kFullWarp, of_keys.x, 0);
-  const uint32_t value = __shfl_sync(kFullWarp, of_values.x, 0);
-  float zero = kZero, key_scale = __uint_as_float(key);
-  if (!is_one(of_keys, key)) {
-    scale_columns(s, scales[0] + column, kTileKeys, kZero);
+  const int column = static_cast<int>(threadIdx.x % 4) * 2;
+  if (tile.mixed & 1 || !is_whole) [[unlikely]] {
+    if (tile.mixed & 1) scale_columns(s, shares[0] + column, kZero);
     if (!is_whole) mask(s, first_key, limit);
-    zero = 0, key_scale = 1;
   }
-  const bool one_value = is_one(of_values, value);
-  // Scales are positive, so that their bits have their order; not a number is above all.
-  uint32_t most = value;
-  if (!one_value)
-    most = __reduce_max_sync(
-        kFullWarp,
-        max(max(4 * lane < n ? of_values.x : 0, 4 * lane + 1 < n ? of_values.y : 0),
-            max(4 * lane + 2 < n ? of_values.z : 0, 4 * lane + 3 < n ? of_values.w : 0)));
-  x.most_scale = __uint_as_float(max(is_first ? 0 : __float_as_uint(x.most_scale), most));
-  // 1 / value, a power of two as well
-  exponentials(s, x, rescale, zero, key_scale, one_value ? log_of(__uint_as_float(value)) : 0,
-               one_value ? __uint_as_float(0x7f000000u - value) : 1, is_first);
-  if (!one_value) scale_columns(s, scales[1] + column, n - column, 0);
+  exponentials(s, x, rescale, tile, is_first);
+  if (tile.mixed & 2) scale_columns(s, shares[1] + column, 0);
 }
 
 __device__ void pack(uint32_t (&p)[16], const float (&s)[64]) {
@@ -338,7 +386,6 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
   float s[64], o[kD / 2], rescale[2];
   Softmax x;
   uint32_t probs[16];
-  if (group == 1) named_arrive(kTurn, 256);  // the first turn is warpgroup 0's
 
   for (;; q.next()) {
     mbarrier_wait(&shared.q_full[q.stage], q.phase);
@@ -359,11 +406,12 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
       x.scale[r] = (valid ? __ldg(p.q_scale + at) : 1.0f) * p.scale_log2;
     }
     const auto soften = [&](int t) {
-      softmax(s, x, rescale, shared.scales[k.stage], item.keys.size - t * kTileKeys, t == 0,
+      softmax(s, x, rescale, shared.scale[k.stage], shared.shares[k.stage], t == 0,
               t < seen.n_whole, t * kTileKeys, seen.limit);
       release(&shared.k_empty[k.stage]);
       k.next();
     };
+    clear_scores(s);
 
     mbarrier_wait(&shared.k_full[k.stage], k.phase);
     issue_scores<kD>(s, q_tile, shared_address(shared.k[k.stage]));
@@ -371,14 +419,13 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     pin(s);
     soften(0);
     pack(probs, s);
+    clear_scores(s);
 
     for (int t = 1; t < n_tiles; ++t) {
       mbarrier_wait(&shared.k_full[k.stage], k.phase);
-      named_sync(kTurn + group, 256);
       issue_scores<kD>(s, q_tile, shared_address(shared.k[k.stage]));
       mbarrier_wait(&shared.t_full[v.stage], v.phase);
       issue_values(o, probs, shared_address(shared.transposed[v.stage]), t > 1);
-      named_arrive(kTurn + (group ^ 1), 256);
       wgmma_wait<1>();
       pin(s);
       soften(t);
@@ -391,6 +438,7 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
         for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
       }
       pack(probs, s);
+      begin_again(s);
     }
     release(&shared.q_empty[q.stage]);
 
@@ -424,7 +472,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) attend(const __grid_consta
       mbarrier_init(&shared.v_empty[i], 2);
     }
     for (int i = 0; i < kKeyStages; ++i) {
-      mbarrier_init(&shared.k_full[i], 1 + 32);  // with every lane's copies of scales
+      mbarrier_init(&shared.k_full[i], 1 + 32);  // and every lane, for its shares
       mbarrier_init(&shared.k_empty[i], 4 * kConsumers);
     }
     fence_barrier_init();

@@ -225,8 +225,8 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
     softmax(s, top, sum, rescale, p.scale_log2, true);
     pack(probs, s);
 
+    if (n_tiles > 1) mbarrier_wait(&shared.k_full[k.stage], k.phase);
     for (int t = 1; t < n_tiles; ++t) {
-      mbarrier_wait(&shared.k_full[k.stage], k.phase);
       named_sync(kTurn + group, 256);
       issue_scores<kD>(s, q_tile, shared_address(shared.k[k.stage]));
       mbarrier_wait(&shared.v_full[v.stage], v.phase);
@@ -238,6 +238,9 @@ __device__ void consume(const Params& p, Shared<kD>& shared) {
       k.next();
       if (t >= seen.n_whole) mask(s, t * kTileKeys, seen.limit);
       softmax(s, top, sum, rescale, p.scale_log2, false);
+      // The next keys. A branch here keeps the compiler from making all exponentials behind the
+      // wait for the values, which they are to overlap.
+      if (t + 1 < n_tiles) mbarrier_wait(&shared.k_full[k.stage], k.phase);
       wgmma_wait<0>();
       pin(o);
       release(&shared.v_empty[v.stage]);
