@@ -16,6 +16,7 @@
 #include <hwy/foreach_target.h>
 
 #include "ei/cpu/amx-inl.h"
+#include "ei/cpu/weights-inl.h"
 
 #ifndef EI_CPU_MATMUL_AMX_ONCE_
 #define EI_CPU_MATMUL_AMX_ONCE_
@@ -83,6 +84,40 @@ void pack_row_tile(const Act& x, int64_t row_tile, const AmxRows& to) {
   }
 }
 
+// Weights of an integer format, whole blocks, in bf16.
+template <WeightFormat kFormat>
+void round_blocks(const char* row, int64_t n, uint16_t* HWY_RESTRICT to) {
+#if HWY_TARGET == HWY_SCALAR
+  float numbers[kDepth];
+  dequantize(kFormat, row, n, numbers);
+  round_row<EmulatedAmx>(numbers, n, n, to);
+#else
+  constexpr int64_t kSize = block_of(kFormat).weights, kGroup = group_of(kFormat);
+  const hn::CappedTag<float, 16> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<int16_t, decltype(d)> d16;
+  const hn::Rebind<uint16_t, decltype(d)> du16;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto* block = reinterpret_cast<const uint8_t*>(row);
+  for (int64_t from = 0; from < n; from += kSize, block += block_of(kFormat).bytes) {
+    const Scales<kFormat> scales(block);
+    for (int64_t k = 0; k < kSize; k += lanes) {
+      const auto q = hn::ConvertTo(d, hn::PromoteTo(di, load_numbers<kFormat>(d16, block, k)));
+      const auto scale = scales.scale(d, k / kGroup);
+      if constexpr (has_offset(kFormat)) {
+        const auto value = hn::MulSub(q, scale, scales.offset(d, k / kGroup));
+        hn::StoreU(round_to_bf16(d, value), du16, to + from + k);
+      } else {
+        hn::StoreU(round_to_bf16(d, hn::Mul(q, scale)), du16, to + from + k);
+      }
+    }
+  }
+#endif
+}
+void round_blocks(WeightFormat format, const char* row, int64_t n, uint16_t* to) {
+  with_integers(format, [&]<WeightFormat kFormat>() { round_blocks<kFormat>(row, n, to); });
+}
+
 // Inputs [from, from + depth) of the group of outputs of a TiledWeight that begins with `begin`, in
 // its order. Rows are copied first: where they are a power of two apart, as in many a model, all 16
 // share a few lines of L1, and are read a quarter of a line at a time.
@@ -100,6 +135,10 @@ void pack_outputs(const Weight& weight, int64_t begin, int64_t from, int64_t dep
       if (is_there && weight.format == WeightFormat::kBF16) {
         std::memcpy(rounded, row, static_cast<size_t>(depth) * sizeof *rounded);
         std::fill(rounded + depth, rounded + n_tiles * kAmxDepth, uint16_t{0});
+        continue;
+      }
+      if (is_there && is_integer(weight.format)) {
+        round_blocks(weight.format, row, depth, rounded);
         continue;
       }
       if (is_there) dequantize(weight.format, row, depth, memory.numbers);
