@@ -23,7 +23,7 @@ uint64_t BenchData::random() {  // xorshift64
 
 float BenchData::number() { return static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f; }
 
-Weight BenchData::weight(int64_t rows, int64_t cols, WeightFormat format) {
+Weight BenchData::on_host(int64_t rows, int64_t cols, WeightFormat format) {
   const int64_t stride = row_bytes(format, cols);
   std::vector<char>& bytes = weights_.emplace_back(static_cast<size_t>(rows * stride));
   std::vector<float> row(static_cast<size_t>(cols));
@@ -43,7 +43,7 @@ Weight BenchData::weight(int64_t rows, int64_t cols, WeightFormat format) {
       }
     }
   }
-  return backend_.place({.data = bytes.data(), .format = format, .rows = rows, .cols = cols});
+  return {.data = bytes.data(), .format = format, .rows = rows, .cols = cols};
 }
 
 // Activations are opaque: they come out of an op, here rows of a random table in random order.
@@ -54,7 +54,7 @@ ActArray BenchData::act(int64_t rows, int64_t cols) {
   for (int32_t& r : rows_of_table)
     r = static_cast<int32_t>(random() % static_cast<uint64_t>(table_rows));
   const DeviceArray<int32_t, 1> tokens(backend_, rows_of_table);
-  backend_.run(Embed{.tokens = tokens.view(), .table = weight(table_rows, cols), .out = out.act()});
+  backend_.run(Embed{.tokens = tokens.view(), .table = table(table_rows, cols), .out = out.act()});
   return out;
 }
 

@@ -22,6 +22,7 @@ class ActArray {
   Act act() const { return {buffer_.data(), rows_, cols_, elem_bytes_}; }
 
  private:
+  Weight on_host(int64_t rows, int64_t cols, WeightFormat format);
   int64_t rows_, cols_, elem_bytes_;
   Buffer buffer_;
 };
@@ -33,12 +34,19 @@ class BenchData {
 
   // About uniform in [-1, 1].
   ActArray act(int64_t rows, int64_t cols);
-  // Lives as long as this. Of a quantized format rows repeat after some, which takes less time.
-  Weight weight(int64_t rows, int64_t cols, WeightFormat format = WeightFormat::kBF16);
+  // A layer's matrix and an embedding or head, as models place them: they live as long as this. Of
+  // a quantized format rows repeat after some, which takes less time.
+  Weight factor(int64_t rows, int64_t cols, WeightFormat format = WeightFormat::kBF16) {
+    return backend_.place_factor(on_host(rows, cols, format));
+  }
+  Weight table(int64_t rows, int64_t cols, WeightFormat format = WeightFormat::kBF16) {
+    return backend_.place(on_host(rows, cols, format));
+  }
   // One sequence of n_tokens in every layer; each layer has its own memory.
   KvCache cache(PagePool& pool, const KvShape& shape, int64_t n_tokens);
 
  private:
+  Weight on_host(int64_t rows, int64_t cols, WeightFormat format);
   uint64_t random();
   float number();  // within [-1, 1)
 

@@ -21,7 +21,7 @@ void bench_prompt(Backend& backend, KernelBench& bench) {
   for (const auto& [inputs, outputs] :
        {std::pair<int64_t, int64_t>{576, 1536}, {2048, 2048}, {2048, 8192}}) {
     BenchData data(backend);
-    const Weight weight = data.weight(outputs, inputs);
+    const Weight weight = data.factor(outputs, inputs);
     for (const int64_t rows : {512, 2048}) {
       const ActArray x = data.act(rows, inputs);
       const ActArray out(backend, rows, outputs);
@@ -38,13 +38,13 @@ void bench_prompt(Backend& backend, KernelBench& bench) {
 // The matrices of one Llama-3.2-1B layer.
 struct Layer {
   Layer(BenchData& data, WeightFormat format)
-      : q(data.weight(2048, 2048, format)),
-        k(data.weight(512, 2048, format)),
-        v(data.weight(512, 2048, format)),
-        o(data.weight(2048, 2048, format)),
-        gate(data.weight(8192, 2048, format)),
-        up(data.weight(8192, 2048, format)),
-        down(data.weight(2048, 8192, format)) {}
+      : q(data.factor(2048, 2048, format)),
+        k(data.factor(512, 2048, format)),
+        v(data.factor(512, 2048, format)),
+        o(data.factor(2048, 2048, format)),
+        gate(data.factor(8192, 2048, format)),
+        up(data.factor(8192, 2048, format)),
+        down(data.factor(2048, 8192, format)) {}
 
   int64_t bytes() const {
     return q.bytes() + k.bytes() + v.bytes() + o.bytes() + gate.bytes() + up.bytes() + down.bytes();
@@ -59,7 +59,7 @@ void bench_step(Backend& backend, KernelBench& bench, WeightFormat format) {
   std::vector<Layer> layers;
   double bytes = 0;
   for (int l = 0; l < 4; ++l) bytes += double(layers.emplace_back(data, format).bytes());
-  const Weight head = data.weight(128256, 2048, format);
+  const Weight head = data.table(128256, 2048, format);
   for (const int64_t n : {1, 4}) {
     const ActArray x = data.act(n, 2048), wide = data.act(n, 8192);
     const ActArray q(backend, n, 2048), k(backend, n, 512), v(backend, n, 512);

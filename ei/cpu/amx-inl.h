@@ -85,6 +85,20 @@ HWY_INLINE void split_row(const float* HWY_RESTRICT from, int64_t n, int64_t wid
   for (; c < width; ++c) to[c] = to[width + c] = 0;
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// Four numbers of every fourth row, side by side.
+template <class D>
+HWY_INLINE hn::Vec<D> load_fours(D d, const uint16_t* const* rows, int64_t from) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::BitCast(d, hn::LoadU(hn::Repartition<uint16_t, D>(), rows[0] + from));
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(d, load_fours(half, rows + hn::MaxLanes(half), from),
+                       load_fours(half, rows, from));
+  }
+}
+#endif
+
 // kAmxDepth numbers of each of kAmxRows rows as the second factor of a product whose columns these
 // rows are: to[k][j] is the k-th pair of the j-th row.
 HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* HWY_RESTRICT to) {
@@ -92,82 +106,18 @@ HWY_INLINE void pack_pairs(const uint16_t* const* rows, int64_t from, uint32_t* 
   for (int64_t k = 0; k < kAmxRows; ++k)
     for (int64_t j = 0; j < kAmxRows; ++j)
       std::memcpy(to + k * kAmxRows + j, rows[j] + from + 2 * k, sizeof *to);
-#else  // four by four
-  const hn::FixedTag<uint32_t, 4> d;
-  const hn::FixedTag<uint16_t, 8> d16;
+#else  // four by four, as many of them at a time as a vector has room for
+  const hn::CappedTag<uint32_t, kAmxRows> d;
   HWY_UNROLL(4)
-  for (int64_t j = 0; j < kAmxRows; j += 4) {
-    const auto row = [&](int64_t u, int64_t k) {
-      return hn::BitCast(d, hn::LoadU(d16, rows[j + u] + from + 2 * k));
-    };
+  for (int64_t j = 0; j < kAmxRows; j += hn::MaxLanes(d)) {
+    const auto fours = [&](int64_t u, int64_t k)
+                           HWY_ATTR { return load_fours(d, rows + j + u, from + 2 * k); };
     HWY_UNROLL(4)
     for (int64_t k = 0; k < kAmxRows; k += 4)
-      store_columns<uint32_t>(row(0, k), row(1, k), row(2, k), row(3, k), kAmxRows,
+      store_columns<uint32_t>(fours(0, k), fours(1, k), fours(2, k), fours(3, k), kAmxRows,
                               to + k * kAmxRows + j);
   }
 #endif
-}
-
-// Floats of a product: where the first is, and how many a row is behind the one before.
-struct AmxSums {
-  float* at;
-  int64_t stride;
-};
-
-// 16 kM rows of a by 16 kN columns of b, both in registers' order: those of a row of a follow each
-// other, and so do those of a column of b; one row or column is a_step or b_step numbers behind the
-// other. Added to what is at `from`, if there is something, it goes to `to`.
-template <class Unit, int kM, int kN>
-HWY_INLINE void tile_product(int64_t n_tiles, const uint16_t* a, int64_t a_step, const uint16_t* b,
-                             int64_t b_step, const AmxSums& from, const AmxSums& to) {
-  static_assert(kM <= 2 && kN <= 2);
-  const auto for_all = [](const AmxSums& sums, const auto& f) HWY_ATTR {
-    const int64_t row_bytes = sums.stride * int64_t{sizeof(float)};
-    float* const below = sums.at + kAmxRows * sums.stride;
-    f(std::integral_constant<int, 0>(), sums.at, row_bytes);
-    if constexpr (kN == 2) f(std::integral_constant<int, 1>(), sums.at + kAmxRows, row_bytes);
-    if constexpr (kM == 2) f(std::integral_constant<int, 2>(), below, row_bytes);
-    if constexpr (kM == 2 && kN == 2)
-      f(std::integral_constant<int, 3>(), below + kAmxRows, row_bytes);
-  };
-  if (from.at != nullptr) {
-    for_all(from, []<int kC>(std::integral_constant<int, kC>, const float* c, int64_t row_bytes)
-                      HWY_ATTR { Unit::template load<kC>(c, row_bytes); });
-  } else {
-    Unit::template zero<0>();
-    if constexpr (kN == 2) Unit::template zero<1>();
-    if constexpr (kM == 2) Unit::template zero<2>();
-    if constexpr (kM == 2 && kN == 2) Unit::template zero<3>();
-  }
-  for (int64_t k = 0; k < n_tiles; ++k, a += kAmxTile, b += kAmxTile) {
-    Unit::template load<4>(a, 64);
-    Unit::template load<6>(b, 64);
-    Unit::template multiply<0, 4, 6>();
-    if constexpr (kN == 2) {
-      Unit::template load<7>(b + b_step, 64);
-      Unit::template multiply<1, 4, 7>();
-    }
-    if constexpr (kM == 2) {
-      Unit::template load<5>(a + a_step, 64);
-      Unit::template multiply<2, 5, 6>();
-      if constexpr (kN == 2) Unit::template multiply<3, 5, 7>();
-    }
-  }
-  for_all(to, []<int kC>(std::integral_constant<int, kC>, float* c, int64_t row_bytes)
-                  HWY_ATTR { Unit::template store<kC>(c, row_bytes); });
-}
-
-// The same for one or two of each.
-template <class Unit>
-HWY_INLINE void tile_product(int64_t m, int64_t n, int64_t n_tiles, const uint16_t* a,
-                             int64_t a_step, const uint16_t* b, int64_t b_step, const AmxSums& from,
-                             const AmxSums& to) {
-  if (m > 1) {
-    if (n > 1) return tile_product<Unit, 2, 2>(n_tiles, a, a_step, b, b_step, from, to);
-    return tile_product<Unit, 2, 1>(n_tiles, a, a_step, b, b_step, from, to);
-  }
-  if (n > 1) return tile_product<Unit, 1, 2>(n_tiles, a, a_step, b, b_step, from, to);
-  return tile_product<Unit, 1, 1>(n_tiles, a, a_step, b, b_step, from, to);
 }
 
 }  // namespace ei::cpu::HWY_NAMESPACE

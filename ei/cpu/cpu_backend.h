@@ -51,6 +51,7 @@ class CpuBackend final : public Backend {
   void copy_in(void* device, const void* host, int64_t bytes) override;
   void copy_out(void* host, const void* device, int64_t bytes) override;
   Weight place(const Weight& host) override;
+  Weight place_factor(const Weight& host) override;
   void pinned(const std::function<void()>& ops) override;
 
   EI_OPS(EI_OVERRIDE_RUN)
@@ -58,12 +59,18 @@ class CpuBackend final : public Backend {
  private:
   // x for the parts whose weights are of an integer format; parts that take the same share it.
   std::array<IntegerRows, 3> integer_rows(const MatMul& op);
+  // Products in vectors, those of a few rows so many outputs at a time.
+  void run_vectors(const MatMul& op, int64_t step);
   // Products by weights that are made floats first, whatever their format.
   void run_in_floats(const MatMul& op);
 
   // Products of more than a few rows in the tile unit, where there is one.
-  bool fits_tiles(const MatMul& op) const;
+  bool fits_tiles(const MatMul::Part& part, int64_t n_rows) const;
   void run_tiles(const MatMul& op);
+  // A weight in bf16 in the order of a TiledWeight.
+  void pack(const Weight& weight, uint16_t* to) const;
+  // Those of a few rows by weights that are tiled, so many outputs at a time.
+  void run_tiled_dot(const MatMul& op, int64_t step);
   // Attention in it, for items of at most so many rows.
   void attend_tiles(const SparseAttention& op, const std::vector<AttentionItem>& items,
                     int64_t most_rows);
@@ -75,7 +82,11 @@ class CpuBackend final : public Backend {
   std::shared_ptr<Communicator> ranks_;
   Scratch scratch_;
   Scratch integers_;            // of integer_rows()
-  std::vector<Buffer> placed_;  // copies of weights that could not be read where they are
+  std::vector<Buffer> placed_;  // copies of weights that are not read where they are
+  // Of the last piece of memory for tiled weights what is left, and of all memory what they may
+  // take beside those that are; less than 0: not known yet.
+  char* piece_ = nullptr;
+  int64_t piece_left_ = 0, most_tiled_bytes_ = -1;
 };
 
 }  // namespace ei::cpu

@@ -3,6 +3,7 @@
 #include <hwy/cache_control.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "ei/cpu/cpu_backend.h"
 #include "ei/cpu/numbers.h"
@@ -340,22 +341,39 @@ std::array<IntegerRows, 3> CpuBackend::integer_rows(const MatMul& op) {
   return rows;
 }
 
-// Work is split over panels of outputs of all parts and, when there are many, over rows. What is
-// added up to an output, and in which order, does not depend on the number of threads.
+// Where parts differ in which kernels take them, those of the tile unit and the others are products
+// of their own.
 void CpuBackend::run(const MatMul& op) {
   check(op);
   const int64_t n = op.x.rows;
   if (n == 0) return;
+  MatMul tiles = op, others = op;
+  bool has_tiles = false, has_others = false;
+  for (size_t p = 0; p < op.parts.size(); ++p) {
+    const MatMul::Part& part = op.parts[p];
+    const bool in_tiles = n <= kFewRows ? part.weight.tiled : fits_tiles(part, n);
+    (in_tiles ? others : tiles).parts[p].weight.data = nullptr;
+    if (part.weight.data != nullptr) (in_tiles ? has_tiles : has_others) = true;
+  }
+  // A panel of a few rows' is about 256 KiB of bf16: threads seldom meet, and end together.
+  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(
+      std::clamp<int64_t>(128 * 1024 / std::max<int64_t>(1, op.x.cols), 32, 128))));
+  if (has_tiles && n <= kFewRows) run_tiled_dot(tiles, step);
+  if (has_tiles && n > kFewRows) run_tiles(tiles);
+  if (has_others) run_vectors(others, step);
+}
+
+// Work is split over panels of outputs of all parts and, when there are many, over rows. What is
+// added up to an output, and in which order, does not depend on the number of threads.
+void CpuBackend::run_vectors(const MatMul& op, int64_t step) {
+  const int64_t n = op.x.rows;
   if (math_ == Math::kF32 && std::any_of(op.parts.begin(), op.parts.end(), has_integers))
     return run_in_floats(op);
-  if (n > kFewRows && fits_tiles(op)) return run_tiles(op);
   const std::array<IntegerRows, 3> integers = integer_rows(op);
   const auto integers_of = [&](const MatMul::Part& part) -> const IntegerRows& {
     return integers[static_cast<size_t>(&part - op.parts.data())];
   };
   if (n <= kFewRows) {
-    // A panel is about 256 KiB of bf16: threads seldom meet, and end together.
-    const int64_t step = std::clamp<int64_t>(128 * 1024 / std::max<int64_t>(1, op.x.cols), 16, 128);
     const Panels panels = {op, step};
     parallel_for(n_threads_, panels.size(), [&](int64_t i) {
       const auto& [part, begin, end] = panels[i];

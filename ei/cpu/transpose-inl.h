@@ -16,14 +16,11 @@ namespace ei::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET != HWY_SCALAR
-template <class T>
-using Four = hn::Vec<hn::FixedTag<T, 4>>;
-
-// Four rows of four numbers as four columns of rows that are `stride` numbers apart.
-template <class T>
-HWY_INLINE void store_columns(Four<T> a, Four<T> b, Four<T> c, Four<T> e, int64_t stride,
-                              T* HWY_RESTRICT to) {
-  const hn::FixedTag<T, 4> d;
+// Four rows of four numbers, or as many of them side by side as vectors have room for, as four
+// columns of rows that are `stride` numbers apart.
+template <class T, class V>
+HWY_INLINE void store_columns(V a, V b, V c, V e, int64_t stride, T* HWY_RESTRICT to) {
+  const hn::DFromV<V> d;
   const hn::RepartitionToWide<decltype(d)> dd;
   const auto low = hn::BitCast(dd, hn::InterleaveLower(d, a, b));
   const auto low2 = hn::BitCast(dd, hn::InterleaveLower(d, c, e));

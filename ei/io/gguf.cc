@@ -429,4 +429,8 @@ void GgufFile::check_size() const {
   for (const MappedFile& file : files_) file.check_size();
 }
 
+void GgufFile::let_go(std::span<const std::byte> part) const {
+  for (const MappedFile& file : files_) file.let_go(part);
+}
+
 }  // namespace ei

@@ -82,6 +82,7 @@ class GgufFile {
   const TensorEntry* find(std::string_view name) const;  // nullptr: there is none
   const std::map<std::string_view, TensorEntry>& entries() const { return entries_; }
   void check_size() const;  // as MappedFile's, of every part
+  void let_go(std::span<const std::byte> part) const;
 
  private:
   void open(const std::filesystem::path& path);

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "ei/base/fail.h"
@@ -70,6 +72,16 @@ void MappedFile::check_size() const {
   require(static_cast<size_t>(status.st_size) == bytes_.size(),
           "{}: its size changed from {} to {} bytes while it was read; wait until it is complete",
           path_, bytes_.size(), status.st_size);
+}
+
+void MappedFile::let_go(std::span<const std::byte> part) const {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto address = [](const std::byte* at) { return reinterpret_cast<uintptr_t>(at); };
+  const uintptr_t begin = std::max(address(part.data()), address(bytes_.data()));
+  const uintptr_t end =
+      std::min(address(part.data() + part.size()), address(bytes_.data() + bytes_.size()));
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 }  // namespace ei

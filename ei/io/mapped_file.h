@@ -31,6 +31,10 @@ class MappedFile {
   // Throws Error unless the file still has the size it was opened with.
   void check_size() const;
 
+  // Frees the memory of the pages that lie in `part`, where that is of this file; they are read
+  // again if they are looked at.
+  void let_go(std::span<const std::byte> part) const;
+
  private:
   MappedFile() = default;
 

@@ -213,4 +213,8 @@ void Checkpoint::check_size() const {
   for (const SafetensorsFile& file : files_) file.check_size();
 }
 
+void Checkpoint::let_go(std::span<const std::byte> part) const {
+  for (const SafetensorsFile& file : files_) file.let_go(part);
+}
+
 }  // namespace ei

@@ -38,6 +38,7 @@ class SafetensorsFile {
   const std::string& path() const { return file_.path(); }
   const TensorMap& tensors() const { return tensors_; }
   void check_size() const { file_.check_size(); }
+  void let_go(std::span<const std::byte> part) const { file_.let_go(part); }
 
  private:
   MappedFile file_;
@@ -56,6 +57,7 @@ class Checkpoint {
   const std::map<std::string_view, TensorEntry>& entries() const { return entries_; }
   const std::string& path() const { return path_; }  // of model.safetensors or the index
   void check_size() const;                           // as MappedFile's, of every file
+  void let_go(std::span<const std::byte> part) const;
 
  private:
   std::string path_;

@@ -95,7 +95,7 @@ class CheckpointSource : public WeightSource {
             block_of(weights.value_or(WeightFormat::kF32)).name);
     for (const auto& [name, entry] : files->entries())
       entries_.emplace(hugging_face(name), Entry{entry, name});
-    files_ = std::move(files);
+    let_go_ = [files](std::span<const std::byte> part) { files->let_go(part); };
   }
 
   bool has(const std::string& name) const override { return entries_.contains(name); }
@@ -152,7 +152,10 @@ class CheckpointSource : public WeightSource {
 
   int64_t unread_bytes() const override { return unread_bytes_; }
 
-  void drop(const Weight& weight) override { memory_.erase(weight.data); }
+  void drop(const Weight& weight) override {
+    if (memory_.erase(weight.data) == 0)
+      let_go_({static_cast<const std::byte*>(weight.data), static_cast<size_t>(weight.bytes())});
+  }
 
   std::vector<float> vector(const std::string& name, int64_t size, Part part) override {
     const Found found = find(name, {part == Part::kAll ? size : size * n_ranks_});
@@ -269,8 +272,8 @@ class CheckpointSource : public WeightSource {
   int n_layers_, rank_, n_ranks_;
   Quantization quantization_;
   std::optional<WeightFormat> weights_;
-  std::shared_ptr<const void> files_;
-  std::map<std::string, Entry, std::less<>> entries_;  // by their names at Hugging Face
+  std::function<void(std::span<const std::byte>)> let_go_;  // and what keeps the files mapped
+  std::map<std::string, Entry, std::less<>> entries_;       // by their names at Hugging Face
   std::set<std::string, std::less<>> asked_;
   std::vector<std::vector<std::byte>> copies_;
   std::set<std::vector<int32_t>> orders_;                  // matrices of the same inputs share one

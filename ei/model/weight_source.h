@@ -27,7 +27,8 @@ class WeightSource {
   virtual Weight read(const Weight& weight, int64_t available) = 0;
   // Memory that read() will still take: of those that must be converted.
   virtual int64_t unread_bytes() const { return 0; }
-  virtual void drop(const Weight&) {}  // frees what read() gave
+  // Frees the memory of what read() gave, which has been copied.
+  virtual void drop(const Weight&) {}
   // Throws Error when the layers have weights that nobody asked for: the checkpoint is then of
   // another model than its configuration says, and leaving them out would give wrong answers in
   // silence.

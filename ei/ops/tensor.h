@@ -45,6 +45,9 @@ struct Weight {
   bool by_block = false;
   // The device's own order of integers: tiles of 16 rows by 256 columns, filled up with zeros.
   bool in_tiles = false;
+  // Instead of rows, numbers of kBF16 in the order of a CPU's products (ei/cpu/tiled_weight.h):
+  // there is no row() nor slice().
+  bool tiled = false;
 
   int64_t n_scales() const { return scale == nullptr ? 0 : by_block ? cols / 32 : 1; }
   int64_t bytes() const {
@@ -56,7 +59,10 @@ struct Weight {
     if (scale != nullptr) return cols;
     return ei::row_bytes(format, in_tiles ? (cols + 255) / 256 * 256 : cols);
   }
-  const char* row(int64_t i) const { return static_cast<const char*>(data) + i * row_bytes(); }
+  const char* row(int64_t i) const {
+    assert(!tiled);
+    return static_cast<const char*>(data) + i * row_bytes();
+  }
   Weight slice(int64_t begin, int64_t count) const {
     assert(begin >= 0 && count >= 0 && begin + count <= rows);
     assert(!in_tiles || begin % 16 == 0);
