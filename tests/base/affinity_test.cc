@@ -49,6 +49,9 @@ TEST(AffinityTest, ListsAreReadInTheirOrder) {
   };
   EXPECT_THAT(pinned_cpus(text(b, ",", a)), ElementsAreArray({b, a}));
   EXPECT_THAT(pinned_cpus(text(a, "-", b) + ":" + std::to_string(b - a)), ElementsAreArray({a, b}));
+  const std::string far = std::to_string(a) + "-8190:" + std::to_string(8190 - a);
+  EXPECT_THAT([&] { pinned_cpus(far); },  // none between the two
+              ThrowsMessage<Error>(HasSubstr("may not run on CPU 8190")));
   on({b}, [&] {  // what the thread may not use is not there
     EXPECT_THAT(pinned_cpus("auto"), ElementsAreArray({b}));
     EXPECT_THAT([&] { pinned_cpus(std::to_string(a)); },
