@@ -167,21 +167,27 @@ void highest_of_past(Tiles tiles, int64_t n, int64_t block, const uint8_t* keys,
   }
 }
 
-// Shares of local segment s by sketches: for every strip of queries their highest logit of every
-// block, then one exponential for every group of queries and block.
-float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, float* mass,
-                    float* scratch) {
+// How many segments a strip holds the asked queries of, of one head; 1 if it takes several strips.
+int64_t segments_of_strip(const EstimateMass& op) {
+  return std::max<int64_t>(1, kStripGroups / sketch_groups(op.segment));
+}
+
+// Shares of n local segments from s on by sketches: for every strip of queries their highest logit
+// of every block, then one exponential for every group of queries and block.
+void sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, int64_t n,
+                   float* scratch) {
   const int64_t d = op.kv.layout.head_dim, w = op.basis.n_directions();
   const int64_t begin = op.begin + s * op.segment, past = begin / op.block;
-  const int64_t n = past + op.segment / op.block;
+  const int64_t n_blocks = past + n * op.segment / op.block;
   const View<float, 2> q = rows_of(op.q);
   float* const queries = scratch;                        // in panels
   float* const projected = queries + kStripQueries * d;  // [w, kStripQueries]
   float* const scale = projected + kStripQueries * w;
+  alignas(64) int32_t position[kStripQueries];
   const StripQueries strip = {reinterpret_cast<int8_t*>(scale + kStripQueries),
                               reinterpret_cast<int16_t*>(scale + kStripQueries * (1 + w / 4)),
-                              scale};
-  const int64_t all = (n + kBlocksAtOnce - 1) / kBlocksAtOnce * kBlocksAtOnce;
+                              scale, position};
+  const int64_t all = (n_blocks + kBlocksAtOnce - 1) / kBlocksAtOnce * kBlocksAtOnce;
   float top[kStripQueries];
   float* const e = scale + kStripQueries * (1 + w / 4 + runs_of(w));  // [all, kStripGroups]
   float* const shares = e + (all + 16) * kStripGroups;                // the same, added up
@@ -193,17 +199,21 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
       .top = top};
   std::fill_n(shares, all * kStripGroups, 0.0f);
 
-  const int64_t n_groups = (op.segment + kSketchGroup - 1) / kSketchGroup;
-  const float weight = 1 / static_cast<float>(n_groups * at.group);
-  for (int64_t g = 0; g < at.group; ++g)
-    for (int64_t first = 0; first < op.segment; first += kStripQueries) {
-      const int64_t n_queries = std::min(kStripQueries, op.segment - first);
-      const float* const from = q[s * op.segment + first].data + (at.head * at.group + g) * d;
+  const int64_t of_segment = sketch_groups(op.segment), n_groups = n * of_segment;
+  const float weight = 1 / static_cast<float>(of_segment * at.group);
+  for (int64_t head = 0; head < at.group; ++head)
+    for (int64_t first = 0; first < n_groups; first += kStripGroups) {
       const char* rows[kStripQueries];  // by place
-      for (int64_t i = 0; i < kStripQueries; ++i)
-        // What is missing of the last group is filled up with its last query: no other maximum.
-        rows[place_of(i)] =
-            reinterpret_cast<const char*>(from + std::min(i, n_queries - 1) * op.q.cols);
+      for (int64_t i = 0; i < kStripQueries; ++i) {
+        // What is missing of the strip is filled up with its last group.
+        const int64_t group = std::min(first + i / kSketchGroup, n_groups - 1);
+        const int64_t of_group = group % of_segment * kSketchGroup + i % kSketchGroup;
+        const int64_t row =
+            group / of_segment * op.segment + asked_query(of_group, head, op.segment);
+        position[place_of(i)] = static_cast<int32_t>(row);
+        rows[place_of(i)] = reinterpret_cast<const char*>(q[s * op.segment + row].data +
+                                                          (at.head * at.group + head) * d);
+      }
       pack_columns<kSketchVectors>(kStripQueries, d, DType::kF32, rows, queries);
       product<false, kSketchVectors>(w, kStripQueries, d, op.basis.directions[at.head].data, d,
                                      queries, d, projected, kStripQueries);
@@ -213,24 +223,32 @@ float sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, flo
       highest_of_past(
           at.tiles, past, op.block, at.keys, w, strip,
           [&](int64_t b, const int32_t* highest) { keep_products<false>(logits, b, highest); });
-      for (int64_t b = past; b < n; ++b) {
+      for (int64_t b = past; b < n_blocks; ++b) {
         int32_t highest[kStripQueries];
-        highest_products<true>(op.block, at.keys + b * op.block * w, w, strip,
-                               b * op.block - begin - first, highest);
+        highest_products<true>(op.block, at.keys + b * op.block * w, w, strip, b * op.block - begin,
+                               highest);
         keep_products<true>(logits, b, highest);
       }
-      std::fill(logits.whole + n * kStripQueries, logits.whole + all * kStripQueries, kHidden);
-      float sums[kStripGroups] = {}, factor[kStripGroups];
+      std::fill(logits.whole + n_blocks * kStripQueries, logits.whole + all * kStripQueries,
+                kHidden);
+      float sums[kBlocksAtOnce * kStripGroups] = {}, factor[kStripGroups];
       const int64_t seen = past / kBlocksAtOnce * kBlocksAtOnce;
       exponentials<false>(logits, 0, seen, e, sums);
       exponentials<true>(logits, seen, all, e, sums);
-      for (int64_t i = 0; i < kStripGroups; ++i)
-        factor[i] = i * kSketchGroup < n_queries ? weight / sums[i] : 0;
+      for (int64_t i = 0; i < kStripGroups; ++i) {
+        float sum = 0;
+        for (int64_t u = 0; u < kBlocksAtOnce; ++u) sum += sums[u * kStripGroups + i];
+        factor[i] = first + i < n_groups ? weight / sum : 0;
+      }
       add_scaled(all, factor, e, shares);
     }
-  add_groups(n, shares, e);
-  std::copy_n(e, past, mass);
-  return std::accumulate(e + past, e + n, 0.0f);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t own = past + i * op.segment / op.block;
+    if (n == 1) add_groups(n_blocks, shares, 0, kStripGroups, e);
+    if (n > 1) add_groups(n_blocks, shares, i * of_segment, of_segment, e);
+    std::copy_n(e, own, op.mass[at.head][s + i].data);
+    op.own[at.head][s + i] = std::accumulate(e + own, e + own + op.segment / op.block, 0.0f);
+  }
 }
 
 // By antidiagonals: queries of a stride, the last first, are one row of stride * d numbers. Keys
@@ -338,16 +356,22 @@ void prepare_block(const EstimateMass& op, const MassOfHead& at, int64_t b, floa
   if (op.estimate == Estimate::kMeanKeys) mean_key(op, at, b, scratch);
 }
 
-void estimate_segment(const EstimateMass& op, const MassOfHead& at, int64_t s, float* scratch) {
-  float* const mass = op.mass[at.head][s].data;
-  const int64_t past = (op.begin + s * op.segment) / op.block;
-  std::fill_n(mass, past, 0.0f);
-  const float own = op.estimate == Estimate::kSketch ? sketch_shares(op, at, s, mass, scratch)
-                    : op.estimate == Estimate::kMeanKeys
-                        ? mean_key_shares(op, at, s, mass, scratch)
-                        : antidiagonal_shares(op, at, s, mass, scratch);
-  op.own[at.head][s] = own;
-  op.entropy[op.begin / op.segment + s][op.layer][at.head] = entropy_of(mass, past, own);
+// Of n segments from s on.
+void estimate_segments(const EstimateMass& op, const MassOfHead& at, int64_t s, int64_t n,
+                       float* scratch) {
+  if (op.estimate == Estimate::kSketch) sketch_shares(op, at, s, n, scratch);
+  for (int64_t end = s + n; s < end; ++s) {
+    float* const mass = op.mass[at.head][s].data;
+    const int64_t past = (op.begin + s * op.segment) / op.block;
+    if (op.estimate != Estimate::kSketch) {
+      std::fill_n(mass, past, 0.0f);
+      op.own[at.head][s] = op.estimate == Estimate::kMeanKeys
+                               ? mean_key_shares(op, at, s, mass, scratch)
+                               : antidiagonal_shares(op, at, s, mass, scratch);
+    }
+    op.entropy[op.begin / op.segment + s][op.layer][at.head] =
+        entropy_of(mass, past, op.own[at.head][s]);
+  }
 }
 
 int64_t packed_directions(const SketchBasis& basis, int64_t head, float* to) {
@@ -370,7 +394,8 @@ namespace {
 HWY_EXPORT(mass_scratch);
 HWY_EXPORT(packed_directions);
 HWY_EXPORT(prepare_block);
-HWY_EXPORT(estimate_segment);
+HWY_EXPORT(segments_of_strip);
+HWY_EXPORT(estimate_segments);
 
 // Of keys that are prepared in one call, which takes a microsecond a block.
 constexpr int64_t kBlocksOfRun = 16;
@@ -427,10 +452,13 @@ void CpuBackend::run(const EstimateMass& op) {
     });
   // Head by head, so that what is made of its keys stays in the cache while its segments read it,
   // and the last first: it is the longest, so that the threads end together.
-  parallel_for(n_threads_, kv_heads * (to - from), [&](int64_t i, int thread) {
-    const MassOfHead& at = heads[static_cast<size_t>(i / (to - from))];
-    const int64_t s = to - 1 - i % (to - from);
-    HWY_DYNAMIC_DISPATCH(estimate_segment)(op, at, s, scratch + thread * per_thread);
+  const int64_t at_once = is_sketch ? HWY_DYNAMIC_DISPATCH(segments_of_strip)(op) : 1;
+  const int64_t n_items = (to - from + at_once - 1) / at_once;  // of a head
+  parallel_for(n_threads_, kv_heads * n_items, [&](int64_t i, int thread) {
+    const MassOfHead& at = heads[static_cast<size_t>(i / n_items)];
+    const int64_t end = to - i % n_items * at_once, n = std::min(at_once, end - from);
+    HWY_DYNAMIC_DISPATCH(estimate_segments)
+    (op, at, end - n, n, scratch + thread * per_thread);
   });
 }
 

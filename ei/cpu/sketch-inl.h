@@ -32,7 +32,7 @@ void highest_products(int64_t n, const uint8_t* keys, int64_t w, const StripQuer
                       int64_t first, int32_t* HWY_RESTRICT out) {
   for (int64_t i = 0; i < kStripQueries; ++i) {
     out[i] = std::numeric_limits<int32_t>::min();
-    for (int64_t j = 0; j < (kCausal ? std::min(n, kQueries.at[i] - first + 1) : n); ++j) {
+    for (int64_t j = 0; j < (kCausal ? std::min(n, queries.position[i] - first + 1) : n); ++j) {
       int32_t sum = 0;
       for (int64_t k = 0; k < w; ++k)
         sum += queries.q[(k / 4 * kStripQueries + i) * 4 + k % 4] * (keys[j * w + k] - 64);
@@ -127,13 +127,15 @@ void highest_products(int64_t n, const uint8_t* HWY_RESTRICT keys, int64_t w,
       HWY_UNROLL(4)
       for (int i = 0; i < kN; ++i) HWY_UNROLL(4)
       for (int v = 0; v < kV; ++v)
-        most[v] = hn::Max(most[v], seen<kCausal>(d, sums[i][v], at + v * lanes, first + j + i));
+        most[v] = hn::Max(most[v], seen<kCausal>(d, sums[i][v], queries.position + at + v * lanes,
+                                                 first + j + i));
     }
     for (; j < n; ++j) {
       hn::Vec<I32x8> sums[1][kV];
       multiply<kV, 1>(keys + j * w, w, q, start, sums);
       for (int v = 0; v < kV; ++v)
-        most[v] = hn::Max(most[v], seen<kCausal>(d, sums[0][v], at + v * lanes, first + j));
+        most[v] = hn::Max(
+            most[v], seen<kCausal>(d, sums[0][v], queries.position + at + v * lanes, first + j));
     }
     for (int v = 0; v < kV; ++v) hn::StoreU(most[v], d, out + at + v * lanes);
   }

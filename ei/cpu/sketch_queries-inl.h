@@ -35,13 +35,6 @@ constexpr int64_t kStripGroups = kStripQueries / kSketchGroup;
 constexpr int64_t place_of(int64_t query) {
   return query % kSketchGroup * kStripGroups + query / kSketchGroup;
 }
-struct Queries {  // the reverse
-  alignas(64) int32_t at[kStripQueries] = {};
-  constexpr Queries() {
-    for (int32_t i = 0; i < kStripQueries; ++i) at[place_of(i)] = i;
-  }
-};
-inline constexpr Queries kQueries;
 
 // int8 queries of a strip: [w / 4][kStripQueries][4]; beside them what the sums of each run start
 // from, int16 [runs][kStripQueries][2]; and what a whole number stands for, per query.
@@ -49,6 +42,7 @@ struct StripQueries {
   int8_t* q = nullptr;
   int16_t* start = nullptr;
   float* scale = nullptr;
+  int32_t* position = nullptr;  // in their segment, [kStripQueries]
 };
 
 HWY_INLINE int64_t runs_of(int64_t w) { return (w / 4 + kRun - 1) / kRun; }
@@ -108,10 +102,9 @@ HWY_INLINE void quantize_queries(const float* HWY_RESTRICT x, int64_t w, float u
 // With kCausal: the sums of the queries in places from `place` on that see key j, the lowest number
 // for others.
 template <bool kCausal, class D>
-HWY_INLINE hn::Vec<D> seen(D d, hn::Vec<D> sums, int64_t place, int64_t j) {
+HWY_INLINE hn::Vec<D> seen(D d, hn::Vec<D> sums, const int32_t* position, int64_t j) {
   if constexpr (!kCausal) return sums;
-  const auto hidden =
-      hn::Lt(hn::LoadU(d, kQueries.at + place), hn::Set(d, static_cast<int32_t>(j)));
+  const auto hidden = hn::Lt(hn::LoadU(d, position), hn::Set(d, static_cast<int32_t>(j)));
   return hn::IfThenElse(hidden, hn::Set(d, std::numeric_limits<int32_t>::min()), sums);
 }
 

@@ -36,13 +36,17 @@ constexpr int16_t kHidden = std::numeric_limits<int16_t>::min();
 using I32 = hn::RebindToSigned<F32>;
 using I16 = hn::Rebind<int16_t, F32>;
 
-// Logits of block b for the queries from place i on. Without kCausal all see it.
-template <bool kCausal>
-HWY_INLINE V32 logits(const StripLogits& strip, int64_t b, int64_t i, hn::Vec<I32> whole) {
+// What a whole number of block b stands for, for the queries from place i on.
+HWY_INLINE V32 unit(const StripLogits& strip, int64_t b, int64_t i) {
   const F32 d;
-  const V32 scale = hn::Mul(hn::LoadU(d, strip.query_scale + i), hn::Set(d, strip.block_scale[b]));
-  const V32 x = hn::Mul(hn::ConvertTo(d, whole), scale);
+  return hn::Mul(hn::LoadU(d, strip.query_scale + i), hn::Set(d, strip.block_scale[b]));
+}
+
+// x, or -infinity where `whole` is kHidden. Without kCausal none is.
+template <bool kCausal>
+HWY_INLINE V32 unless_hidden(hn::Vec<I32> whole, V32 x) {
   if constexpr (!kCausal) return x;
+  const F32 d;
   const auto hidden = hn::RebindMask(d, hn::Lt(whole, hn::Set(I32(), kHidden + 1)));
   return hn::IfThenElse(hidden, hn::Set(d, -std::numeric_limits<float>::infinity()), x);
 }
@@ -57,16 +61,20 @@ HWY_INLINE void keep_products(const StripLogits& strip, int64_t b,
   for (int64_t i = 0; i < kStripQueries; i += static_cast<int64_t>(hn::Lanes(d))) {
     const auto whole = hn::ShiftRightSame(hn::LoadU(I32(), products + i), strip.shift);
     hn::StoreU(hn::DemoteTo(I16(), whole), I16(), strip.whole + b * kStripQueries + i);
-    const V32 x = logits<kCausal>(strip, b, i, whole);
+    const V32 x =
+        unless_hidden<kCausal>(whole, hn::Mul(hn::ConvertTo(d, whole), unit(strip, b, i)));
     hn::StoreU(hn::Max(x, hn::LoadU(d, strip.top + i)), d, strip.top + i);
   }
 }
 
-// The same relative to their queries' highest.
+// The same relative to their queries' highest, in one rounding with kCausal and without it: what
+// is hidden from some queries of a strip decides which is taken.
 template <bool kCausal>
 HWY_INLINE V32 relative_logits(const StripLogits& strip, int64_t b, int64_t i) {
   const auto whole = hn::PromoteTo(I32(), hn::LoadU(I16(), strip.whole + b * kStripQueries + i));
-  return hn::Sub(logits<kCausal>(strip, b, i, whole), hn::LoadU(F32(), strip.top + i));
+  const F32 d;
+  return unless_hidden<kCausal>(
+      whole, hn::MulSub(hn::ConvertTo(d, whole), unit(strip, b, i), hn::LoadU(d, strip.top + i)));
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -75,7 +83,8 @@ HWY_INLINE V32 relative_logits(const StripLogits& strip, int64_t b, int64_t i) {
 constexpr int64_t kBlocksAtOnce = 1;
 
 // e[b][i] = 2^x for blocks [begin, end), whole kBlocksAtOnce, and a strip's groups, with x the
-// highest logit of a group's queries, each relative to its own highest. Adds them to sums[i].
+// highest logit of a group's queries, each relative to its own highest. Adds them to `sums`, which
+// are [kBlocksAtOnce, kStripGroups] so that it makes no difference where a range is cut.
 template <bool kCausal>
 void exponentials(const StripLogits& strip, int64_t begin, int64_t end, float* e, float* sums) {
   for (int64_t b = begin; b < end; ++b)
@@ -103,7 +112,7 @@ void exponentials(const StripLogits& strip, int64_t begin, int64_t end, float* H
                   float* HWY_RESTRICT sums) {
   const F32 d;
   constexpr int64_t kLanes = kBlocksAtOnce * kStripGroups;
-  V32 sum = hn::Zero(d);
+  V32 sum = hn::LoadU(d, sums);
   for (int64_t b = begin; b < end; b += kBlocksAtOnce) {
     const auto highest = [&](int64_t u) HWY_ATTR {
       V32 most = relative_logits<kCausal>(strip, b + u, 0);
@@ -124,20 +133,22 @@ void exponentials(const StripLogits& strip, int64_t begin, int64_t end, float* H
     hn::StoreU(x, d, e + b * kStripGroups);
     sum = hn::Add(sum, x);
   }
-  float lanes[kLanes];
-  hn::StoreU(sum, d, lanes);
-  for (int64_t i = 0; i < kLanes; ++i) sums[i % kStripGroups] += lanes[i];
+  hn::StoreU(sum, d, sums);
 }
 
 #endif
 
-// to[b] = sum_i e[b][i] for n blocks, with room for whole vectors of blocks.
-HWY_INLINE void add_groups(int64_t n, const float* HWY_RESTRICT e, float* HWY_RESTRICT to) {
+// to[b] = the sum of e[b][i] over groups [first, first + count), for n blocks, with room for whole
+// vectors of blocks.
+HWY_INLINE void add_groups(int64_t n, const float* HWY_RESTRICT e, int64_t first, int64_t count,
+                           float* HWY_RESTRICT to) {
   const F32 d;
   for (int64_t b = 0; b < n; b += static_cast<int64_t>(hn::Lanes(d))) {
-    V32 a, c, f, g;
-    hn::LoadInterleaved4(d, e + b * kStripGroups, a, c, f, g);
-    hn::StoreU(hn::Add(hn::Add(a, c), hn::Add(f, g)), d, to + b);
+    V32 of[kStripGroups];
+    hn::LoadInterleaved4(d, e + b * kStripGroups, of[0], of[1], of[2], of[3]);
+    V32 sum = hn::Zero(d);
+    for (int64_t i = first; i < first + count; ++i) sum = hn::Add(sum, of[i]);
+    hn::StoreU(sum, d, to + b);
   }
 }
 

@@ -46,7 +46,8 @@ HWY_INLINE void highest_of(const uint8_t* HWY_RESTRICT keys, int64_t w, const St
   HWY_UNROLL(8)
   for (int j = 0; j < kN; ++j)
     for (int v = 0; v < 2; ++v) {
-      const auto sum = seen<kCausal>(d, hn::Vec<decltype(d)>{sums[j][v]}, v * 16, first + j);
+      const auto sum =
+          seen<kCausal>(d, hn::Vec<decltype(d)>{sums[j][v]}, queries.position + v * 16, first + j);
       most[v] = _mm512_max_epi32(most[v], sum.raw);
     }
 }

@@ -251,7 +251,7 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
   p.segment = op.segment;
   p.block = op.block;
   p.heads = static_cast<int>(op.q.cols / d / kv_heads);
-  p.groups = static_cast<int>(blocks_for(op.segment, kSketchGroup));
+  p.groups = static_cast<int>(sketch_groups(op.segment));
   p.scale = op.scale;
   p.q = static_cast<const bf16*>(op.q.data) + segments.begin * op.segment * op.q.cols;
   p.q_cols = op.q.cols;

@@ -5,9 +5,9 @@
 #include "ei/cuda/stream.h"
 #include "ei/ops/estimate_mass.h"
 
-// EstimateMass by sketches. Queries and keys are projected and rounded to bytes. A sweep of
-// products over all keys leaves every query's logits of blocks, in 16 bits, and its highest of
-// them; from these come the exponentials, one for 8 queries and a block.
+// EstimateMass by sketches. Asked queries and all keys are projected and rounded to bytes. A sweep
+// of products over all keys leaves every query's logits of blocks, in 16 bits, and its highest of
+// them; from these come the exponentials, one for 8 asked queries and a block.
 //
 // Keys lie in memory as operands of the products, an octet of blocks by 16 keys at a time, and so
 // that of the 16 times 8 columns thread l of a warp gets all 16 keys of two blocks for its rows:
@@ -28,7 +28,7 @@ struct Sketches {
   int64_t first_segment, n_segments;
   int64_t segment, block;
   int heads;   // query heads of a KV head
-  int groups;  // of 8 queries of a segment and head
+  int groups;  // of 8 asked queries of a segment and head
   float scale;
   const bf16* q;  // from the first of these segments on
   int64_t q_cols;
@@ -75,9 +75,10 @@ struct Sketches {
   __device__ int64_t start_of(int group) const {
     return (first_segment + group / segment_groups()) * segment;
   }
-  // Position of query row i of the group among those of its segment, and of head and KV head.
+  // Where in the segment query row i of the group stands.
   __device__ int in_segment(int group, int i) const {
-    return min(group % groups * 8 + i, static_cast<int>(segment) - 1);
+    const int head = group % segment_groups() / groups;
+    return static_cast<int>(asked_query(group % groups * 8 + i, head, segment));
   }
 };
 

@@ -18,8 +18,22 @@ struct SketchBasis {
   int64_t n_directions() const { return directions.dim(1); }
 };
 
-// Queries that follow each other and share an exponential in a sketch.
+// Of how many queries that follow each other a sketch asks one: each costs the same wherever it
+// stands, and what one wants is mostly what its neighbour wants. Heads of a KV head take turns, so
+// that every position is asked by some.
+inline constexpr int64_t kSketchStride = 2;
+// Those asked that follow each other and share an exponential; the last may be fewer.
 inline constexpr int64_t kSketchGroup = 8;
+EI_HOST_DEVICE constexpr int64_t sketch_groups(int64_t segment) {
+  const int64_t step = kSketchStride * kSketchGroup;
+  return (segment + step - 1) / step;
+}
+// Where in its segment the i-th query asked of a head stands, `head` counted from its KV head's
+// first; behind the last the last again.
+EI_HOST_DEVICE constexpr int64_t asked_query(int64_t i, int64_t head, int64_t segment) {
+  const int64_t last = (segment - 1) / kSketchStride;
+  return std::min(std::min(i, last) * kSketchStride + head % kSketchStride, segment - 1);
+}
 // What a step of a query's whole numbers stands for, of its projection's highest number and the
 // highest sum of a part's. They are at most 127, and add up to so little that a kernel may add
 // products with keys in 16 bits: a run of 6 groups of four dimensions, two of each four apart from
@@ -45,11 +59,11 @@ EI_HOST_DEVICE inline int sketch_shift(int64_t w) {
 //
 //   kSketch         q and k - mean projected to the basis' directions and rounded, k to 63 steps
 //                   either side of 0 with a scale for each block, q to at most 127 with a scale for
-//                   each query; their product less its last sketch_shift() bits. Of query i, a
-//                   block's logit is the highest x of the keys j <= i in it; relative to i's
-//                   highest of all blocks; of kSketchGroup queries that follow each other the
-//                   highest. p = softmax over all blocks, those of the segment included; its mean
-//                   over the segment's groups.
+//                   each query; their product less its last sketch_shift() bits. Of query i, if
+//                   it is asked, a block's logit is the highest x of the keys j <= i in it;
+//                   relative to i's highest of all blocks; of kSketchGroup asked queries that
+//                   follow each other the highest. p = softmax over all blocks, those of the
+//                   segment included; its mean over the segment's groups.
 //   kAntidiagonals  z[r,c] = mean over t < T of x between query rT + T-1-t and key cT + t, with
 //                   T = stride; p = softmax over c <= r; a block's is the sum over its c; its mean
 //                   over the segment's r.

@@ -71,9 +71,10 @@ std::vector<Vector> by_sketch_in_steps(double step, const Inputs& in, const Mass
     for (int64_t r = 0; r < c.w; ++r)
       keys[j][r] = dot(u[r].data, in.keys[size_t(h)][j].data, c.d) - in.mean[size_t(h)][r];
   std::vector<Vector> all;
-  for (int64_t first = 0; first < c.segment; first += kSketchGroup) {
+  // Every second query, odd ones of odd heads; eight of them make a group.
+  for (int64_t first = 0; first < c.segment; first += 16) {
     Vector highest({n_blocks}, -INFINITY);
-    for (int64_t i = first; i < std::min(first + kSketchGroup, c.segment); ++i) {
+    for (int64_t i = first + head % c.group % 2; i < std::min(first + 16, c.segment); i += 2) {
       Vector q({c.w});
       for (int64_t r = 0; r < c.w; ++r)
         q[r] = dot(u[r].data, in.q[begin - c.begin + i].data + head * c.d, c.d);
@@ -430,7 +431,7 @@ TEST_P(EstimateMassOnGpu, KeepsTheBlocksOfTheCpu) {
   }
 }
 
-// More exponentials than are held at a time: all segments at once, and in halves.
+// More exponentials than are held at a time: all segments at once, and in parts.
 TEST_P(EstimateMassOnGpu, WhatIsHeldAtATimeChangesNoBit) {
   const MassCase c = {512, 100000, 8, 1, 1, 16, 16, 4, 1};
   const Device device(backend(), normal_inputs(c, DType::kBF16, 1.5), c, DType::kBF16);
@@ -439,13 +440,14 @@ TEST_P(EstimateMassOnGpu, WhatIsHeldAtATimeChangesNoBit) {
   for (const Estimate estimate :
        {Estimate::kSketch, Estimate::kAntidiagonals, Estimate::kMeanKeys}) {
     std::vector<float> got[2];
-    for (const int64_t n : {n_segments, n_segments / 2})
-      for (int64_t s = 0; s < n_segments; s += n) {
+    for (const int64_t at_once : {n_segments, n_segments / 2 - 1})
+      for (int64_t s = 0; s < n_segments; s += at_once) {
+        const int64_t n = std::min(at_once, n_segments - s);
         const DeviceArray<float, 3> mass(backend(), {1, n, past});
         const DeviceArray<float, 2> own(backend(), {1, n});
         backend().run(device.op(estimate, s, n, mass.view(), own.view(), entropy.view()));
         const std::vector<float> shares = mass.to_host(backend()), owns = own.to_host(backend());
-        std::vector<float>& all = got[n == n_segments ? 0 : 1];
+        std::vector<float>& all = got[at_once == n_segments ? 0 : 1];
         for (int64_t i = 0; i < n; ++i) {
           const float* const row = shares.data() + i * past;
           all.insert(all.end(), row, row + c.begin + (s + i) * c.segment);

@@ -241,7 +241,7 @@ def rounded(x, scale):
 
 
 def sketch(tokens, layer, head, begin, segment, block, group_of=8):
-    w = max(4, tokens.d * 3 // 32 * 4)
+    w = min(max(4, tokens.d // 8 * 4), 96)
     k = tokens.k[layer, head]
     mean = k.mean(0)
     directions = torch.linalg.eigh((k - mean).T @ (k - mean))[1].flip(-1)[:, :w]
@@ -260,9 +260,10 @@ def sketch(tokens, layer, head, begin, segment, block, group_of=8):
         products = torch.floor(rounded(q, scale) @ keys.T / step) * step * scale * key_scale.flatten().repeat_interleave(block)
         later = torch.arange(end)[None] > torch.arange(begin, end)[:, None]
         logit = (products / math.sqrt(tokens.d)).masked_fill(later, -math.inf).view(segment, -1, block).amax(-1)
-        x = logit - logit.amax(-1, keepdim=True)
-        for first in range(0, segment, group_of):
-            shares += x[first:first + group_of].amax(0).softmax(-1) / (segment // group_of * group)
+        # Every second query is asked; every second head asks the others.
+        x = (logit - logit.amax(-1, keepdim=True))[h % group % 2::2]
+        for first in range(0, segment // 2, group_of):
+            shares += x[first:first + group_of].amax(0).softmax(-1) / (segment // 2 // group_of * group)
     return shares
 
 
