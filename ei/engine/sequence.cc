@@ -170,6 +170,10 @@ void Sequence::finish(FinishReason reason) {
   emit(filter_.finish());
   Timings& t = result_.timings;
   const auto n_drawn = static_cast<int64_t>(result_.tokens.size());
+  if (n_drawn == 0) {  // no token has waited for what was read; a copy does
+    char nothing = 0;
+    engine_.backend->copy_out(&nothing, &nothing, 0);
+  }
   const double total_ms = ms(Clock::now() - start_);
   if (n_drawn == 0) t.prefill_ms = total_ms;
   t.decode_ms = total_ms - t.prefill_ms;
