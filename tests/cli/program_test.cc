@@ -39,8 +39,10 @@ TEST_F(ProgramTest, VersionAndHelp) {
   EXPECT_THAT(version.out, HasSubstr("CPU"));
   EXPECT_THAT(run_program("--version", "", "ENTROPYINFER_CPU=avx2 ENTROPYINFER_THREADS=3").out,
               HasSubstr("device: CPU, AVX2, 3 threads"));
-  if (const Finished v = run_program("--version", "", "ENTROPYINFER_CPU=avx512"); v.exit_code == 0)
+  if (const Finished v = run_program("--version", "", "ENTROPYINFER_CPU=avx512");
+      v.exit_code == 0) {
     EXPECT_THAT(v.out, HasSubstr("CPU, AVX-512, "));  // without the tile unit, where there is one
+  }
   EXPECT_EQ(run_program("--version", "", "ENTROPYINFER_CPU=fpu").exit_code, 2);
   const Finished help = run_program("run --help");
   EXPECT_EQ(help.exit_code, 0);
