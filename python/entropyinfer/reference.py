@@ -69,10 +69,10 @@ def budgets(entropies: torch.Tensor, base: float = 2048, e_t: float = 1e-5, delt
 
 
 def block_shares(q: torch.Tensor, k: torch.Tensor, segment: int = 32, block: int = 16, group_size: int = 8) -> torch.Tensor:
-    """Of each segment's attention, how much goes to each block up to its end, by logits in the few directions that keys lie
-    in, found of 1,024 of them, and in steps of 8 bits. [kv_heads, segments, blocks], 0 for later ones; whole segments only."""
+    """Of each segment's attention, how much goes to each block up to its end, by logits of half of the queries in the few
+    directions that keys lie in, found of 1,024 of them, and in steps of 8 bits. [kv_heads, segments, blocks], 0 for later ones; whole segments only."""
     kv_heads, n, d = k.shape
-    n_segments, group, width = n // segment, q.shape[0] // kv_heads, max(4, d * 3 // 32 * 4)
+    n_segments, group, width = n // segment, q.shape[0] // kv_heads, min(max(4, d // 8 * 4), 96)
     shares = torch.zeros(kv_heads, n_segments, n_segments * segment // block, dtype=torch.float64, device=k.device)
     for head in range(kv_heads):
         keys = k[head].double()
@@ -91,7 +91,9 @@ def block_shares(q: torch.Tensor, k: torch.Tensor, segment: int = 32, block: int
             x = queries[:, begin:end] @ keys[:end].T
             later = torch.arange(end, device=k.device)[None] > torch.arange(begin, end, device=k.device)[:, None]
             x = x.masked_fill(later, -INFINITY).unflatten(-1, (-1, block)).amax(-1)  # a block's: of its highest key
-            x = (x - x.amax(-1, keepdim=True)).unflatten(1, (-1, group_size)).amax(2)  # queries that follow each other
+            x = x - x.amax(-1, keepdim=True)
+            x = torch.stack([x[g, g % 2::2] for g in range(group)])  # every second query is asked, every second head asks the others
+            x = x.unflatten(1, (-1, group_size)).amax(2)  # those that follow each other
             shares[head, s, :end // block] = x.softmax(-1).mean((0, 1))
     return shares
 
