@@ -167,6 +167,28 @@ void highest_of_past(Tiles tiles, int64_t n, int64_t block, const uint8_t* keys,
   }
 }
 
+// Which of n rows of d numbers is the longest, the first if several are. All instruction sets with
+// vectors add up in one order.
+int64_t longest(int64_t n, const float* HWY_RESTRICT x, int64_t stride, int64_t d) {
+  const hn::CappedTag<float, 4> four;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(four));
+  int64_t best = 0;
+  float most = -1;
+  for (int64_t i = 0; i < n; ++i) {
+    const float* const row = x + i * stride;
+    auto sums = hn::Zero(four);
+    int64_t c = 0;
+    for (; c + lanes <= d; c += lanes) {
+      const auto v = hn::LoadU(four, row + c);
+      sums = hn::MulAdd(v, v, sums);
+    }
+    float sum = hn::GetLane(hn::SumOfLanes(four, sums));
+    for (; c < d; ++c) sum += row[c] * row[c];
+    if (sum > most) most = sum, best = i;
+  }
+  return best;
+}
+
 // How many segments a strip holds the asked queries of, of one head; 1 if it takes several strips.
 int64_t segments_of_strip(const EstimateMass& op) {
   return std::max<int64_t>(1, kStripGroups / sketch_groups(op.segment));
@@ -208,11 +230,13 @@ void sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, int6
         // What is missing of the strip is filled up with its last group.
         const int64_t group = std::min(first + i / kSketchGroup, n_groups - 1);
         const int64_t of_group = group % of_segment * kSketchGroup + i % kSketchGroup;
-        const int64_t row =
-            group / of_segment * op.segment + asked_query(of_group, head, op.segment);
-        position[place_of(i)] = static_cast<int32_t>(row);
-        rows[place_of(i)] = reinterpret_cast<const char*>(q[s * op.segment + row].data +
-                                                          (at.head * at.group + head) * d);
+        const int64_t from = first_of_stride(of_group, op.segment);
+        const int64_t some = std::min(kSketchStride, op.segment - from);
+        const int64_t first_row = group / of_segment * op.segment + from;
+        const float* const x = q[s * op.segment + first_row].data + (at.head * at.group + head) * d;
+        const int64_t asked = longest(some, x, op.q.cols, d);
+        position[place_of(i)] = static_cast<int32_t>(first_row + asked);
+        rows[place_of(i)] = reinterpret_cast<const char*>(x + asked * op.q.cols);
       }
       pack_columns<kSketchVectors>(kStripQueries, d, DType::kF32, rows, queries);
       product<false, kSketchVectors>(w, kStripQueries, d, op.basis.directions[at.head].data, d,

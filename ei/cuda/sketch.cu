@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1) sweep(const __grid_constant_
   for (int r = 0; r < 2; ++r) {
     const int group = min(first + r, p.end_group - 1);
     const int64_t row = kv_head * p.query_rows() + int64_t{group} * 8 + lane / 4;
-    position[r] = static_cast<int>(p.start_of(group)) + p.in_segment(group, lane / 4);
+    position[r] = static_cast<int>(p.start_of(group)) + static_cast<int>(__ldg(p.asked + row));
 #pragma unroll
     for (int u = 0; u < kSteps; ++u)
       a[u / 2][u % 2 * 2 + r] = __ldg(p.queries + (row * kSteps + u) * 4 + lane % 4);
@@ -274,6 +274,7 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
   const int64_t sums = place(at_once * kv_heads * p.segment_groups() * p.splits());
   const int64_t keys = place(kv_heads * p.tiles() * p.tile_words());
   const int64_t queries = place(kv_heads * p.query_rows() * p.steps * 4);
+  const int64_t asked = place(kv_heads * p.query_rows());
   const int64_t key_step = place(kv_heads * p.tiles() * kOctet);
   const int64_t query_step = place(kv_heads * p.query_rows());
   const int64_t top = place(kv_heads * p.query_rows());
@@ -283,6 +284,7 @@ void CudaBackend::estimate_by_sketch(const EstimateMass& op, Segments segments) 
   p.sums = reinterpret_cast<float*>(words + sums);
   p.keys = words + keys;
   p.queries = words + queries;
+  p.asked = words + asked;
   p.key_step = reinterpret_cast<float*>(words + key_step);
   p.query_step = reinterpret_cast<float*>(words + query_step);
   p.top = words + top;

@@ -42,6 +42,7 @@ struct Sketches {
   uint32_t* keys;     // [tiles, 2, ...]: see above
   float* key_step;    // [tiles / 2, 4, 2, 2]: as logits, of each tile of the block
   uint32_t* queries;  // [segments, heads, groups, 8, steps * 4]
+  uint32_t* asked;    // [rows of queries] where in their segment they stand
   float* query_step;  // [rows of queries]
   uint32_t* top;      // [rows of queries] in the order of ordered()
   // Of the segments that are being worked on.
@@ -74,11 +75,6 @@ struct Sketches {
   // Of the group's segment, in the text.
   __device__ int64_t start_of(int group) const {
     return (first_segment + group / segment_groups()) * segment;
-  }
-  // Where in the segment query row i of the group stands.
-  __device__ int in_segment(int group, int i) const {
-    const int head = group % segment_groups() / groups;
-    return static_cast<int>(asked_query(group % groups * 8 + i, head, segment));
   }
 };
 

@@ -9,7 +9,7 @@ namespace ei {
 // What says how much a segment of queries wants a block of keys before it.
 enum class Estimate : uint8_t {
   kBounds,         // the queries' midpoint against bounds of the block's keys (METHOD.md 1)
-  kSketch,         // every second query against every key, in half of the dimensions (METHOD.md 6)
+  kSketch,         // half of the queries against every key, in half of the dimensions (METHOD.md 6)
   kAntidiagonals,  // sums along antidiagonals of queries and keys (XAttention)
   kMeanKeys,       // every query against the mean of the block's keys (FlashPrefill)
 };

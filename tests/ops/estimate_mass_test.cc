@@ -71,10 +71,16 @@ std::vector<Vector> by_sketch_in_steps(double step, const Inputs& in, const Mass
     for (int64_t r = 0; r < c.w; ++r)
       keys[j][r] = dot(u[r].data, in.keys[size_t(h)][j].data, c.d) - in.mean[size_t(h)][r];
   std::vector<Vector> all;
-  // Every second query, odd ones of odd heads; eight of them make a group.
+  // Of every two queries the longer one; eight of them make a group.
+  const auto length = [&](int64_t i) {
+    const double* const q = in.q[begin - c.begin + i].data + head * c.d;
+    return dot(q, q, c.d);
+  };
   for (int64_t first = 0; first < c.segment; first += 16) {
     Vector highest({n_blocks}, -INFINITY);
-    for (int64_t i = first + head % c.group % 2; i < std::min(first + 16, c.segment); i += 2) {
+    for (int64_t pair = first; pair < std::min(first + 16, c.segment); pair += 2) {
+      const bool second = pair + 1 < c.segment && length(pair + 1) > length(pair);
+      const int64_t i = second ? pair + 1 : pair;
       Vector q({c.w});
       for (int64_t r = 0; r < c.w; ++r)
         q[r] = dot(u[r].data, in.q[begin - c.begin + i].data + head * c.d, c.d);

@@ -260,8 +260,9 @@ def sketch(tokens, layer, head, begin, segment, block, group_of=8):
         products = torch.floor(rounded(q, scale) @ keys.T / step) * step * scale * key_scale.flatten().repeat_interleave(block)
         later = torch.arange(end)[None] > torch.arange(begin, end)[:, None]
         logit = (products / math.sqrt(tokens.d)).masked_fill(later, -math.inf).view(segment, -1, block).amax(-1)
-        # Every second query is asked; every second head asks the others.
-        x = (logit - logit.amax(-1, keepdim=True))[h % group % 2::2]
+        # Of every two queries the longer one is asked.
+        longer = tokens.q[layer, h, begin:end].square().sum(-1).view(-1, 2).argmax(-1)
+        x = (logit - logit.amax(-1, keepdim=True))[torch.arange(0, segment, 2) + longer]
         for first in range(0, segment // 2, group_of):
             shares += x[first:first + group_of].amax(0).softmax(-1) / (segment // 2 // group_of * group)
     return shares
