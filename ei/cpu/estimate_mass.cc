@@ -167,26 +167,19 @@ void highest_of_past(Tiles tiles, int64_t n, int64_t block, const uint8_t* keys,
   }
 }
 
-// Which of n rows of d numbers is the longest, the first if several are. All instruction sets with
-// vectors add up in one order.
-int64_t longest(int64_t n, const float* HWY_RESTRICT x, int64_t stride, int64_t d) {
+// x . x. All instruction sets with vectors add up in one order.
+float square(const float* HWY_RESTRICT x, int64_t d) {
   const hn::CappedTag<float, 4> four;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(four));
-  int64_t best = 0;
-  float most = -1;
-  for (int64_t i = 0; i < n; ++i) {
-    const float* const row = x + i * stride;
-    auto sums = hn::Zero(four);
-    int64_t c = 0;
-    for (; c + lanes <= d; c += lanes) {
-      const auto v = hn::LoadU(four, row + c);
-      sums = hn::MulAdd(v, v, sums);
-    }
-    float sum = hn::GetLane(hn::SumOfLanes(four, sums));
-    for (; c < d; ++c) sum += row[c] * row[c];
-    if (sum > most) most = sum, best = i;
+  auto sums = hn::Zero(four);
+  int64_t c = 0;
+  for (; c + lanes <= d; c += lanes) {
+    const auto v = hn::LoadU(four, x + c);
+    sums = hn::MulAdd(v, v, sums);
   }
-  return best;
+  float sum = hn::GetLane(hn::SumOfLanes(four, sums));
+  for (; c < d; ++c) sum += x[c] * x[c];
+  return sum;
 }
 
 // How many segments a strip holds the asked queries of, of one head; 1 if it takes several strips.
@@ -230,11 +223,11 @@ void sketch_shares(const EstimateMass& op, const MassOfHead& at, int64_t s, int6
         // What is missing of the strip is filled up with its last group.
         const int64_t group = std::min(first + i / kSketchGroup, n_groups - 1);
         const int64_t of_group = group % of_segment * kSketchGroup + i % kSketchGroup;
-        const int64_t from = first_of_stride(of_group, op.segment);
-        const int64_t some = std::min(kSketchStride, op.segment - from);
+        const int64_t from = pair_begin(of_group, op.segment);
         const int64_t first_row = group / of_segment * op.segment + from;
         const float* const x = q[s * op.segment + first_row].data + (at.head * at.group + head) * d;
-        const int64_t asked = longest(some, x, op.q.cols, d);
+        const int64_t asked =
+            from + 1 < op.segment ? asked_of_pair(square(x, d), square(x + op.q.cols, d), head) : 0;
         position[place_of(i)] = static_cast<int32_t>(first_row + asked);
         rows[place_of(i)] = reinterpret_cast<const char*>(x + asked * op.q.cols);
       }

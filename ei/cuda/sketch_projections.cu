@@ -139,26 +139,17 @@ __device__ uint32_t bytes_of(const float (&x)[2 * kSteps][4], int u, int r, floa
   return __byte_perm(__byte_perm(of[0], of[1], 0x40), __byte_perm(of[2], of[3], 0x40), 0x5410);
 }
 
-// Which of n rows of d numbers is the longest, the first if several are; four threads that follow
-// each other are given the same, at most kSketchStride.
+// x . x, by four threads that follow each other and are given the same x.
 template <bool kWhole>
-__device__ int64_t longest_of(int64_t n, const bf16* x, int64_t stride, int d) {
-  int64_t best = 0;
-  float most = -1;
-#pragma unroll
-  for (int64_t i = 0; i < kSketchStride; ++i) {  // of all threads, whatever their n
-    const bf16* const row = x + min(i, n - 1) * stride;
-    float sum = 0;
-    for (int c = static_cast<int>(threadIdx.x % 4) * 8; c < d; c += 32)
-      for (const uint32_t word : load_eight<kWhole>(row, c, d).word) {
-        const float low = __uint_as_float(word << 16), high = __uint_as_float(word & 0xffff0000u);
-        sum = fmaf(low, low, fmaf(high, high, sum));
-      }
-    sum += __shfl_xor_sync(kFullWarp, sum, 1);
-    sum += __shfl_xor_sync(kFullWarp, sum, 2);
-    if (sum > most) most = sum, best = i;
-  }
-  return best;
+__device__ float square(const bf16* x, int d) {
+  float sum = 0;
+  for (int c = static_cast<int>(threadIdx.x % 4) * 8; c < d; c += 32)
+    for (const uint32_t word : load_eight<kWhole>(x, c, d).word) {
+      const float low = __uint_as_float(word << 16), high = __uint_as_float(word & 0xffff0000u);
+      sum = fmaf(low, low, fmaf(high, high, sum));
+    }
+  sum += __shfl_xor_sync(kFullWarp, sum, 1);
+  return sum + __shfl_xor_sync(kFullWarp, sum, 2);
 }
 
 // Queries in bytes; blockIdx.y: KV head.
@@ -177,14 +168,17 @@ __global__ void __launch_bounds__(kThreads, 2) project_queries(const __grid_cons
     for (int r = 0; r < 2; ++r) {
       const int group = static_cast<int>(min(first + r, n_groups - 1));
       const int of = group % p.segment_groups();
-      const int64_t from = first_of_stride(of % p.groups * 8 + lane / 4, p.segment);
+      const int head = of / p.groups;
+      const int64_t from = pair_begin(of % p.groups * 8 + lane / 4, p.segment);
       const int64_t position = group / p.segment_groups() * p.segment + from;
-      const bf16* const x = p.q + position * p.q_cols + (kv_head * p.heads + of / p.groups) * d;
-      const int64_t n = min(kSketchStride, p.segment - from);
-      const int64_t longest =
-          d % 8 == 0 ? longest_of<true>(n, x, p.q_cols, d) : longest_of<false>(n, x, p.q_cols, d);
-      asked[r] = from + longest;
-      rows[r] = x + longest * p.q_cols;
+      const bf16* const x = p.q + position * p.q_cols + (kv_head * p.heads + head) * d;
+      const bool alone = from + 1 == p.segment;  // then twice: all threads add up together
+      const bf16* const next = alone ? x : x + p.q_cols;
+      const float one = d % 8 == 0 ? square<true>(x, d) : square<false>(x, d);
+      const float two = d % 8 == 0 ? square<true>(next, d) : square<false>(next, d);
+      const int64_t second = alone ? 0 : asked_of_pair(one, two, head);
+      asked[r] = from + second;
+      rows[r] = x + second * p.q_cols;
     }
     float x[2 * kSteps][4];
     directions.multiply(rows, d, x);

@@ -19,8 +19,7 @@ struct SketchBasis {
 };
 
 // Of how many queries that follow each other a sketch asks one: each costs the same wherever it
-// stands, and what one wants is mostly what its neighbour wants. It is the longest, which as a rule
-// looks at the fewest keys; the first of those that are as long.
+// stands, and what one wants is mostly what its neighbour wants.
 inline constexpr int64_t kSketchStride = 2;
 // Those asked that follow each other and share an exponential; the last may be fewer.
 inline constexpr int64_t kSketchGroup = 8;
@@ -28,10 +27,18 @@ EI_HOST_DEVICE constexpr int64_t sketch_groups(int64_t segment) {
   const int64_t step = kSketchStride * kSketchGroup;
   return (segment + step - 1) / step;
 }
-// Where in its segment the queries begin of which the i-th that is asked is one; behind the last
-// the last again.
-EI_HOST_DEVICE constexpr int64_t first_of_stride(int64_t i, int64_t segment) {
+// Where in its segment the pair begins of which the i-th query that is asked is one; behind the
+// last the last again.
+EI_HOST_DEVICE constexpr int64_t pair_begin(int64_t i, int64_t segment) {
   return std::min(i, (segment - 1) / kSketchStride) * kSketchStride;
+}
+// Which of a pair is asked, by the squares of their lengths; `head` counts from its KV head's
+// first. A much longer query looks at few keys, which its neighbour does not know of. Else heads
+// take turns, so that every position is asked by some.
+EI_HOST_DEVICE constexpr int64_t asked_of_pair(float first, float second, int64_t head) {
+  constexpr float kMuch = 1.2f;
+  if (first > kMuch * second) return 0;
+  return second > kMuch * first ? 1 : head % 2;
 }
 // What a step of a query's whole numbers stands for, of its projection's highest number and the
 // highest sum of a part's. They are at most 127, and add up to so little that a kernel may add

@@ -92,9 +92,11 @@ def block_shares(q: torch.Tensor, k: torch.Tensor, segment: int = 32, block: int
             later = torch.arange(end, device=k.device)[None] > torch.arange(begin, end, device=k.device)[:, None]
             x = x.masked_fill(later, -INFINITY).unflatten(-1, (-1, block)).amax(-1)  # a block's: of its highest key
             x = x - x.amax(-1, keepdim=True)
-            # Of every two queries the longer one is asked.
-            longer = q[head * group:(head + 1) * group, begin:end].double().square().sum(-1).unflatten(1, (-1, 2)).argmax(-1)
-            asked = torch.arange(0, segment, 2, device=k.device) + longer  # [group, segment / 2]
+            # Of every two queries one is asked: the longer if its square is a fifth more, else every second head the second.
+            one, two = q[head * group:(head + 1) * group, begin:end].double().square().sum(-1).unflatten(1, (-1, 2)).unbind(-1)
+            odd = torch.arange(group, device=k.device)[:, None] % 2 == 1
+            second = torch.where(torch.maximum(one, two) > 1.2 * torch.minimum(one, two), two > one, odd)
+            asked = torch.arange(0, segment, 2, device=k.device) + second  # [group, segment / 2]
             x = x.gather(1, asked[..., None].expand(-1, -1, x.shape[-1]))
             x = x.unflatten(1, (-1, group_size)).amax(2)  # those that follow each other
             shares[head, s, :end // block] = x.softmax(-1).mean((0, 1))

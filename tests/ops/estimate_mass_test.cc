@@ -71,16 +71,21 @@ std::vector<Vector> by_sketch_in_steps(double step, const Inputs& in, const Mass
     for (int64_t r = 0; r < c.w; ++r)
       keys[j][r] = dot(u[r].data, in.keys[size_t(h)][j].data, c.d) - in.mean[size_t(h)][r];
   std::vector<Vector> all;
-  // Of every two queries the longer one; eight of them make a group.
-  const auto length = [&](int64_t i) {
+  // Of every two queries the longer one, if it is that by so much that its square is a fifth more
+  // than the other's, else the second of odd heads; eight of them make a group.
+  const auto square = [&](int64_t i) {
     const double* const q = in.q[begin - c.begin + i].data + head * c.d;
     return dot(q, q, c.d);
   };
   for (int64_t first = 0; first < c.segment; first += 16) {
     Vector highest({n_blocks}, -INFINITY);
     for (int64_t pair = first; pair < std::min(first + 16, c.segment); pair += 2) {
-      const bool second = pair + 1 < c.segment && length(pair + 1) > length(pair);
-      const int64_t i = second ? pair + 1 : pair;
+      int64_t i = pair;
+      if (pair + 1 < c.segment) {
+        const double one = square(pair), two = square(pair + 1);
+        const bool like = one <= 1.2 * two && two <= 1.2 * one;
+        if (like ? head % c.group % 2 == 1 : two > one) i = pair + 1;
+      }
       Vector q({c.w});
       for (int64_t r = 0; r < c.w; ++r)
         q[r] = dot(u[r].data, in.q[begin - c.begin + i].data + head * c.d, c.d);
@@ -196,8 +201,10 @@ Inputs whole_inputs(const MassCase& c) {
   std::mt19937_64 random(3);
   Inputs in{Matrix({c.n, c.kv_heads * c.group * c.d}), {}, {}, {}, 1.0 / 4096};
   const auto uniform = [&](int most) { return double(int(random() % (2 * most + 1)) - most); };
+  // Every third query is much longer than others, in axes that are no directions.
   for (int64_t i = 0; i < in.q.dim(0); ++i)
-    for (int64_t at = 0; at < in.q.dim(1); ++at) in.q[i][at] = uniform(30);
+    for (int64_t at = 0; at < in.q.dim(1); ++at)
+      in.q[i][at] = uniform(i % 3 == 0 && at % c.d < c.d - c.w ? 120 : 30);
   for (int64_t h = 0; h < c.kv_heads; ++h) {
     Matrix u({c.w, c.d}), keys({c.begin + c.n, c.d});
     Vector mean({c.w});

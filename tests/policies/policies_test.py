@@ -260,9 +260,10 @@ def sketch(tokens, layer, head, begin, segment, block, group_of=8):
         products = torch.floor(rounded(q, scale) @ keys.T / step) * step * scale * key_scale.flatten().repeat_interleave(block)
         later = torch.arange(end)[None] > torch.arange(begin, end)[:, None]
         logit = (products / math.sqrt(tokens.d)).masked_fill(later, -math.inf).view(segment, -1, block).amax(-1)
-        # Of every two queries the longer one is asked.
-        longer = tokens.q[layer, h, begin:end].square().sum(-1).view(-1, 2).argmax(-1)
-        x = (logit - logit.amax(-1, keepdim=True))[torch.arange(0, segment, 2) + longer]
+        # Of every two queries one is asked: the longer if its square is a fifth more, else every second head the second.
+        one, two = tokens.q[layer, h, begin:end].square().sum(-1).view(-1, 2).T
+        second = torch.where(torch.maximum(one, two) > 1.2 * torch.minimum(one, two), two > one, torch.tensor(h % group % 2 == 1))
+        x = (logit - logit.amax(-1, keepdim=True))[torch.arange(0, segment, 2) + second]
         for first in range(0, segment // 2, group_of):
             shares += x[first:first + group_of].amax(0).softmax(-1) / (segment // 2 // group_of * group)
     return shares
