@@ -71,24 +71,17 @@ std::vector<Vector> by_sketch_in_steps(double step, const Inputs& in, const Mass
     for (int64_t r = 0; r < c.w; ++r)
       keys[j][r] = dot(u[r].data, in.keys[size_t(h)][j].data, c.d) - in.mean[size_t(h)][r];
   std::vector<Vector> all;
-  // Of every two queries the longer one, if it is that by so much that its square is a fifth more
-  // than the other's, else the second of odd heads; eight of them make a group.
-  const auto square = [&](int64_t i) {
-    const double* const q = in.q[begin - c.begin + i].data + head * c.d;
-    return dot(q, q, c.d);
-  };
+  const auto query = [&](int64_t i) { return in.q[begin - c.begin + i].data + head * c.d; };
+  const auto square = [&](int64_t i) { return dot(query(i), query(i), c.d); };
+  // Of every two queries the longer one, if its square is a fifth more than the other's, else the
+  // second of odd heads; eight of them make a group.
   for (int64_t first = 0; first < c.segment; first += 16) {
     Vector highest({n_blocks}, -INFINITY);
     for (int64_t pair = first; pair < std::min(first + 16, c.segment); pair += 2) {
-      int64_t i = pair;
-      if (pair + 1 < c.segment) {
-        const double one = square(pair), two = square(pair + 1);
-        const bool like = one <= 1.2 * two && two <= 1.2 * one;
-        if (like ? head % c.group % 2 == 1 : two > one) i = pair + 1;
-      }
+      const double more = pair + 1 < c.segment ? square(pair + 1) / square(pair) : 0;
+      const int64_t i = pair + (more > 1.2 || (more >= 1 / 1.2 && head % c.group % 2 == 1));
       Vector q({c.w});
-      for (int64_t r = 0; r < c.w; ++r)
-        q[r] = dot(u[r].data, in.q[begin - c.begin + i].data + head * c.d, c.d);
+      for (int64_t r = 0; r < c.w; ++r) q[r] = dot(u[r].data, query(i), c.d);
       Vector logit({n_blocks}, -INFINITY);
       for (int64_t j = 0; j <= begin + i; ++j) {
         double x = dot(q.v.data(), keys[j].data, c.w);
@@ -180,11 +173,8 @@ std::vector<Vector> by_mean_keys(const Inputs& in, const MassCase& c, int64_t h,
 
 // Keys and queries of this size along any few directions; queries that all backends hold alike.
 Inputs normal_inputs(const MassCase& c, DType dtype, double size) {
-  Inputs in{normal<2>({c.n, c.kv_heads * c.group * c.d}, 1, size),
-            {},
-            {},
-            {},
-            1 / std::sqrt(double(c.d))};
+  const double scale = 1 / std::sqrt(double(c.d));
+  Inputs in{normal<2>({c.n, c.kv_heads * c.group * c.d}, 1, size), {}, {}, {}, scale};
   round_rows(in.q, DType::kBF16);
   for (int64_t h = 0; h < c.kv_heads; ++h) {
     in.keys.push_back(normal<2>({c.begin + c.n, c.d}, 2 + uint64_t(h), size, 0.3));
