@@ -33,12 +33,12 @@ EI_HOST_DEVICE constexpr int64_t pair_begin(int64_t i, int64_t segment) {
   return std::min(i, (segment - 1) / kSketchStride) * kSketchStride;
 }
 // Which of a pair is asked, by the squares of their lengths; `head` counts from its KV head's
-// first. A much longer query looks at few keys, which its neighbour does not know of. Else heads
-// take turns, so that every position is asked by some.
+// first. The longer as a rule looks at fewer keys, which its neighbour does not know of. Where both
+// are about as long heads take turns, so that every position is asked by some.
 EI_HOST_DEVICE constexpr int64_t asked_of_pair(float first, float second, int64_t head) {
-  constexpr float kMuch = 1.2f;
-  if (first > kMuch * second) return 0;
-  return second > kMuch * first ? 1 : head % 2;
+  constexpr float kLonger = 1.2f;
+  if (first > kLonger * second) return 0;
+  return second > kLonger * first ? 1 : head % 2;
 }
 // What a step of a query's whole numbers stands for, of its projection's highest number and the
 // highest sum of a part's. They are at most 127, and add up to so little that a kernel may add
