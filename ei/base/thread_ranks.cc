@@ -29,6 +29,7 @@ struct ThreadRanks::Meeting {
     if (++n_here == size()) {
       n_here = 0;
       ++n_meetings;
+      lock.unlock();  // those who are woken want it
       changed.notify_all();
       return;
     }
